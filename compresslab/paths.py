@@ -1,0 +1,46 @@
+"""Where things are: the data that ships with the workbook, and the folder for what is written while using it."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def data_folders():
+    """Folders that may hold the data, in the order they are tried.
+
+    COMPRESSLAB_DATA alone if it is set; otherwise the `data` folder of a checkout (beside the package), the copy
+    inside an installed package, and `data` in the working folder and the folders above it (a notebook's, nbval's).
+    """
+    if named := os.environ.get("COMPRESSLAB_DATA"):
+        return [Path(named).expanduser()]
+    here = Path.cwd()
+    return [PACKAGE.parent / "data", PACKAGE / "shipped", *(folder / "data" for folder in (here, *here.parents))]
+
+
+def find_data(relative):
+    """Path of the file `relative` ("MNIST/raw/…", "baselines/…") in the first data folder that has it.
+
+    raises  FileNotFoundError naming the folders that were tried
+    """
+    folders = data_folders()
+    for folder in folders:
+        if (folder / relative).is_file():
+            return folder / relative
+    tried = ", ".join(dict.fromkeys(map(str, folders)))
+    raise FileNotFoundError(
+        f"{relative} is in none of the data folders ({tried}); "
+        "set COMPRESSLAB_DATA to the workbook's data folder, or fetch the checkout's data folder again"
+    )
+
+
+def home():
+    """Folder for what is written: the journal, the calibration, downloads.
+
+    COMPRESSLAB_HOME, or the user's cache folder; made on first use.
+    """
+    folder = Path(os.environ.get("COMPRESSLAB_HOME") or platformdirs.user_cache_dir("compresslab")).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,30 @@
+"""The compression techniques, one module each, and the way to look one up by its name."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from compresslab.techniques.contract import Control, Picture, Technique
+
+__all__ = ["Control", "Picture", "Technique", "get", "names"]
+
+
+def names():
+    """Names of the techniques that come with the package, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "contract")
+
+
+def get(technique):
+    """The `Technique` of a name, of a module with a `TECHNIQUE`, or of a `Technique` itself (your own).
+
+    raises  ValueError for an unknown name, TypeError for anything else
+    """
+    if isinstance(technique, str):
+        if technique not in names():
+            raise ValueError(f"technique is {technique!r}; choose one of {', '.join(names())}, or give a Technique")
+        technique = importlib.import_module(f"{__name__}.{technique}")
+    if isinstance(technique, ModuleType) and hasattr(technique, "TECHNIQUE"):
+        technique = technique.TECHNIQUE
+    if not isinstance(technique, Technique):
+        raise TypeError(f"technique is {technique!r}; give a name, a Technique, or a module with a TECHNIQUE")
+    return technique

@@ -1,0 +1,75 @@
+"""What a technique tells the rest of the workbook about itself, as plain data.
+
+A technique is a plain function, model and setting in, new model out. Beside it, its module puts one `TECHNIQUE`:
+the controls that the lab turns into sliders, the fair controls it is to be compared with, and the anatomy, the arrays
+that show what happened inside. The lab draws; a technique never plots.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Control:
+    """One setting of a technique, named as the function's parameter.
+
+    low, high, step, default  a slider's range, in the parameter's own unit (fractions, not percent)
+    choices      the allowed values of a chooser (a drop-down); then low, high and step are not used
+    unit         "%" shows a fraction as percent; any other text is shown behind the value
+    alternative  controls with the same word here exclude one another; the one moved last is the one used
+    help         one sentence, the slider's tooltip
+    """
+
+    name: str
+    default: object
+    low: float = 0.0
+    high: float = 1.0
+    step: float = 0.01
+    choices: tuple = ()
+    unit: str = ""
+    alternative: str = ""
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One named array of a technique's anatomy and the kind of picture it wants.
+
+    kind "histogram"  values: 1-d, what is counted;  cut: where the technique cuts, on the same axis
+         "matrix"     values: 2-d
+         "spectrum"   values: 1-d, descending;  cut: how many are kept
+         "images"     values: 3-d (count, height, width)
+         "bars"       values: 1-d;  labels: one text a bar
+    title, caption    short heading; a sentence that says what to look for (also the text alternative)
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray
+    title: str
+    caption: str = ""
+    cut: float | None = None
+    labels: tuple = ()
+    axis: str = ""
+
+
+@dataclass(frozen=True)
+class Technique:
+    """A technique as the sweep and the lab see it.
+
+    name         the module's name
+    apply        apply(model, **setting) -> new model; apply(model, images, **setting) where `calibration` is not 0
+    controls     its settings, in the order shown
+    fair_controls  label -> settings laid over the chosen ones: the comparison that keeps a claim honest
+    anatomy      anatomy(model, compressed, setting) -> list of Picture; quick, it runs at every slider move
+    calibration  number of training images that `apply` wants as its second argument
+    """
+
+    name: str
+    apply: Callable
+    controls: tuple[Control, ...]
+    fair_controls: Mapping[str, Mapping] = field(default_factory=dict)
+    anatomy: Callable | None = None
+    calibration: int = 0
