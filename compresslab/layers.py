@@ -1,0 +1,284 @@
+"""Looking into a model: which layers hold weights, which of them are masked, what the effective tensors are.
+
+A mask is a parametrization (torch.nn.utils.parametrize) of a layer's weight: weight = where(mask, original, 0). The
+optimizer goes on training `original`, its gradient is 0 where the mask is False, and so zeros stay zero. Models pruned
+by torch.nn.utils.prune are read as masked ones.
+
+Source: Han et al. 2015, arXiv:1506.02626, section 3.3 (retraining keeps the removed connections out).
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+
+TYPES = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+
+
+class Mask(nn.Module):
+    """Parametrization that holds masked weights at +0.0, also where the original is negative, inf or nan.
+
+    mask  bool tensor of the weight's shape, True where a weight stays; a buffer, so that it is saved and moved along
+    """
+
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight):
+        return torch.where(self.mask, weight, 0.0)
+
+    def right_inverse(self, weight):
+        """What is kept as the original when the weight is assigned: zeros included, so that nothing hides there."""
+        return self.forward(weight)
+
+
+def weight_layers(model, layers=None):
+    """Layers whose weight a technique may compress: Linear, Conv and ConvTranspose in 1, 2 and 3 dimensions.
+
+    layers   names to keep, as in model.named_modules(); None for all of them
+    returns  dict of qualified name -> module, in module order; a module used twice is there once, by its first name
+    raises   ValueError for a name that is not such a layer, and for a lazy layer whose size is not known yet
+    """
+    names = {prefix[:-1]: module for prefix, module in _walk(model) if isinstance(module, TYPES)}
+    for name, module in names.items():
+        _refuse_unready(name, module)
+    kept = {id(names[name]) for name in (names if layers is None else _checked(layers, names, model))}
+    first = {id(module): name for name, module in reversed(names.items())}
+    return {name: module for name, module in names.items() if id(module) in kept and first[id(module)] == name}
+
+
+def get_mask(module, name="weight"):
+    """The mask of a module's tensor, True where a weight stays, or None if it has none."""
+    source = _sources(module).get(name)
+    if isinstance(source, torch_prune.BasePruningMethod):
+        return getattr(module, f"{name}_mask").bool()
+    masks = [one.mask for one in _parametrizations(source) if isinstance(one, Mask)]
+    return masks[0] if masks else None
+
+
+def set_mask(module, mask, name="weight"):
+    """Mask a module's tensor in place; an earlier mask is replaced and other parametrizations come before it.
+
+    mask    bool tensor of the tensor's shape, True where a weight stays; used as it is, not copied
+    raises  ValueError if `mask` is not bool, has another shape, or the module has no such parameter
+    """
+    source = _sources(module).get(name)
+    if source is None:
+        raise ValueError(f"name is {name!r}; {type(module).__name__} has {', '.join(_sources(module)) or 'none'}")
+    weight = _value(module, name, source)
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
+        raise ValueError(f"mask is {found}; give a torch.bool tensor of shape {tuple(weight.shape)}")
+    mask = Mask(mask.to(weight.device))
+    if isinstance(source, torch_prune.BasePruningMethod):
+        torch_prune.remove(module, name)
+    if not isinstance(source, parametrize.ParametrizationList):
+        _give_own_class(module)
+        parametrize.register_parametrization(module, name, mask, unsafe=True)
+        return
+    others = [one for one in _parametrizations(source) if not isinstance(one, Mask)]
+    del source[:]
+    source.extend([*others, mask.train(module.training)])
+    if not others:
+        with torch.no_grad():
+            source.original.copy_(mask(source.original))
+
+
+def duplicate(model):
+    """Deep copy that shares nothing with `model`; layers pruned by torch.nn.utils.prune carry a Mask in it instead.
+
+    Unlike copy.deepcopy it copes with tensors that a forward pass left behind, and a parametrized layer's copy gets
+    a class of its own (torch's parametrizations live in the class, which deepcopy shares).
+    """
+    leftover = {id(one): one for module in model.modules() for one in vars(module).values() if _in_graph(one)}
+    twin = copy.deepcopy(model, {key: one.detach().clone() for key, one in leftover.items()})
+    for _, module in _walk(twin):
+        _give_own_class(module)
+        for name in _pruned_by_torch(module):
+            set_mask(module, get_mask(module, name), name)
+    return twin
+
+
+def plain(model):
+    """Deep copy in which every parametrization is baked into an ordinary parameter: same outputs, zeros as values.
+
+    Shared weights stay shared. Its state_dict has the names of the model before it was compressed.
+    """
+    twin, baked = duplicate(model), {}
+    for _, module in _walk(twin):
+        sources = _sources(module)
+        for name in list(_parametrized(module)):
+            source = sources[name]
+            _bake(module, name, baked.setdefault(_identity(source), _as_leaf(module, name, source)))
+        ordered = {name: module._parameters.pop(name) for name in sources if name in module._parameters}
+        module._parameters.update(ordered)
+    return twin
+
+
+def effective_state(model):
+    """What plain(model).state_dict() holds, without copying the model.
+
+    returns  dict of name -> detached tensor, same names and order; a shared tensor is there under each of its names;
+             unmasked tensors are the model's own memory: clone one before writing to it
+    """
+    state, values = {}, {}
+    for prefix, module in _walk(model):
+        own = {}
+        module._save_to_state_dict(own, prefix, False)
+        for name in _pruned_by_torch(module):
+            del own[f"{prefix}{name}_orig"], own[f"{prefix}{name}_mask"]
+        for name, source in _sources(module).items():
+            saved = own.pop(prefix + name, None)
+            if saved is None:
+                key = _identity(source)
+                saved = values[key] = values[key] if key in values else _value(module, name, source)
+            state[prefix + name] = saved
+        state.update(own)
+    return state
+
+
+def count_parameters(model):
+    """Number of effective parameters: pruned ones included, shared ones once, buffers not."""
+    return sum(value.numel() for value in _effective_parameters(model))
+
+
+def count_nonzeros(model):
+    """Number of effective parameters that are not zero; shared ones once."""
+    return sum(int(value.count_nonzero()) for value in _effective_parameters(model))
+
+
+def _effective_parameters(model):
+    """Effective tensor of every parameter, each shared one once."""
+    seen = set()
+    for _, module in _walk(model):
+        for name, source in _sources(module).items():
+            key = _identity(source)
+            if key not in seen and _is_trained(source):
+                seen.add(key)
+                yield _value(module, name, source)
+
+
+def _walk(module, prefix=""):
+    """Prefix ("block.fc1.") and module, in the order of state_dict; the parametrizations themselves are left out."""
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None and not (name == "parametrizations" and parametrize.is_parametrized(module)):
+            yield from _walk(child, f"{prefix}{name}.")
+
+
+def _sources(module):
+    """Where a module's own parameters come from: name -> Parameter, ParametrizationList or torch pruning hook."""
+    pruned, parametrized = _pruned_by_torch(module), _parametrized(module)
+    own = {name: value for name, value in module._parameters.items() if value is not None}
+    if not pruned and not parametrized:
+        return own
+    for name in pruned:
+        own.pop(f"{name}_orig")
+    sources = {**parametrized, **pruned, **own}
+    return dict(sorted(sources.items(), key=lambda item: item[0] != "weight"))
+
+
+def _parametrized(module):
+    return dict(module.parametrizations.items()) if parametrize.is_parametrized(module) else {}
+
+
+def _pruned_by_torch(module):
+    hooks = module._forward_pre_hooks.values()
+    return {hook._tensor_name: hook for hook in hooks if isinstance(hook, torch_prune.BasePruningMethod)}
+
+
+def _parametrizations(source):
+    return list(source) if isinstance(source, parametrize.ParametrizationList) else []
+
+
+def _identity(source):
+    """A key that is equal for parameters that are one and the same tensor, shared between layers."""
+    if not isinstance(source, parametrize.ParametrizationList):
+        return id(source)
+    others = [id(one) for one in source if not isinstance(one, Mask)]
+    return id(source.original) if source.is_tensor and not others else (id(source), *others)
+
+
+def _is_trained(source):
+    """Whether a source is a parameter, not a parametrized buffer."""
+    own = source.parameters(recurse=False) if isinstance(source, nn.Module) else [source]
+    return next(iter(own), None) is not None
+
+
+def _value(module, name, source):
+    """Effective tensor of one source, detached; a spectral norm takes no step of its power iteration for it."""
+    if isinstance(source, nn.Parameter):
+        return source.detach()
+    with torch.no_grad():
+        if isinstance(source, torch_prune.BasePruningMethod):
+            return torch.where(getattr(module, f"{name}_mask").bool(), getattr(module, f"{name}_orig"), 0.0)
+        training = [one for one in source.modules() if one.training]
+        source.eval()
+        try:
+            return source().detach()
+        finally:
+            for one in training:
+                one.training = True
+
+
+def _as_leaf(module, name, source):
+    """Effective tensor of a parametrized one, as the Parameter (or buffer) it becomes when baked."""
+    value = _value(module, name, source)
+    own = list(source.parameters(recurse=False))
+    return nn.Parameter(value, requires_grad=any(one.requires_grad for one in own)) if own else value
+
+
+def _bake(module, name, value):
+    """Put `value` in the place of a parametrized tensor, in a module whose class is its own."""
+    delattr(type(module), name)
+    del module.parametrizations[name]
+    if not module.parametrizations:
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    else:
+        module.register_buffer(name, value)
+
+
+def _give_own_class(module):
+    """Undo the sharing of a parametrized module's class with the module it was deep-copied from."""
+    if parametrize.is_parametrized(module):
+        shared = type(module)
+        body = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(shared.__name__, shared.__bases__, body)
+
+
+def _in_graph(value):
+    return isinstance(value, torch.Tensor) and not value.is_leaf
+
+
+def _checked(layers, names, model):
+    """`layers` after checking that it is a collection of names of weight layers."""
+    if isinstance(layers, str) or not hasattr(layers, "__iter__"):
+        raise ValueError(f"layers is {layers!r}; give a list of layer names, from {', '.join(names) or 'none'}")
+    layers = list(layers)
+    if unknown := [name for name in layers if not isinstance(name, str) or name not in names]:
+        others = {prefix[:-1]: type(module).__name__ for prefix, module in _walk(model)}
+        found = f" (a {others[unknown[0]]})" if unknown[0] in list(others) else ""
+        raise ValueError(f"layers has {unknown[0]!r}{found}; choose from {', '.join(names) or 'none'}")
+    return layers
+
+
+def _refuse_unready(name, module):
+    """Say what to do about a layer whose weight has no size, no values, or is made by a hook before each forward."""
+    weight = next((one for one in module.parameters() if is_lazy(one)), None)
+    if weight is not None:
+        raise ValueError(f"layer {name!r} is lazy and has no weights yet; run one batch through the model first")
+    source = _sources(module).get("weight")
+    if source is None:
+        hint = "weight_norm and spectral_norm of torch.nn.utils.parametrizations work"
+        raise ValueError(f"layer {name!r} has no weight parameter, a hook computes it; {hint}")
