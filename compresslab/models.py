@@ -1,0 +1,101 @@
+"""The reference networks of the workbook, untrained and trained.
+
+Every model takes images (N, 1, 28, 28), float32 in [0, 1], and returns logits (N, classes).
+LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to document recognition" (LeNet-300-100, LeNet-5);
+article_mlp is the network of "Model Compression: An Overlooked ML Technique", Daily Dose of Data Science.
+"""
+
+from collections import OrderedDict
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from compresslab import checks, paths
+
+
+def article_mlp(seed=None, classes=10):
+    """784-512-256-128-10, ReLU between; 567,434 parameters. `seed` fixes the initial weights."""
+    return _seeded(seed, lambda: _mlp(784, 512, 256, 128, classes))
+
+
+def lenet_300_100(seed=None, classes=10):
+    """784-300-100-10, ReLU between; 266,610 parameters. `seed` fixes the initial weights."""
+    return _seeded(seed, lambda: _mlp(784, 300, 100, classes))
+
+
+def lenet_5(seed=None, classes=10):
+    """Caffe's LeNet-5: convolutions of 20 and 50 filters, 500 hidden units; 431,080 parameters.
+
+    Jia et al. 2014, arXiv:1408.5093; the network that Deep Compression (arXiv:1510.00149) calls LeNet-5.
+    """
+    return _seeded(seed, lambda: _lenet_5(classes))
+
+
+_BUILDERS = {"article_mlp": article_mlp, "lenet_300_100": lenet_300_100, "lenet_5": lenet_5}
+
+
+def names():
+    """Names of the reference networks, for `build` and `pretrained`."""
+    return list(_BUILDERS)
+
+
+def build(name, seed=None, classes=10):
+    """An untrained reference network by its name; raises ValueError for an unknown one."""
+    return _BUILDERS[checks.choice("name", name, _BUILDERS)](seed, classes)
+
+
+def pretrained(name, dataset):
+    """A reference network with the trained weights that ship in data/baselines, in evaluation mode.
+
+    name     one of `names()`
+    dataset  "mnist" or "fashion_mnist"
+    raises   ValueError for an unknown name, FileNotFoundError where the weights are missing,
+             ValueError naming the file where they are damaged
+
+    `make baselines` trains all of them again, from a fixed seed.
+    """
+    model = build(name)
+    path = paths.find_data(baseline_file(name, checks.choice("dataset", dataset, ("mnist", "fashion_mnist"))))
+    try:
+        model.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold the weights of {name}; make them again with `make baselines`") from error
+    return model.eval()
+
+
+def baseline_file(name, dataset):
+    """Where the trained weights of a network lie, below a data folder."""
+    return f"baselines/{dataset}-{name}.safetensors"
+
+
+def _seeded(seed, make):
+    """Call `make` with torch's global generator seeded, and put the generator back as it was."""
+    if seed is None:
+        return make()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checks.integer("seed", seed, 0))
+        return make()
+
+
+def _mlp(*widths):
+    layers = [("flatten", nn.Flatten())]
+    for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        layers += [(f"fc{number}", nn.Linear(inputs, outputs)), (f"relu{number}", nn.ReLU())]
+    return nn.Sequential(OrderedDict(layers[:-1]))
+
+
+def _lenet_5(classes):
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 20, 5),  # (N, 20, 24, 24)
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(20, 50, 5),  # (N, 50, 8, 8)
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),  # (N, 800)
+            fc1=nn.Linear(800, 500),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(500, classes),
+        )
+    )

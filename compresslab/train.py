@@ -1,0 +1,394 @@
+"""The one training loop of the workbook, and the evaluation that goes with it.
+
+`fit` is a generator: it trains the model a step at a time and hands over after every step, so that whoever drives it
+can draw, measure, pause, or stop. Whatever compresses the model (a mask, a grid) is part of the model and stays.
+Arithmetic (fp32, bf16, channels_last) is picked by a short calibration and named, so that a run can be repeated.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from compresslab import checks, paths
+from compresslab.data import split_of
+
+ARITHMETIC = ("fp32", "medium", "bf16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The arithmetic that training runs in.
+
+    arithmetic     "fp32"; "medium", torch.set_float32_matmul_precision("medium"); "bf16", autocast to bfloat16
+    channels_last  True where the weights and images of 2-d convolutions are laid out channels last
+    """
+
+    arithmetic: str = "fp32"
+    channels_last: bool = False
+
+    @property
+    def name(self):
+        """One word that `fit(precision=…)` takes: "fp32", "bf16+channels_last", …"""
+        return self.arithmetic + ("+channels_last" if self.channels_last else "")
+
+    @classmethod
+    def named(cls, name):
+        """The precision of a name; raises ValueError for an unknown one."""
+        names = [cls(kind, last).name for last in (False, True) for kind in ARITHMETIC]
+        checks.choice("precision", name, ["auto", *names])
+        arithmetic, _, layout = name.partition("+")
+        return cls(arithmetic, bool(layout))
+
+    @property
+    def layout(self):
+        """torch's memory format of 4-d tensors."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @contextlib.contextmanager
+    def active(self, device):
+        """Compute in this arithmetic; what was set before comes back at the end."""
+        before = torch.get_float32_matmul_precision()
+        wanted = "medium" if self.arithmetic == "medium" else "highest"
+        if wanted != before:
+            torch.set_float32_matmul_precision(wanted)
+        try:
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.arithmetic == "bf16"):
+                yield
+        finally:
+            if wanted != before:
+                torch.set_float32_matmul_precision(before)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands, after each step.
+
+    step, steps    steps done, and in all
+    epoch, epochs  the pass over the data it is in (from 1), and passes in all (may be a fraction)
+    loss           loss of this step's batch, before the step
+    seconds        time since the start
+    precision      name of the arithmetic in use
+    model          the model being trained: read it, or copy it, before the next step
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: float
+    seconds: float
+    precision: str
+    model: nn.Module
+    batch_loss: torch.Tensor
+
+    @property
+    def loss(self):
+        """The batch's loss as a float; reading it waits for a GPU."""
+        return self.batch_loss.item()
+
+
+def cross_entropy(model, images, labels):
+    """The loss of `fit` unless told otherwise: mean cross entropy of the logits (batch, classes), in nats."""
+    return functional.cross_entropy(model(images), labels)
+
+
+def fit(
+    model,
+    data,
+    *,
+    epochs=None,
+    steps=None,
+    seed=0,
+    lr=2e-3,
+    batch_size=None,
+    loss=cross_entropy,
+    precision="auto",
+    device=None,
+    bar=True,
+):
+    """Train `model` in place with Adam, yielding a `Progress` after every step; stop iterating to cancel.
+
+    model       any nn.Module; compression that it carries (masks) is kept
+    data        a Split or a pair (images, labels)
+    epochs      passes over the data, may be a fraction; 1 if neither this nor `steps` is given
+    steps       number of batches instead of `epochs`
+    seed        order of the batches and dropout: private generators, torch's global one is left alone
+    lr          learning rate at the start; it falls linearly to 0 over the run
+    batch_size  images a step; by default 512, fewer (16 at least) where the data would give under 64 steps an epoch
+    loss        loss(model, images, labels) -> scalar tensor; a teacher lives in here
+    precision   "auto" (calibrated), or a `Precision` name such as "fp32" or "bf16+channels_last"
+    device      where to train; by default CUDA if there is one, else where the model is; the model goes back after
+    bar         show a tqdm bar (for runs of more than half a second)
+    raises      ValueError for bad values, data that the model does not take, labels beyond its classes;
+                ArithmeticError when the loss is no longer finite
+
+    The same seed, precision, device and number of threads give the same model, to the bit.
+    Adam: Kingma and Ba 2015, arXiv:1412.6980.
+    """
+    split = split_of(data)
+    if batch_size is None:
+        batch_size = min(512, max(16, len(split) // 64))
+    batch_size = min(checks.integer("batch_size", batch_size, 1), len(split))
+    per_epoch = len(split) // batch_size
+    steps = _steps(epochs, steps, per_epoch)
+    checks.integer("seed", seed, 0)
+    checks.real("lr", lr, 0, math.inf)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    if not trained:
+        raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
+    _check_takes(model, split, classes=loss is cross_entropy)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else trained[0].device))
+    wanted = calibrate(model, split.images, batch_size, device) if precision == "auto" else Precision.named(precision)
+    return _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, wanted, device, bar)
+
+
+def finetune(model, data, **settings):
+    """Train a copy of `model` to the end and return it; the same arguments and errors as `fit`."""
+    model = copy.deepcopy(model)
+    for _ in fit(model, data, **settings):
+        pass
+    return model
+
+
+def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precision, device, bar):
+    """The loop itself."""
+    start, origin = time.perf_counter(), next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    order = torch.Generator().manual_seed(seed)
+    chance = _PrivateChance(model, seed, device)
+    description = f"training ({precision.name})"
+    try:
+        model.train().to(device, memory_format=precision.layout)
+        images, labels = split.images.to(device), split.labels.to(device)
+        optimizer = adam(model, lr)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
+        with tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar) as shown:
+            for step in range(steps):
+                if step % per_epoch == 0:
+                    batches = torch.randperm(len(labels), generator=order).to(device).split(batch_size)
+                batch = batches[step % per_epoch]
+                with chance, precision.active(device):
+                    batch_loss = loss(model, layout(images[batch], precision), labels[batch])
+                optimizer.zero_grad()
+                batch_loss.backward()
+                optimizer.step()
+                schedule.step()
+                shown.update()
+                if (step % 50 == 49 or step + 1 == steps) and not math.isfinite(batch_loss.item()):
+                    raise ArithmeticError(f"the loss is {batch_loss.item()} at step {step + 1}; try an lr below {lr:g}")
+                epoch, seconds = step // per_epoch + 1, time.perf_counter() - start
+                yield Progress(
+                    step + 1, steps, epoch, steps / per_epoch, seconds, precision.name, model, batch_loss.detach()
+                )
+    finally:
+        model.to(origin, memory_format=torch.contiguous_format)
+        for module, training in modes.items():
+            module.training = training
+
+
+def adam(model, lr):
+    """Adam over the parameters that require a gradient, in torch's fused form where that exists for them."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    fused = all(weight.dtype == torch.float32 and weight.device.type in ("cpu", "cuda") for weight in weights)
+    return torch.optim.Adam(weights, lr=lr, fused=fused)
+
+
+def layout(images, precision):
+    """Images in the memory format of a precision; only 4-d batches (batch, channels, height, width) have one."""
+    return images.contiguous(memory_format=precision.layout) if images.dim() == 4 else images
+
+
+def _steps(epochs, steps, per_epoch):
+    if epochs is not None and steps is not None:
+        raise ValueError(f"epochs is {epochs!r} and steps is {steps!r}; give one of the two")
+    if steps is not None:
+        return checks.integer("steps", steps, 0)
+    epochs = checks.real("epochs", 1 if epochs is None else epochs, 0, math.inf)
+    return math.ceil(epochs * per_epoch)
+
+
+def _check_takes(model, split, classes):
+    """Raise ValueError unless the model takes the images and, with `classes`, has a logit for every label."""
+    logits = evaluate(model, split.images[:2])
+    highest = int(split.labels.max())
+    if classes and highest >= logits.shape[1]:
+        raise ValueError(f"labels go up to {highest}, the model has {logits.shape[1]} classes (0 to {logits.shape[1] - 1})")
+
+
+class _PrivateChance:
+    """Context in which dropout draws from a generator of this training, not from torch's global one."""
+
+    def __init__(self, model, seed, device):
+        self.needed = any(map(_draws, model.modules()))
+        self.devices = [device.index or 0] if device.type == "cuda" else []
+        self.states = None
+        with torch.random.fork_rng(self.devices):
+            torch.manual_seed(seed)
+            self.states = self._read()
+
+    def _read(self):
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
+
+    def __enter__(self):
+        if self.needed:
+            self.fork = torch.random.fork_rng(self.devices)
+            self.fork.__enter__()
+            torch.set_rng_state(self.states[0])
+            for device, state in zip(self.devices, self.states[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+
+    def __exit__(self, *error):
+        if self.needed:
+            self.states = self._read()
+            self.fork.__exit__(*error)
+
+
+def _draws(module):
+    """Whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
+    dropout = getattr(module, "dropout", 0)
+    known = type(module).__module__.startswith(("torch.nn.", "compresslab."))
+    chance = isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
+    return chance or not known or (isinstance(dropout, float) and dropout > 0)
+
+
+def evaluate(model, data, batch_size=1000):
+    """Logits of a model over images, in evaluation mode, without gradients, in fp32 arithmetic.
+
+    data        a Split, a pair (images, labels), or the images alone, (N, …)
+    batch_size  images at a time
+    returns     (N, classes) float32 on the CPU; the model, its mode and its running statistics are left as they were
+    raises      ValueError for no images, images the model does not take, or an output that is not (N, classes)
+    """
+    images = data if isinstance(data, torch.Tensor) else split_of(data).images
+    if not len(images):
+        raise ValueError("images is empty; give at least one image")
+    checks.integer("batch_size", batch_size, 1)
+    weight = next((w for w in model.parameters() if w.is_floating_point()), torch.empty(0))
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), Precision().active(weight.device):
+            parts = [_logits(model, part.to(weight.device, weight.dtype)) for part in images.split(batch_size)]
+        return torch.cat(parts)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _logits(model, images):
+    try:
+        logits = model(images)
+    except RuntimeError as error:
+        raise ValueError(f"the model does not take images of shape {tuple(images.shape)}: {error}") from error
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"the model returned {got} for {len(images)} images; it must return logits (N, classes)")
+    return logits.float().cpu()
+
+
+def accuracy_of(logits, labels):
+    """Fraction of rows of `logits` (N, classes) whose largest entry is at the label; labels (N,) int64."""
+    return (logits.argmax(1) == labels.cpu()).double().mean().item()
+
+
+@contextlib.contextmanager
+def threads(count):
+    """Run torch on `count` threads of this process; the number before comes back at the end."""
+    before = torch.get_num_threads()
+    if count != before:
+        torch.set_num_threads(checks.integer("threads", count, 1))
+    try:
+        yield
+    finally:
+        if count != before:
+            torch.set_num_threads(before)
+
+
+_calibrated = {}
+
+
+def calibrate(model, images, batch_size=None, device=None):
+    """The fastest `Precision` for training this kind of model on this machine, by timing a few steps of each.
+
+    model       any nn.Module; a copy is timed
+    images      (N, …) float32, at least one batch is taken from them
+    returns     the fastest; fp32 unless another is at least 10% faster
+
+    Layer types, size (to a factor of ten), image shape, batch size and machine are the key under which the answer is
+    kept, in `paths.home()/calibration.json`, so that a later run on the same machine computes in the same arithmetic.
+    """
+    device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
+    batch = images[: batch_size or min(512, len(images))].to(device)
+    key = _calibration_key(model, batch, device)
+    if key not in _calibrated:
+        kept = _read_calibration()
+        if key not in kept:
+            kept[key] = _fastest(model, batch, device).name
+            _write_calibration(kept)
+        _calibrated[key] = Precision.named(kept[key])
+    return _calibrated[key]
+
+
+def _fastest(model, batch, device, budget=2.0):
+    """Time the candidates, plain fp32 first, and stop when `budget` seconds are spent."""
+    start = time.perf_counter()
+    layouts = (False, True) if any(isinstance(module, nn.Conv2d) for module in model.modules()) else (False,)
+    plain = Precision()
+    timed = {plain: _seconds_per_step(model, batch, plain, device)}
+    for candidate in (Precision(kind, last) for last in reversed(layouts) for kind in reversed(ARITHMETIC)):
+        if candidate != plain and time.perf_counter() - start < budget:
+            timed[candidate] = _seconds_per_step(model, batch, candidate, device)
+    best = min(timed, key=timed.get)
+    return best if timed[best] < 0.9 * timed[plain] else plain
+
+
+def _seconds_per_step(model, batch, precision, device, repeats=3):
+    """Least time of a training step; infinite where the model or the device cannot do it in this arithmetic."""
+    try:
+        model = copy.deepcopy(model).train().to(device, memory_format=precision.layout)
+        optimizer, batch, times = adam(model, 1e-3), layout(batch, precision), []
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            with _PrivateChance(model, 0, device), precision.active(device):
+                loss = model(batch).float().square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+    except RuntimeError:
+        return math.inf
+
+
+def _calibration_key(model, batch, device):
+    kinds = {type(module).__name__.removeprefix("Parametrized") for module in model.modules()}
+    kinds = sorted(kinds - {"Mask", "ParametrizationList", "ModuleDict"})
+    size = round(math.log10(1 + sum(weight.numel() for weight in model.parameters())))
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    told = [kinds, size, tuple(batch.shape), str(device), machine, os.cpu_count(), torch.__version__]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _read_calibration():
+    try:
+        return json.loads((paths.home() / "calibration.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_calibration(kept):
+    """Keep the answers for the next run; a home that cannot be written only costs that run a calibration."""
+    with contextlib.suppress(OSError):
+        temporary = paths.home() / f"calibration.{os.getpid()}.json"
+        temporary.write_text(json.dumps(kept, indent=1, sort_keys=True))
+        temporary.replace(paths.home() / "calibration.json")

@@ -1,0 +1,241 @@
+"""The training loop and the evaluation."""
+
+import copy
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import compresslab as cl
+from compresslab import train
+
+
+@pytest.fixture
+def blobs():
+    """A small problem that a linear model solves: 400 points of 8 numbers, 3 classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 3
+    centres = torch.randn(3, 8, generator=generator) * 3
+    return centres[labels] + torch.randn(400, 8, generator=generator), labels
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+
+def weights(model):
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+def fit(model, data, **settings):
+    return list(train.fit(model, data, precision="fp32", **settings))
+
+
+def test_fit_learns_in_place(net, blobs):
+    fit(net, blobs, epochs=10)
+    assert train.accuracy_of(train.evaluate(net, blobs), blobs[1]) > 0.95
+
+
+def test_one_step_is_a_step_of_adam(blobs):
+    model = nn.Linear(8, 3)
+    oracle = copy.deepcopy(model)
+    fit(model, blobs, steps=1, lr=0.01, batch_size=400)
+    optimizer = torch.optim.Adam(oracle.parameters(), lr=0.01)
+    functional.cross_entropy(oracle(blobs[0]), blobs[1]).backward()
+    optimizer.step()
+    assert torch.allclose(weights(model), weights(oracle), atol=1e-6)
+
+
+def test_same_seed_same_model_to_the_bit(net, blobs):
+    first, second, other = (train.finetune(net, blobs, epochs=2, seed=seed, precision="fp32") for seed in (1, 1, 2))
+    assert torch.equal(weights(first), weights(second))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_the_global_generator_neither_decides_nor_changes(net, blobs):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = train.finetune(net, blobs, epochs=1, precision="fp32")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert torch.equal(weights(train.finetune(net, blobs, epochs=1, precision="fp32")), weights(first))
+
+
+def test_dropout_is_active_and_seeded_in_a_module_of_ones_own(blobs):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+
+        def forward(self, images):
+            return self.linear(functional.dropout(images, 0.5, self.training))
+
+    model = Own()
+    before = torch.get_rng_state()
+    one, two = (train.finetune(model, blobs, steps=5, precision="fp32") for _ in range(2))
+    assert torch.equal(weights(one), weights(two))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_finetune_leaves_its_argument_alone(net, blobs):
+    before = weights(net).clone()
+    tuned = train.finetune(net, blobs, epochs=1, precision="fp32")
+    assert torch.equal(weights(net), before)
+    assert not torch.equal(weights(tuned), before)
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_stopping_cancels_and_restores_the_mode(net, blobs, stop):
+    net.eval()
+    for progress in train.fit(net, blobs, epochs=5, precision="fp32"):
+        assert net.training
+        if progress.step == stop:
+            break
+    del progress
+    assert not any(module.training for module in net.modules())
+
+
+def test_progress_counts_steps_and_epochs(net, blobs):
+    seen = fit(net, blobs, epochs=2, batch_size=100)
+    assert [progress.step for progress in seen] == list(range(1, 9))
+    assert [progress.epoch for progress in seen] == [1] * 4 + [2] * 4
+    assert {progress.steps for progress in seen} == {8}
+    assert seen[-1].loss > 0 and seen[-1].precision == "fp32"
+
+
+def test_masked_weights_stay_zero(blobs):
+    model = cl.zero_pruning.prune(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), sparsity=0.5)
+    zero = model[0].weight == 0
+    fit(model, blobs, epochs=3)
+    assert zero.any() and (model[0].weight[zero] == 0).all()
+    assert (model[0].weight[~zero] != 0).all()
+
+
+def test_a_loss_of_ones_own_can_hold_a_teacher(net, blobs):
+    teacher = nn.Linear(8, 3)
+
+    def distillation(model, images, labels):
+        return functional.mse_loss(model(images), teacher(images).detach())
+
+    before = functional.mse_loss(train.evaluate(net, blobs), train.evaluate(teacher, blobs))
+    fit(net, blobs, epochs=20, loss=distillation)
+    assert functional.mse_loss(train.evaluate(net, blobs), train.evaluate(teacher, blobs)) < 0.5 * before
+
+
+def test_a_batch_never_holds_one_image_alone(blobs):
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    seen = fit(model, (blobs[0][:33], blobs[1][:33]), epochs=2, batch_size=16)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "medium", "bf16", "fp32+channels_last", "bf16+channels_last"])
+def test_every_precision_trains_a_convolution(precision):
+    images, labels = torch.rand(64, 1, 8, 8), torch.arange(64) % 2
+    images[labels == 1] += 1
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    before = torch.get_float32_matmul_precision()
+    list(train.fit(model, (images, labels), epochs=30, precision=precision))
+    assert train.accuracy_of(train.evaluate(model, (images, labels)), labels) > 0.9
+    assert torch.get_float32_matmul_precision() == before
+    assert model[0].weight.dtype == torch.float32 and model[0].weight.is_contiguous()
+
+
+def test_calibration_is_kept_for_the_next_run(net, blobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSLAB_HOME", str(tmp_path))
+    monkeypatch.setattr(train, "_calibrated", {})
+    chosen = train.calibrate(net, blobs[0])
+    assert chosen.name in {train.Precision(kind).name for kind in train.ARITHMETIC}
+    monkeypatch.setattr(train, "_calibrated", {})
+    monkeypatch.setattr(train, "_fastest", lambda *_: pytest.fail("timed again"))
+    assert train.calibrate(net, blobs[0]) == chosen
+
+
+def test_a_damaged_calibration_is_made_again(net, blobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSLAB_HOME", str(tmp_path))
+    monkeypatch.setattr(train, "_calibrated", {})
+    (tmp_path / "calibration.json").write_text("{half")
+    assert isinstance(train.calibrate(net, blobs[0]), train.Precision)
+
+
+def test_evaluate_equals_a_forward_pass_and_leaves_the_model(blobs):
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
+    model[1].eval()
+    state = copy.deepcopy(model.state_dict())
+    logits = train.evaluate(model, blobs, batch_size=7)
+    assert [module.training for module in model] == [True, False, True, True]
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    assert torch.allclose(logits, model.eval()(blobs[0]), atol=1e-6)
+
+
+def test_evaluate_in_half_precision(blobs):
+    logits = train.evaluate(nn.Linear(8, 3).to(torch.bfloat16), blobs)
+    assert logits.dtype == torch.float32 and logits.shape == (400, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": -1}, "epochs is -1"),
+        ({"steps": 1.5}, "steps is 1.5"),
+        ({"epochs": 1, "steps": 1}, "give one of the two"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"precision": "int3"}, "precision is 'int3'"),
+    ],
+)
+def test_bad_settings_are_named_before_training_starts(net, blobs, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train.fit(net, blobs, **settings)
+
+
+def test_bad_data_is_named(net, blobs):
+    with pytest.raises(ValueError, match="labels go up to 5, the model has 3 classes"):
+        train.fit(net, (blobs[0], blobs[1] + 3))
+    with pytest.raises(ValueError, match=r"does not take images of shape \(2, 7\)"):
+        train.fit(net, (blobs[0][:, :7], blobs[1]))
+    with pytest.raises(ValueError, match="must return logits"):
+        train.evaluate(nn.Flatten(0), blobs)
+    with pytest.raises(ValueError, match="empty"):
+        train.evaluate(net, blobs[0][:0])
+
+
+def test_a_frozen_model_is_refused(net, blobs):
+    with pytest.raises(ValueError, match="nothing to train"):
+        train.fit(net.requires_grad_(False), blobs)
+
+
+def test_a_diverging_loss_is_an_error(net, blobs):
+    with pytest.raises(ArithmeticError, match="the loss is nan"):
+        fit(net, blobs, steps=2, loss=lambda model, images, labels: model(images).mean() * float("nan"))
+
+
+def test_threads_are_pinned_and_restored():
+    before = torch.get_num_threads()
+    with train.threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="threads is 0"), train.threads(0):
+        pass
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+def test_fit_on_cuda_brings_the_model_back(net, blobs):
+    fit(net, blobs, epochs=3)
+    assert next(net.parameters()).device.type == "cpu"
+    assert train.accuracy_of(train.evaluate(net, blobs), blobs[1]) > 0.8
+
+
+def test_a_cancel_is_heeded_at_the_next_step():
+    """The loop hands over after every batch of the article's network, so the longest wait is one step."""
+    model, images = cl.models.article_mlp(seed=0), torch.rand(2048, 1, 28, 28)
+    steps = train.fit(model, (images, torch.arange(2048) % 10), epochs=5, precision="fp32")
+    handed = [next(steps).step for _ in range(5)]
+    start = time.perf_counter()
+    steps.close()
+    assert handed == [1, 2, 3, 4, 5]
+    assert time.perf_counter() - start < 5 and not any(weight.grad is None for weight in model.parameters())
