@@ -1,0 +1,324 @@
+"""Data sets as tensors, split into train, validation and test.
+
+Settings are chosen on validation images; the test images are for the one number at the end. The split is made once,
+stratified (every class keeps its share), and depends on the labels and the seed alone.
+
+MNIST: LeCun et al. 1998. Fashion-MNIST: Xiao et al. 2017, arXiv:1708.07747. CIFAR-10: Krizhevsky 2009.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from threading import Lock
+
+import numpy as np
+import torch
+
+from compresslab import checks, datafiles
+
+VALIDATION = 10_000  # images of every data set that `load` knows
+MOST_CLASSES = 100_000  # a label beyond it is an id or a pixel by mistake, not a class
+_READING = Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels.
+
+    images  (N, …) float32, on the CPU until `.to(device)`
+    labels  (N,) int64, class numbers from 0
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self):
+        if not (isinstance(self.images, torch.Tensor) and isinstance(self.labels, torch.Tensor)):
+            raise ValueError("a Split holds two tensors; make one of anything else by from_tensors")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels; give one label for each image")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        """A Split of some rows (slice, list or tensor of positions, boolean mask); for one position, (image, label)."""
+        if isinstance(index, (list, tuple, range)):
+            index = torch.as_tensor(index, dtype=torch.long if len(index) == 0 else None)
+        images, labels = self.images[index], self.labels[index]
+        return Split(images, labels) if labels.ndim else (images, labels)
+
+    def __repr__(self):
+        return f"Split({len(self):,} images of shape {tuple(self.images.shape[1:])})"
+
+    def to(self, device):
+        """The same split on `device`."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set: its name, its three splits and the names of its classes (label 0 is classes[0])."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    @cached_property
+    def fingerprint(self):
+        """SHA-256 (hex) of every image and label, so that a measurement can say what it was measured on."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for tensor in (split.images, split.labels):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+
+def names():
+    """Names that `load` knows."""
+    return datafiles.NAMES
+
+
+def load(name, folder=None):
+    """A data set by its name; read once per process, then the same object again.
+
+    name    "mnist", "fashion_mnist" (50,000 train, 10,000 validation, 10,000 test images, (N, 1, 28, 28)) or
+            "cifar10" (40,000, 10,000, 10,000; (N, 3, 32, 32)), which torchvision downloads at first
+    folder  a data folder to use instead of COMPRESSLAB_DATA and the workbook's own
+    raises  ValueError for an unknown name or a damaged file (named, with its expected checksum),
+            FileNotFoundError saying what to do if the files are not there
+    """
+    checks.choice("name", name, names())
+    with _READING:
+        return _load(name, datafiles.locate(name, folder))
+
+
+@lru_cache(maxsize=4)
+def _load(name, source):
+    train, test, classes = datafiles.read(name, source)
+    images, labels = (torch.from_numpy(array) for array in train)
+    rest, validation = stratified(labels.numpy(), VALIDATION)
+    test_images, test_labels = (torch.from_numpy(array) for array in test)
+    splits = [Split(_scaled(images[rows]), labels[rows].long()) for rows in (rest, validation)]
+    return Data(name, *splits, Split(_scaled(test_images), test_labels.long()), classes)
+
+
+def from_tensors(
+    images,
+    labels,
+    test_images=None,
+    test_labels=None,
+    *,
+    validation_fraction=1 / 6,
+    test_fraction=1 / 6,
+    classes=None,
+    seed=0,
+    name="custom",
+):
+    """Your own data. Nothing you pass is changed or kept: the result holds copies.
+
+    images, labels            (N, …) and (N,): tensors, arrays or lists; uint8 images are divided by 255, any other
+                              numbers are taken as they are; labels are whole numbers from 0
+    test_images, test_labels  a test set, of the same image shape; without them one is split off
+    validation_fraction, test_fraction  fractions of the N images split off, stratified by label;
+                              test_fraction counts only where no test set is given
+    classes                   names of the classes, label 0 first; without them "0", "1", …
+    seed                      of the split
+    returns                   Data; every class that occurs has at least one image in each part that is split off
+    raises                    ValueError naming what is wrong
+    """
+    images, labels = (part.cpu() for part in _pair(images, labels))
+    if (test_images is None) != (test_labels is None):
+        raise ValueError("test_images and test_labels belong together; give both, or neither")
+    test = None if test_images is None else Split(*_pair(test_images, test_labels, "test_")).to("cpu")
+    if test is not None and test.images.shape[1:] != images.shape[1:]:
+        shapes = f"{tuple(test.images.shape[1:])}, images have {tuple(images.shape[1:])}"
+        raise ValueError(f"test_images have shape {shapes}; give both the same shape")
+    classes = _class_names(classes, [labels] if test is None else [labels, test.labels])
+    rows = _three_ways(labels.numpy(), validation_fraction, test_fraction if test is None else None, seed)
+    whole = Split(images, labels)
+    train, validation = whole[rows[0]], whole[rows[1]]
+    test = whole[rows[2]] if test is None else Split(test.images.clone(), test.labels.clone())
+    return Data(str(name), train, validation, test, classes)
+
+
+def from_torchvision(
+    dataset,
+    test=None,
+    *,
+    validation_fraction=1 / 6,
+    test_fraction=1 / 6,
+    classes=None,
+    seed=0,
+    name="custom",
+):
+    """Your own torchvision data set (or any with a length, whose items are image and label), read once, as it is.
+
+    dataset, test  items (image, label), the data set's own transform applied; PIL images become float tensors in [0, 1];
+                   without `test` one is split off
+    classes        names of the classes; without them `dataset.classes`, where there is one
+    The other arguments, the result and the errors are those of `from_tensors`.
+    """
+    if classes is None:
+        classes = getattr(dataset, "classes", getattr(getattr(dataset, "dataset", None), "classes", None))
+    held_out = (None, None) if test is None else _items("test", test)
+    return from_tensors(
+        *_items("dataset", dataset),
+        *held_out,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        classes=classes,
+        seed=seed,
+        name=name,
+    )
+
+
+def split_of(data):
+    """`data`, a Split or a pair (images, labels), as a checked Split that is not empty; raises ValueError."""
+    if isinstance(data, Data):
+        raise ValueError(f"data is the whole data set {data.name!r}; give one part: .train, .validation or .test")
+    if not isinstance(data, Split):
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise ValueError(f"data is a {type(data).__name__}; give a split (data.train) or a pair (images, labels)")
+        return Split(*_pair(*data))
+    if len(data) and data.images.dtype == torch.float32 and data.labels.dtype == torch.int64:
+        return data
+    return Split(*_pair(data.images, data.labels))
+
+
+def stratified(labels, count, seed=0, leave=1):
+    """Positions of two parts of `labels`, both ascending: the rest, and `count` of them with every class in its share.
+
+    labels   (N,) array of whole numbers from 0
+    count    size of the second part
+    leave    images of every class that the rest keeps at least
+    raises   ValueError if a class is too small, or `count` too small or too large for the classes
+
+    Each image draws a 64-bit number from PCG64, a stream that NumPy keeps fixed; the lowest of a class are taken.
+    """
+    labels = np.asarray(labels)
+    counts = np.bincount(labels)
+    order = np.lexsort((np.random.PCG64(seed).random_raw(len(labels)), labels))  # by class, then by the number drawn
+    chosen = np.zeros(len(labels), bool)
+    for end, size, share in zip(np.cumsum(counts), counts, _shares(counts, count, leave), strict=True):
+        chosen[order[end - size : end - size + share]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _shares(counts, total, leave):
+    """How many of each class make `total`: in proportion, by largest remainder, one of each class at least."""
+    present, most = counts > 0, counts - leave
+    if (small := np.flatnonzero(present & (most < 1))).size:
+        raise ValueError(
+            f"class {small[0]} has {counts[small[0]]} image(s), too few to be split; give at least {leave + 1} of each class"
+        )
+    if not present.sum() <= total <= most[present].sum():
+        raise ValueError(
+            f"{total} of {counts.sum()} images cannot be split off with every one of {present.sum()} classes on both sides; "
+            "give more images, or other fractions"
+        )
+    shares = np.where(present, np.clip(counts * total // counts.sum(), 1, most), 0)
+    while shares.sum() != total:
+        step = 1 if shares.sum() < total else -1
+        free = shares < most if step > 0 else shares > 1
+        lack = np.where(present & free, step * (counts * total - shares * counts.sum()), np.iinfo(np.int64).min)
+        shares[np.argmax(lack)] += step
+    return shares
+
+
+def _three_ways(labels, validation_fraction, test_fraction, seed):
+    """Positions for train, validation and, unless test_fraction is None, test."""
+    seed = checks.integer("seed", seed, 0)
+    sizes = []
+    for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+        if fraction is not None and not 0 < checks.fraction(name, fraction) < 1:
+            raise ValueError(f"{name} is {fraction!r}; give a fraction above 0 and below 1")
+        sizes.append(None if fraction is None else max(1, round(fraction * len(labels))))
+    rest, test = np.arange(len(labels)), None
+    if sizes[1] is not None:
+        rest, test = stratified(labels, sizes[1], seed, leave=2)
+    train, validation = stratified(labels[rest], sizes[0], seed)
+    return rest[train], rest[validation], test
+
+
+def _pair(images, labels, prefix=""):
+    """Images as finite float32 (N, …) and labels as int64 (N,), checked; the caller's own tensors where they fit."""
+    images, labels = _tensor(f"{prefix}images", images), _tensor(f"{prefix}labels", labels)
+    if images.ndim < 2 or not images.numel():
+        raise ValueError(f"{prefix}images have shape {tuple(images.shape)}; give at least one image, (N, …)")
+    if labels.ndim != 1 or len(labels) != len(images):
+        raise ValueError(
+            f"{prefix}labels have shape {tuple(labels.shape)} for {len(images)} {prefix}images; give one class number each"
+        )
+    images = _scaled(images)
+    if not torch.isfinite(images).all():
+        raise ValueError(f"{prefix}images hold nan or infinite numbers; give finite float32 numbers")
+    return images, _whole(f"{prefix}labels", labels)
+
+
+def _tensor(name, value):
+    """`value`, a tensor, array or list, as a detached tensor of real numbers on its own device."""
+    try:
+        if isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value):
+            value = torch.stack([torch.as_tensor(item) for item in value])
+        elif not isinstance(value, torch.Tensor):
+            value = torch.from_numpy(np.array(value))  # a copy: never a view of the caller's array
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be made one tensor of numbers: {error}") from error
+    if value.is_complex():
+        raise ValueError(f"{name} are complex; give real numbers")
+    return value.detach()
+
+
+def _scaled(images):
+    """Images as float32; bytes, 0 to 255, become 0 to 1."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def _whole(name, labels):
+    """Labels as int64, after checking that they are whole and not negative."""
+    whole = labels.long()
+    if labels.is_floating_point() and not torch.equal(whole.to(labels.dtype), labels):
+        odd = labels[whole.to(labels.dtype) != labels][0].item()
+        raise ValueError(f"{name} hold {odd!r}; give whole numbers, the classes counted from 0")
+    if (lowest := whole.min().item()) < 0:
+        raise ValueError(f"{name} hold {lowest}; give class numbers from 0")
+    return whole
+
+
+def _class_names(classes, labels):
+    """Names of the classes as a tuple, after checking that every label has one."""
+    highest = max(part.max().item() for part in labels)
+    if classes is None:
+        if highest >= MOST_CLASSES:
+            raise ValueError(f"labels hold {highest}; number the classes 0, 1, 2, …")
+        return tuple(map(str, range(highest + 1)))
+    if isinstance(classes, str) or not hasattr(classes, "__len__"):
+        raise ValueError(f"classes is {classes!r}; give a list of names, label 0 first")
+    if highest >= len(classes):
+        raise ValueError(
+            f"labels hold {highest} but there are {len(classes)} classes; give labels from 0 to {len(classes) - 1}"
+        )
+    return tuple(map(str, classes))
+
+
+def _items(name, dataset):
+    """Images and labels of a data set of (image, label) items, each as a list of tensors."""
+    from torchvision.transforms.functional import to_tensor
+
+    try:
+        items = [dataset[position] for position in range(len(dataset))]
+        pairs = [(image, label) for image, label in items]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no data set of (image, label) items with a length: {error}") from error
+    if not pairs:
+        raise ValueError(f"{name} is empty; give at least one image")
+    images = [to_tensor(image) if hasattr(image, "getbands") else torch.as_tensor(image) for image, _ in pairs]
+    for position, image in enumerate(images):
+        if image.shape != images[0].shape:
+            shapes = f"{tuple(image.shape)}, image 0 {tuple(images[0].shape)}"
+            raise ValueError(f"{name}: image {position} has shape {shapes}; give its transform a Resize")
+    return images, [label for _, label in pairs]
