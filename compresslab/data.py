@@ -157,8 +157,8 @@ def from_torchvision(
 ):
     """Your own torchvision data set (or any with a length, whose items are image and label), read once, as it is.
 
-    dataset, test  items (image, label), the data set's own transform applied; PIL images become float tensors in [0, 1];
-                   without `test` one is split off
+    dataset, test  items (image, label), the data set's own transform applied; PIL images become float tensors
+                   in [0, 1]; without `test` one is split off
     classes        names of the classes; without them `dataset.classes`, where there is one
     The other arguments, the result and the errors are those of `from_tensors`.
     """
@@ -213,11 +213,12 @@ def _shares(counts, total, leave):
     present, most = counts > 0, counts - leave
     if (small := np.flatnonzero(present & (most < 1))).size:
         raise ValueError(
-            f"class {small[0]} has {counts[small[0]]} image(s), too few to be split; give at least {leave + 1} of each class"
+            f"class {small[0]} has {counts[small[0]]} image(s), too few to be split; "
+            f"give at least {leave + 1} images of each class"
         )
     if not present.sum() <= total <= most[present].sum():
         raise ValueError(
-            f"{total} of {counts.sum()} images cannot be split off with every one of {present.sum()} classes on both sides; "
+            f"{total} of {counts.sum()} images cannot be split off with each of {present.sum()} classes on both sides; "
             "give more images, or other fractions"
         )
     shares = np.where(present, np.clip(counts * total // counts.sum(), 1, most), 0)
@@ -251,7 +252,8 @@ def _pair(images, labels, prefix=""):
         raise ValueError(f"{prefix}images have shape {tuple(images.shape)}; give at least one image, (N, …)")
     if labels.ndim != 1 or len(labels) != len(images):
         raise ValueError(
-            f"{prefix}labels have shape {tuple(labels.shape)} for {len(images)} {prefix}images; give one class number each"
+            f"{prefix}labels have shape {tuple(labels.shape)} for {len(images)} {prefix}images; "
+            "give each image one class number"
         )
     images = _scaled(images)
     if not torch.isfinite(images).all():

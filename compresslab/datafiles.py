@@ -134,8 +134,8 @@ def _read_cifar10(root):
     except (OSError, RuntimeError) as error:
         problem = _cifar10_damage(root) if root != own else f"cifar10 is not here and could not be downloaded ({error})"
         raise FileNotFoundError(
-            f"{problem}; with a network, load it again; without one, fetch {CIFAR10.url} on another machine and put it, "
-            f"still packed, into {own}, or into a folder CIFAR10 of the data folder that COMPRESSLAB_DATA names"
+            f"{problem}; with a network, load it again; without one, fetch {CIFAR10.url} on another machine and put "
+            f"it, still packed, into {own}, or into a folder CIFAR10 of the data folder that COMPRESSLAB_DATA names"
         ) from error
     arrays = [
         (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.array(part.targets, np.uint8)) for part in parts
