@@ -164,7 +164,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
     start, origin = time.perf_counter(), next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     order = torch.Generator().manual_seed(seed)
-    chance = _PrivateChance(model, seed, device)
+    chance = _PrivateChance(model, seed, device, loss)
     description = f"training ({precision.name})"
     try:
         model.train().to(device, memory_format=precision.layout)
@@ -227,8 +227,8 @@ def _check_takes(model, split, classes):
 class _PrivateChance:
     """Context in which dropout draws from a generator of this training, not from torch's global one."""
 
-    def __init__(self, model, seed, device):
-        self.needed = any(map(_draws, model.modules()))
+    def __init__(self, model, seed, device, loss=cross_entropy):
+        self.needed = loss is not cross_entropy or any(map(_draws, model.modules()))
         self.devices = [device.index or 0] if device.type == "cuda" else []
         self.states = None
         with torch.random.fork_rng(self.devices):

@@ -1,7 +1,6 @@
 """The training loop and the evaluation."""
 
 import copy
-import time
 
 import pytest
 import torch
@@ -136,9 +135,10 @@ def test_a_batch_never_holds_one_image_alone(blobs):
 def test_every_precision_trains_a_convolution(precision):
     images, labels = torch.rand(64, 1, 8, 8), torch.arange(64) % 2
     images[labels == 1] += 1
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
     before = torch.get_float32_matmul_precision()
-    list(train.fit(model, (images, labels), epochs=30, precision=precision))
+    list(train.fit(model, (images, labels), epochs=30, lr=0.01, precision=precision))
     assert train.accuracy_of(train.evaluate(model, (images, labels)), labels) > 0.9
     assert torch.get_float32_matmul_precision() == before
     assert model[0].weight.dtype == torch.float32 and model[0].weight.is_contiguous()
@@ -235,7 +235,7 @@ def test_a_cancel_is_heeded_at_the_next_step():
     model, images = cl.models.article_mlp(seed=0), torch.rand(2048, 1, 28, 28)
     steps = train.fit(model, (images, torch.arange(2048) % 10), epochs=5, precision="fp32")
     handed = [next(steps).step for _ in range(5)]
-    start = time.perf_counter()
+    before = weights(model).clone()
     steps.close()
     assert handed == [1, 2, 3, 4, 5]
-    assert time.perf_counter() - start < 5 and not any(weight.grad is None for weight in model.parameters())
+    assert torch.equal(weights(model), before)

@@ -1,0 +1,154 @@
+"""A real JupyterLab in a real browser, for the browser test and for benchmarks/slider_latency.py.
+
+The server listens on loopback only, with a token and folders of its own; the browser is the machine's Chromium, driven
+by playwright.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_ARGUMENTS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+
+# Called for every frame that the browser paints: keeps when each image changed, and whether it was ever blank.
+WATCH = """
+() => {
+  window.watched = {changes: [], blanks: 0, frames: 0};
+  const sources = new Map();
+  const look = () => {
+    window.watched.frames += 1;
+    document.querySelectorAll('img.widget-image').forEach((image, index) => {
+      const box = image.getBoundingClientRect();
+      const painted = image.complete && image.naturalWidth > 0;
+      if (sources.has(index) && (box.height < 20 || (image.complete && image.naturalWidth === 0)))
+        window.watched.blanks += 1;
+      if (painted && sources.get(index) !== image.src) {
+        if (sources.has(index)) window.watched.changes.push([performance.now(), index]);
+        sources.set(index, image.src);
+      }
+    });
+    requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+}
+"""
+
+
+def find_chromium():
+    """Path of the machine's Chromium, or None."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+@contextlib.contextmanager
+def server(folder, home):
+    """A JupyterLab over the notebooks in `folder`, with COMPRESSLAB_HOME at `home`; yields its address with the token."""
+    token, settings = secrets.token_hex(16), Path(home) / "jupyter"
+    (settings / "labconfig").mkdir(parents=True, exist_ok=True)
+    (settings / "labconfig" / "page_config.json").write_text(json.dumps(NO_NEWS))
+    places = {name: str(settings / name.lower()) for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    environment = os.environ | places | {"COMPRESSLAB_HOME": str(home), "JUPYTER_CONFIG_DIR": str(settings)}
+    told = [f"--ServerApp.root_dir={folder}", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--allow-root"]
+    told += [f"--IdentityProvider.token={token}", "--no-browser", "--LabApp.expose_app_in_browser=True"]
+    with open(Path(home) / "server.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *told], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+    try:
+        yield _address(process, settings / "jupyter_runtime_dir", Path(home) / "server.log"), token
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _address(process, runtime, log, patience=60):
+    """Wait until the server answers; its file in the runtime folder tells the port."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end and process.poll() is None:
+        for file in runtime.glob("jpserver-*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                address = json.loads(file.read_text())["url"]
+                urllib.request.urlopen(address + "login", timeout=2).close()
+                return address
+        time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
+
+
+@contextlib.contextmanager
+def browser(width=1500, height=1100):
+    """A page of a fresh Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGUMENTS)
+        page = chromium.new_page(viewport={"width": width, "height": height})
+        try:
+            yield page
+        finally:
+            chromium.close()
+
+
+class Notebook:
+    """One notebook, open in JupyterLab."""
+
+    def __init__(self, page, address, token, name):
+        self.page = page
+        page.goto(f"{address}lab/tree/{name}?token={token}")
+        page.wait_for_selector(".jp-Notebook", timeout=60_000)
+        page.wait_for_function("() => window.jupyterapp !== undefined", timeout=30_000)
+        self._wait_for_kernel()
+
+    def command(self, name):
+        """Run one of JupyterLab's commands."""
+        self.page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
+
+    def _session(self):
+        return "window.jupyterapp.shell.currentWidget.context.sessionContext"
+
+    def _wait_for_kernel(self, timeout=60_000):
+        self.page.wait_for_function(f"() => {self._session()}?.session?.kernel?.status === 'idle'", timeout=timeout)
+
+    def run_all(self, timeout=120_000):
+        """Run every cell and wait until the kernel is done with all of them."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        self._wait_for_kernel(timeout)
+
+    def outputs(self):
+        """The text that all cells printed, from the notebook's model."""
+        return self.page.evaluate(
+            """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].map(cell =>
+                 (cell.toJSON().outputs || []).map(output => [output.text].flat().join('')).join('')).join('\\n')"""
+        )
+
+    def errors(self):
+        """Names and values of the errors that cells raised."""
+        return self.page.evaluate(
+            """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].flatMap(cell =>
+                 (cell.toJSON().outputs || []).filter(output => output.output_type === 'error')
+                 .map(output => output.ename + ': ' + output.evalue))"""
+        )
+
+    def slider(self, label):
+        """The handle of the slider whose label starts with `label`."""
+        row = self.page.locator(".widget-slider", has=self.page.locator(".widget-label", has_text=label)).first
+        return row.locator(".noUi-handle")
+
+    def watch(self):
+        """Start looking at the pictures, frame by frame."""
+        self.page.evaluate(WATCH)
+
+    def watched(self):
+        """What was seen since `watch`: changes [[ms, image], …], blanks, frames."""
+        return self.page.evaluate("() => window.watched")
