@@ -1,0 +1,286 @@
+"""Zero pruning: set the weights that matter least to zero, and keep them there while the rest trains on.
+
+Magnitude pruning removes the weights with the smallest |w|; the fair control removes as many at random. The shape of
+the layers does not change: what shrinks is the compressed file, not the tensor.
+
+Sources: Han et al. 2015, arXiv:1506.02626 (threshold, prune and retrain); Zhu and Gupta 2017, arXiv:1710.01878
+(the cubic schedule of `gradual`).
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from compresslab import checks, train
+from compresslab.layers import TYPES, distinct_weights, duplicate, set_mask, weight_layers
+from compresslab.selection import chunks, common_dtype, keep_largest
+from compresslab.techniques.contract import Technique
+
+SCOPES = ("global", "layer")
+CRITERIA = ("magnitude", "random")
+LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
+
+
+def prune(model, sparsity=None, threshold=None, scope="global", criterion="magnitude", layers=None, seed=0):
+    """New model with weights set to zero; `model` itself is not changed.
+
+    model      any nn.Module with Linear, Conv or ConvTranspose layers; biases are never pruned
+    sparsity   fraction of weights that are zero afterwards, 0 to 1: exactly round(sparsity * n) of the n weights in
+               the scope, a shared weight counted once. Weights that are zero already count first
+    threshold  instead of a sparsity: weights with |w| < threshold go (|w| == threshold stays)
+    scope      "global": one ranking, or one threshold, over all layers;
+               "layer": the sparsity in each layer; each layer's threshold in proportion to the spread of its weights,
+               threshold * std(layer) / std(all layers), as Han et al. choose it
+    criterion  "magnitude": the smallest |w| go, equal ones in the order of layers and indices;
+               "random": as many go, drawn with `seed`: the control for any claim about magnitude
+    layers     names of the layers to prune, as in model.named_modules(); None for all
+    seed       whole number, 0 or more, for criterion "random"; the global random state is not touched
+    returns    model whose pruned layers carry a mask (compresslab.layers.Mask), so that training keeps the zeros
+    raises     ValueError for a setting out of range, both or neither of sparsity and threshold, an unknown layer name,
+               a model without prunable layers, and weights that are nan
+    warns      UserWarning that names a layer losing all its weights, and when more is pruned already than asked for
+
+    Pruning again goes on from the zeros there are: prune(prune(net, 0.5), 0.9) is 90% sparse in all.
+    """
+    _check_setting(sparsity, threshold, scope, criterion, seed)
+    _check_model(model, layers)
+    twin = duplicate(model)
+    weights = distinct_weights(twin, layers)
+    _refuse_nan(weights)
+    groups = [weights] if scope == "global" else [[weight] for weight in weights]
+    if sparsity is None:
+        counts = _counts_below(weights, groups, float(threshold), scope)
+    else:
+        counts = _counts_of(groups, float(sparsity))
+    scores = _random_scores(weights, seed) if criterion == "random" else [weight.value for weight in weights]
+    masks, rest = [], iter(scores)
+    for group, count in zip(groups, counts, strict=True):
+        masks += keep_largest([next(rest) for _ in group], [weight.mask for weight in group], count)
+    _warn_emptied(weights, masks)
+    for weight, mask in zip(weights, masks, strict=True):
+        _apply(weight, mask)
+    return twin
+
+
+def cubic_sparsity(progress, final, initial=0.0):
+    """Sparsity at a point of the gradual schedule: final + (initial - final) * (1 - progress)**3.
+
+    progress  0 (start) to 1 (end); final, initial: sparsities, 0 to 1
+    Rises fast while weights are plenty and slowly towards the end. Zhu and Gupta 2017, equation 1.
+    """
+    progress = checks.fraction("progress", progress)
+    return final + (initial - final) * (1 - progress) ** 3
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One level of a gradual run: the model as it was then, and its accuracy, measured on the validation images.
+
+    sparsity  fraction of prunable weights that are zero;  accuracy  fraction, 0 to 1
+    step      training steps taken so far, of `steps` in all;  model  independent of the run and of other snapshots
+    """
+
+    sparsity: float
+    model: nn.Module
+    accuracy: float
+    step: int
+    steps: int
+
+
+def gradual(
+    model,
+    data,
+    levels=None,
+    steps=1300,
+    seed=0,
+    *,
+    scope="global",
+    criterion="magnitude",
+    layers=None,
+    interval=50,
+    bar=True,
+    **training,
+):
+    """Prune little by little while training, and yield a measured Snapshot at every level: one run, a whole curve.
+
+    data      Data: trained on data.train, measured on data.validation
+    levels    rising sparsities, 0 to 1; None for LEVELS from the model's own sparsity on. The first snapshot is at the
+              first level; a level equal to the model's own sparsity shows the model as it is, untrained
+    steps     training steps in all, shared out by the cubic schedule; fewer are left out near the dense end
+    seed      whole number, 0 or more: order of the batches (and criterion "random"); same seed, same run
+    scope, criterion, layers  as in `prune`
+    interval  training steps between two prunings, at most
+    training  lr, batch_size, loss, precision, device: as in compresslab.train.fit
+    returns   generator of Snapshot; closing it, or leaving its loop, cancels the run
+    raises    ValueError, at once, for a setting out of range or levels that do not rise
+    """
+    _check_setting(1.0, None, scope, criterion, seed)
+    _check_model(model, layers)
+    checks.integer("steps", steps, 1)
+    checks.integer("interval", interval, 1)
+    weights = distinct_weights(model, layers)
+    initial = sum(_count_masked(weight) for weight in weights) / max(1, _total(weights))
+    levels = _check_levels(levels, initial)
+    options = {"scope": scope, "criterion": criterion, "layers": layers, "seed": seed}
+    return _run_gradual(duplicate(model), data, _plan(levels, initial, steps, interval), options, training, bar)
+
+
+def _run_gradual(model, data, plan, options, training, bar):
+    """Prune, train, and at the levels measure, event by event; see `gradual`."""
+    seeds, done, mode = torch.Generator().manual_seed(options["seed"]), 0, model.training
+    total = sum(steps for _, steps, _ in plan)
+    with tqdm(total=total, desc="gradual pruning", unit="step", disable=not bar, delay=1, leave=False) as shown:
+        for sparsity, steps, is_level in plan:
+            model = prune(model, sparsity, **options)
+            order = int(torch.randint(2**31, (), generator=seeds))
+            for _ in train.fit(model, data.train, steps=steps, seed=order, bar=False, **training) if steps else ():
+                shown.update()
+            done += steps
+            if is_level:
+                model.train(mode)
+                accuracy = train.accuracy_of(train.evaluate(model, data.validation), data.validation.labels)
+                yield Snapshot(sparsity, duplicate(model), accuracy, done, total)
+
+
+def _plan(levels, initial, steps, interval):
+    """Events of a gradual run: (sparsity to prune to, training steps after it, whether it is a level).
+
+    Every level is reached when the cubic schedule says so; the way to it is cut into equal parts of `interval` steps
+    or a little more or less. Pruning comes at the beginning of each part, so that a level is measured after recovery.
+    """
+    final, plan, past = levels[-1], [], 0.0
+    for level in levels:
+        progress = 1 - ((final - level) / (final - initial)) ** (1 / 3) if final > initial else 1.0
+        parts = max(1, round((progress - past) * steps / interval))
+        for part in range(1, parts + 1):
+            before, now = (past + (progress - past) * (part - 1 + back) / parts for back in (0, 1))
+            sparsity = level if part == parts else cubic_sparsity(now, final, initial)
+            plan.append((sparsity, round(now * steps) - round(before * steps), part == parts))
+        past = progress
+    return plan
+
+
+def _check_levels(levels, initial):
+    """`levels` as a tuple of rising fractions, none below the sparsity that the model has already."""
+    if levels is None:
+        levels = [level for level in LEVELS if level > initial] if initial else LEVELS
+        return tuple(levels) or (initial,)
+    levels = tuple(checks.fraction("levels", level) for level in levels)
+    if not levels or any(late <= early for early, late in zip(levels, levels[1:], strict=False)):
+        raise ValueError(f"levels is {levels!r}; give one or more rising sparsities, such as (0.5, 0.9, 0.95)")
+    if levels[0] < initial:
+        raise ValueError(f"levels starts at {levels[0]:g}, but the model is pruned to {initial:g} already; start there")
+    return levels
+
+
+def _check_setting(sparsity, threshold, scope, criterion, seed):
+    if (sparsity is None) == (threshold is None):
+        found = "neither" if sparsity is None else f"sparsity {sparsity!r} and threshold {threshold!r}"
+        raise ValueError(f"give either sparsity (0.9) or threshold (0.05), one of them; got {found}")
+    if threshold is None:
+        checks.fraction("sparsity", sparsity)
+    else:
+        checks.real("threshold", threshold, 0, math.inf)
+    checks.choice("scope", scope, SCOPES)
+    checks.choice("criterion", criterion, CRITERIA)
+    checks.integer("seed", seed, 0)
+
+
+def _check_model(model, layers):
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {model!r}; give a torch.nn.Module")
+    if not weight_layers(model, layers):
+        prunable = ", ".join(kind.__name__ for kind in TYPES)
+        found = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
+        raise ValueError(f"model has no layer to prune; prunable are {prunable}, it is made of {found}")
+
+
+def _refuse_nan(weights):
+    for weight in weights:
+        if weight.value.is_meta:
+            raise ValueError(f"layer {weight.names[0]!r} is on the meta device, without values; load the weights first")
+        if any(chunk.isnan().any() for chunk in chunks(weight.value)):
+            raise ValueError(f"layer {weight.names[0]!r} has weights that are nan, which have no magnitude to rank")
+
+
+def _counts_of(groups, sparsity):
+    """How many weights of each group are to be zero, in all; what is pruned already stays so, with a warning."""
+    counts = []
+    for group in groups:
+        total, masked, count = _total(group), sum(map(_count_masked, group)), round(sparsity * _total(group))
+        if count < masked:
+            where = f"layer {group[0].names[0]!r}" if len(groups) > 1 else "the model"
+            message = f"sparsity is {sparsity:g}, but {where} is pruned to {masked / total:g} already; that stays"
+            warnings.warn(message, UserWarning, stacklevel=3)
+        counts.append(max(count, masked))
+    return counts
+
+
+def _counts_below(weights, groups, threshold, scope):
+    """How many weights of each group are smaller than the threshold, or pruned already."""
+    if scope == "global":
+        limits = {id(weight): threshold for weight in weights}
+    else:
+        spread = _spread(weights)
+        limits = {id(one): threshold * (_spread([one]) / spread if spread else 1.0) for one in weights}
+    return [sum(_count_below(weight, limits[id(weight)]) for weight in group) for group in groups]
+
+
+def _count_below(weight, limit):
+    """Number of weights with |w| < limit; a masked one counts, also for limit 0."""
+    dtype = common_dtype([weight.value])
+    small = sum(int((chunk.to(dtype).abs() < limit).sum()) for chunk in chunks(weight.value))
+    return small if limit > 0 else _count_masked(weight)
+
+
+def _spread(weights):
+    """Standard deviation of all weights together, in double precision."""
+    sums, total = torch.zeros(2, dtype=torch.float64), max(1, _total(weights))
+    for chunk in (chunk.double() for weight in weights for chunk in chunks(weight.value)):
+        sums += torch.stack([chunk.sum(), chunk.square().sum()]).cpu()
+    mean, square = (sums / total).tolist()
+    return math.sqrt(max(0.0, square - mean**2))
+
+
+def _total(weights):
+    return sum(weight.value.numel() for weight in weights)
+
+
+def _count_masked(weight):
+    return 0 if weight.mask is None else weight.mask.numel() - int(weight.mask.count_nonzero())
+
+
+def _random_scores(weights, seed):
+    """A score for each weight, uniform in (0, 1), and 0 for those that are zero already; the same on every device."""
+    generator, scores = torch.Generator().manual_seed(seed), []
+    for weight in weights:
+        score = torch.rand(weight.value.shape, generator=generator, dtype=torch.float32).clamp_(min=2**-25)
+        scores.append(score.to(weight.value.device).mul_(weight.value != 0))
+    return scores
+
+
+def _warn_emptied(weights, masks):
+    """Name the layers that lose all their weights here: what goes in makes no difference behind such a layer."""
+    emptied = [
+        ", ".join(map(repr, weight.names))
+        for weight, mask in zip(weights, masks, strict=True)
+        if mask.numel() and not mask.any() and (weight.mask is None or weight.mask.any())
+    ]
+    if emptied:
+        message = f"pruning leaves no weight in layer {', '.join(emptied)}; its output no longer depends on its input"
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _apply(weight, mask):
+    """Mask a weight in every module that holds it; one that loses nothing stays an ordinary parameter."""
+    if weight.mask is None and mask.all():
+        return
+    for module, name in weight.holders:
+        set_mask(module, mask, name)
+
+
+TECHNIQUE = Technique(name="zero_pruning", apply=prune, controls=())
