@@ -1,0 +1,27 @@
+#!/bin/sh
+# Opens JupyterLab on the first notebook. Arguments are passed on to it.
+set -eu
+cd "$(dirname "$0")/.."
+
+port=
+before=
+for word in "$@"; do
+    case "$word" in
+        --port=* | --ServerApp.port=*) port=${word#*=} ;;
+        *) if [ "$before" = --port ]; then port=$word; fi ;;
+    esac
+    before=$word
+done
+
+# JupyterLab moves on to the next free port by itself, and says so; a port that was asked for is not changed silently
+if [ -n "$port" ]; then
+    .venv/bin/python -c "import socket, sys; socket.create_server(('127.0.0.1', int(sys.argv[1]))).close()" "$port" \
+        2> /dev/null || {
+        echo "compresslab: port $port cannot be used: something else listens on it, or it is not allowed." >&2
+        echo "compresslab: give another one (ARGS=--port=8890), or none, and the next free one is taken." >&2
+        exit 1
+    }
+    set -- "$@" --ServerApp.port_retries=0
+fi
+exec .venv/bin/python -m jupyter lab --ServerApp.root_dir="$(pwd)" \
+    --LabApp.default_url=/lab/tree/notebooks/00_honest_meter.ipynb "$@"

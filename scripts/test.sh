@@ -1,0 +1,12 @@
+#!/bin/sh
+# Every check, one after the other; stops at the first that fails.
+set -eu
+cd "$(dirname "$0")/.."
+python=.venv/bin/python
+
+step() { echo "== $1"; shift; "$@"; }
+
+step "lint" $python -m ruff check .
+step "format" $python -m ruff format --check .
+step "tests" $python -m pytest -n auto --dist loadfile tests
+step "notebooks" $python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -n auto --dist loadfile notebooks
