@@ -1,0 +1,157 @@
+"""Exact coding of one tensor: its numbers as words of bits, dense or with the kept positions apart.
+
+dense   every word, in the cheapest form of `values`
+sparse  the kept positions (`positions`), then the kept words alone. A masked tensor keeps what its mask keeps, though a
+        kept weight may be 0; any other keeps what is not zero. The rest is +0, or by one more bit each -0
+"""
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from compresslab.storage import positions, values
+from compresslab.storage.container import CorruptFileError
+from compresslab.storage.streams import CHUNK, affordable
+
+DENSE, SPARSE, SIGNED_SPARSE = range(3)
+GRID = 2**16  # share of -0 among the zeros is a whole number over this
+
+
+@dataclass(frozen=True)
+class Type:
+    """How a dtype is stored: `size` bytes a word, `parts` words an element (complex: 2), `kind` as in `values`."""
+
+    dtype: torch.dtype
+    size: int
+    parts: int
+    kind: str
+
+
+def _types():
+    floats = "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz".split()
+    known = {name: Type(getattr(torch, name), getattr(torch, name).itemsize, 1, "float") for name in floats}
+    for bits in (8, 16, 32, 64):
+        known[f"int{bits}"] = Type(getattr(torch, f"int{bits}"), bits // 8, 1, "signed")
+        known[f"uint{bits}"] = Type(getattr(torch, f"uint{bits}"), bits // 8, 1, "unsigned")
+    known["bool"] = Type(torch.bool, 1, 1, "unsigned")
+    for name, size in (("complex32", 2), ("complex64", 4), ("complex128", 8)):
+        known[name] = Type(getattr(torch, name), size, 2, "float")
+    return known
+
+
+TYPES = _types()
+NAMES = {one.dtype: name for name, one in TYPES.items()}
+
+
+def write(writer, tensor, mask=None):
+    """Write a tensor in its cheapest form.
+
+    tensor  dense, of a dtype in TYPES;  mask  bool tensor of its shape: what it keeps, the rest being zero, or None
+    raises  ValueError for a tensor whose values cannot be read (sparse, quantized, on the meta device)
+    """
+    stored = TYPES[NAMES[tensor.dtype]]
+    words, rows = _words(tensor, stored), _rows(tensor.shape)
+    if mask is not None:
+        kept = np.repeat(mask.detach().cpu().contiguous().numpy().reshape(-1), stored.parts)
+        _write_sparse(writer, words, kept, positions.plan(kept, rows), values.plan(words[kept], stored.kind), None)
+        return
+    dense = values.plan(words, stored.kind)
+    kept = (words << 1 if stored.kind == "float" else words) != 0
+    if kept.all() or not kept.any():
+        return _write_dense(writer, dense)
+    signs = words[~kept] != 0
+    where, numbers = positions.plan(kept, rows), values.plan(words[kept], stored.kind)
+    signs_bits = len(signs) + 32 if signs.any() else 0
+    if where.bits + numbers.bits + signs_bits < dense.bits and (not signs_bits or affordable(len(signs), dense.bits)):
+        _write_sparse(writer, words, kept, where, numbers, signs if signs_bits else None)
+    else:
+        _write_dense(writer, dense)
+
+
+def read(reader, name, shape):
+    """The tensor that was written, and a bool tensor of what it keeps (None if it is dense).
+
+    name  a key of TYPES;  shape  list of whole numbers, 0 or more
+    """
+    stored = TYPES[name]
+    count = int(np.prod(shape, dtype=object)) * stored.parts if shape else stored.parts
+    words = np.empty(count, dtype=f"<u{stored.size}")
+    form = reader.uint(SIGNED_SPARSE)
+    if form == DENSE:
+        values.read(reader, words, stored.kind)
+        return _tensor(words, stored, shape), None
+    if not count:
+        raise CorruptFileError("an empty tensor is stored as sparse")
+    kept = positions.read(reader, count, _rows(shape))
+    tail = words[count - int(np.count_nonzero(kept)) :]
+    values.read(reader, tail, stored.kind)
+    _spread(words, tail, kept)
+    if form == SIGNED_SPARSE:
+        _read_signs(reader, words, kept)
+    mask = torch.from_numpy(kept.reshape(-1, stored.parts).any(axis=1).reshape(shape))
+    return _tensor(words, stored, shape), mask
+
+
+def _write_dense(writer, plan):
+    writer.uint(DENSE)
+    plan.write(writer)
+
+
+def _write_sparse(writer, words, kept, where, numbers, signs):
+    writer.uint(SPARSE if signs is None else SIGNED_SPARSE)
+    where.write(writer)
+    numbers.write(writer)
+    if signs is not None:
+        share = min(max(1, round(np.count_nonzero(signs) / len(signs) * GRID)), GRID - 1)
+        writer.uint(share)
+        for start in range(0, len(signs), CHUNK):
+            some = signs[start : start + CHUNK]
+            writer.bits(some, np.full(len(some), share / GRID))
+
+
+def _read_signs(reader, words, kept):
+    """Turn the zeros that are negative into -0, a chunk at a time."""
+    share = reader.uint(GRID - 1)
+    if not share:
+        raise CorruptFileError("the share of negative zeros is 0")
+    at = np.flatnonzero(~kept)
+    sign = words.dtype.type(1 << (8 * words.itemsize - 1))
+    for start in range(0, len(at), CHUNK):
+        some = at[start : start + CHUNK]
+        words[some[reader.bits(np.full(len(some), share / GRID))]] = sign
+
+
+def _spread(words, tail, kept):
+    """Move the kept words from the end of `words` to their places and zero the rest, in the same memory.
+
+    Going forward never overwrites a word that is still to be moved: what is left of the tail fits behind.
+    """
+    used = 0
+    for start in range(0, len(words), CHUNK):
+        some = kept[start : start + CHUNK]
+        count = int(np.count_nonzero(some))
+        block = np.zeros(len(some), dtype=words.dtype)
+        block[some] = tail[used : used + count]
+        words[start : start + CHUNK] = block
+        used += count
+
+
+def _words(tensor, stored):
+    """The bits of a tensor as a flat unsigned little-endian array."""
+    if sys.byteorder != "little":
+        raise ValueError("this machine is big-endian; .clab files are written on little-endian ones")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise ValueError(f"tensor is {tensor.layout} on {tensor.device}; only dense tensors with values can be saved")
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().view(f"<u{stored.size}")
+
+
+def _tensor(words, stored, shape):
+    flat = torch.from_numpy(words.view(np.uint8))
+    return flat.view(stored.dtype).reshape(shape)
+
+
+def _rows(shape):
+    return shape[0] if len(shape) > 1 else 1
