@@ -15,7 +15,7 @@ RUN := .venv/bin/python
 .PHONY: help setup lab test baselines benchmarks clean
 
 help:
-	@sed -n -e 's/^# \{0,1\}//p' -e '/^$$/q' Makefile
+	@sed -n -e '/^#/!q' -e 's/^# \{0,1\}//p' Makefile
 	@echo "make setup, baselines (train the networks in data/baselines again), benchmarks, clean (remove .venv)"
 
 setup:

@@ -23,5 +23,5 @@ if [ -n "$port" ]; then
     }
     set -- "$@" --ServerApp.port_retries=0
 fi
-exec .venv/bin/python -m jupyter lab --ServerApp.root_dir="$(pwd)" \
+exec .venv/bin/python -m jupyterlab --ServerApp.root_dir="$(pwd)" \
     --LabApp.default_url=/lab/tree/notebooks/00_honest_meter.ipynb "$@"

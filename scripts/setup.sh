@@ -79,7 +79,7 @@ else
 fi
 
 # JupyterLab's news pop-up would lie over the notebook's corner
-"$python" -m jupyter labextension disable --level=sys_prefix "@jupyterlab/apputils-extension:announcements" 2> /dev/null ||
+"$python" -m jupyterlab.labextensions disable --level=sys_prefix "@jupyterlab/apputils-extension:announcements" 2> /dev/null ||
     say "JupyterLab's news pop-up could not be switched off; close it by hand"
 "$python" -c "
 import compresslab as cl
