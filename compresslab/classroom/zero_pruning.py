@@ -1,0 +1,214 @@
+"""Exercises of notebook 02: a threshold for a ratio, the layer that dies first, the CSR break-even, gradual pruning."""
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+
+from compresslab import data as datasets
+from compresslab import layers, measure, models
+from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab.techniques import zero_pruning
+
+_CLOSE = 0.001  # of all weights
+_SPARSITY = 0.95  # of the gradual exercise
+
+
+@exercise("02.threshold_for", "Write a function that turns a sparsity into the threshold that gives it.")
+def check_threshold_for(threshold_for):
+    """threshold_for(model, sparsity) -> t, so that prune(model, threshold=t) is that sparse."""
+    for name, model in _networks().items():
+        for wanted in (0.5, 0.9, 0.99, 0.1):
+            threshold = number(call(threshold_for, model, wanted), f"the threshold for {name}")
+            if threshold < 0:
+                raise NotYet(f"for {name} the threshold is {threshold:g}; it is compared with |w|")
+            found = _sparsity_below(model, threshold)
+            if abs(found - wanted) > _CLOSE:
+                raise NotYet(
+                    f"asked for {wanted:.0%} of {name}, your threshold gives {found:.1%}; {_hint(found, wanted)}"
+                )
+    return (
+        "A sparsity says how many weights go and a threshold says which; one is a quantile of the other, "
+        "but only for this one network: the threshold of another network is another number."
+    )
+
+
+def _hint(found, wanted):
+    if abs(found - (1 - wanted)) < 0.02:
+        return "that is the share that stays; which share goes?"
+    if abs(found - abs(2 * wanted - 1)) < 0.03:
+        return "are negative weights ranked by their magnitude?"
+    return "rank the magnitudes of all weights of all layers together, and of the weights only"
+
+
+def _networks():
+    """Networks whose layers differ in scale, kind and number of biases; small, so that a check is quick."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        biased = nn.Sequential(nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, 10))
+        scaled = nn.Sequential(
+            nn.Flatten(), nn.Linear(100, 90), nn.ReLU(), nn.Linear(90, 50), nn.ReLU(), nn.Linear(50, 10)
+        )
+        conv = nn.Sequential(nn.Conv2d(3, 30, 3), nn.ReLU(), nn.Flatten(), nn.Linear(120, 100), nn.Linear(100, 10))
+        with torch.no_grad():
+            biased[0].bias.fill_(5.0)
+            scaled[1].weight.mul_(20)
+    return {
+        "LeNet-300-100": models.lenet_300_100(seed=0),
+        "a net with large biases": biased,
+        "a net with one large layer": scaled,
+        "a convolutional net": conv,
+    }
+
+
+def _sparsity_below(model, threshold):
+    """Fraction of all weights that prune(model, threshold=threshold) zeroes."""
+    return _sparsity(zero_pruning.prune(model, threshold=threshold)) if threshold <= _largest(model) else 1.0
+
+
+def _largest(model):
+    return max(float(layer.weight.detach().abs().max()) for layer in layers.weight_layers(model).values())
+
+
+def _sparsity(model):
+    """Fraction of the weights of a model (not its biases) that are zero."""
+    weights = [weight.value for weight in layers.distinct_weights(model)]
+    return 1 - sum(int(value.count_nonzero()) for value in weights) / sum(value.numel() for value in weights)
+
+
+@exercise("02.dies_first", "Write a function that names the layer which a rising threshold empties first.")
+def check_dies_first(dies_first):
+    """dies_first(model) -> name of the layer that loses all its weights first, one threshold for all layers."""
+    for name, model in _mortals().items():
+        answer = call(dies_first, model)
+        if answer is None:
+            number(None)
+        peaks = {key: float(layer.weight.detach().abs().max()) for key, layer in layers.weight_layers(model).items()}
+        if answer not in peaks:
+            raise NotYet(
+                f"for {name} your answer is {shown(answer)}; give one of its layers' names: {', '.join(peaks)}"
+            )
+        first = min(peaks, key=peaks.get)
+        if answer != first:
+            alive = sum(1 for peak in peaks.values() if peak < peaks[answer])
+            raise NotYet(
+                f"for {name}, {alive} other layer(s) are empty before {answer!r}; which weight goes last in a layer?"
+            )
+    return (
+        "A layer dies when its largest weight falls below the threshold, and nothing passes a dead layer. "
+        "Layers differ in scale, so one threshold for all of them is not one sparsity for all of them."
+    )
+
+
+def _mortals():
+    """Networks in which the layer that dies first is not the one with the smallest mean, spread or count."""
+    nets = _networks()
+    with torch.no_grad():
+        peaked = nets["a net with one large layer"]
+        peaked[1].weight.mul_(0.001)
+        peaked[1].weight[0, 0] = 9.0  # smallest weights but for one
+        peaked[3].weight.mul_(4)
+        wide = models.lenet_300_100(seed=1)
+        wide.fc1.weight.clamp_(-0.01, 0.01)  # the largest layer
+        conv = nets["a convolutional net"]
+        conv[3].weight.copy_(conv[3].weight.abs() * -2)  # negative weights only
+        conv[4].weight.mul_(3)
+    last = models.lenet_300_100(seed=2)
+    with torch.no_grad():
+        last.fc3.weight.fill_(0.015)  # every weight alike: a small spread, and the largest mean magnitude but one
+        last.fc1.weight.mul_(0.1)
+        last.fc1.weight[5, 5] = -1.0
+    return {
+        "a net with one outlier in a layer of small weights": peaked,
+        "a net whose first layer was clipped": wide,
+        "a convolutional net": conv,
+        "a net with equal weights in its last layer": last,
+    }
+
+
+@exercise("02.csr_break_even", "Write a function that gives the sparsity above which CSR is smaller than dense fp32.")
+def check_csr_break_even(break_even):
+    """break_even(rows, columns, index_bytes) -> sparsity at which CSR takes as many bytes as dense fp32."""
+    for rows, columns in ((300, 784), (100, 300), (10, 100), (40, 12)):
+        for index_bytes in (2, 4):
+            answer = number(call(break_even, rows, columns, index_bytes), "the break-even")
+            real, room = _measured_break_even(rows, columns, index_bytes), 1.5 / (rows * columns) + 1e-4
+            if abs(answer - real) > room:
+                raise NotYet(f"for {rows} × {columns}, {index_bytes}-byte indices, {_csr_hint(answer, real)}")
+    low, high = (_measured_break_even(300, 784, size) for size in (2, 4))
+    return (
+        f"Measured on real arrays of 300 × 784: {low:.1%} with int16 indices, {high:.1%} with int32. "
+        "Every nonzero brings an index along, so below that CSR is the larger one."
+    )
+
+
+def _csr_hint(answer, real):
+    if not 0 <= answer <= 1:
+        return f"{answer:.4g} is no sparsity; give a fraction, 0 to 1"
+    if abs(answer - (1 - real)) < 0.002:
+        return "that is the density; the sparsity is asked for"
+    if 0 < real - answer < 0.2:
+        return f"CSR is still larger at {answer:.2%}; which third array does it have, and what is in it?"
+    side = "larger" if answer < real else "smaller already"
+    return f"CSR is {side} at {answer:.2%}; add up the bytes of its three arrays"
+
+
+def _measured_break_even(rows, columns, index_bytes):
+    """The first count of zeros at which a real CSR matrix is no larger than the dense one, as a sparsity."""
+    dense, low, high = 4 * rows * columns, 0, rows * columns
+    while low < high:
+        middle = (low + high) // 2
+        if _csr_bytes(rows, columns, middle, index_bytes) <= dense:
+            high = middle
+        else:
+            low = middle + 1
+    return low / (rows * columns)
+
+
+def _csr_bytes(rows, columns, zeros, index_bytes):
+    """Bytes of a CSR matrix with so many zeros: fp32 values, column indices of `index_bytes`, int32 row pointers."""
+    matrix = np.ones(rows * columns, dtype=np.float32)
+    matrix[:zeros] = 0
+    csr = sparse.csr_matrix(matrix.reshape(rows, columns))
+    indices = csr.indices.astype(f"int{8 * index_bytes}")
+    return csr.data.nbytes + indices.nbytes + csr.indptr.astype(np.int32).nbytes
+
+
+@exercise("02.gradual", "Give two retrained networks at 95% sparsity, (pruned at once, pruned gradually).")
+def check_gradual(answer):
+    """(at once, gradually): LeNet-300-100 for MNIST at 95% sparsity, both retrained; the second one is better."""
+    if (
+        not isinstance(answer, (tuple, list))
+        or len(answer) != 2
+        or not all(isinstance(net, nn.Module) for net in answer)
+    ):
+        raise NotYet(f"give two networks, (at_once, gradually); this is {shown(answer)}")
+    names = ("at_once", "gradually")
+    for name, net in zip(names, answer, strict=True):
+        _refuse_unready(name, net)
+    split = datasets.load("mnist").validation
+    before, after = (measure.accuracy(net, split) for net in answer)
+    test = measure.mcnemar(*answer, split)
+    if test.verdict != "b is better":
+        found = f"at_once has {before:.2%}, gradually {after:.2%} of the validation images: {test.verdict}"
+        raise NotYet(f"{found} (a is at_once); which is which, and had both the same number of training steps?")
+    return (
+        f"At 95% sparsity {before:.2%} at once, {after:.2%} gradually, on the same {len(split):,} validation images "
+        f"(p = {test.p_value:.1g}). Small steps leave the rest of the network time to take over."
+    )
+
+
+def _refuse_unready(name, net):
+    dense = models.pretrained("lenet_300_100", "mnist")
+    found = layers.weight_layers(net)
+    expected = layers.weight_layers(dense)
+    if [tuple(one.weight.shape) for one in found.values()] != [tuple(one.weight.shape) for one in expected.values()]:
+        raise NotYet(f"{name} is no LeNet-300-100; start both from the pretrained network")
+    if abs(_sparsity(net) - _SPARSITY) > _CLOSE:
+        raise NotYet(f"{name} is {_sparsity(net):.1%} sparse; both should be {_SPARSITY:.0%}")
+    for one, original in zip(found.values(), expected.values(), strict=True):
+        weight = one.weight.detach()
+        kept = weight != 0
+        if not torch.equal(weight[kept], original.weight.detach()[kept]):
+            return
+    raise NotYet(f"{name} has been pruned but not retrained: its surviving weights are the dense network's")
