@@ -43,8 +43,11 @@ class Mask(nn.Module):
         return torch.where(self.mask, weight, 0.0)
 
     def right_inverse(self, weight):
-        """What is kept as the original when the weight is assigned: +0.0 where masked, so that no nan hides there."""
-        return torch.where(self.mask, weight, 0.0)
+        """What is kept as the original: +0.0 where masked, so that no nan hides there.
+
+        Registration hands over the module's own Parameter, zeroed in place; an assigned tensor is left alone.
+        """
+        return (weight.masked_fill_ if isinstance(weight, nn.Parameter) else weight.masked_fill)(~self.mask, 0.0)
 
     def _scale_for(self, weight):
         state = (id(self.mask), self.mask._version, weight.dtype, weight.device)
@@ -133,7 +136,7 @@ def set_mask(module, mask, name="weight"):
     source.extend([*others, mask.train(module.training)])
     if not others:
         with torch.no_grad():
-            source.original.copy_(mask.right_inverse(source.original))
+            mask.right_inverse(source.original)
 
 
 def duplicate(model):

@@ -11,6 +11,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from compresslab import checks, train
 from compresslab.layers import TYPES, distinct_weights, duplicate, set_mask, weight_layers
 from compresslab.selection import chunks, common_dtype, keep_largest
-from compresslab.techniques.contract import Technique
+from compresslab.techniques.contract import Control, Picture, Technique
 
 SCOPES = ("global", "layer")
 CRITERIA = ("magnitude", "random")
@@ -203,7 +204,7 @@ def _refuse_nan(weights):
     for weight in weights:
         if weight.value.is_meta:
             raise ValueError(f"layer {weight.names[0]!r} is on the meta device, without values; load the weights first")
-        if any(chunk.isnan().any() for chunk in chunks(weight.value)):
+        if weight.value.sum().isnan() and weight.value.isnan().any():  # the sum is 8 times faster
             raise ValueError(f"layer {weight.names[0]!r} has weights that are nan, which have no magnitude to rank")
 
 
@@ -268,7 +269,7 @@ def _warn_emptied(weights, masks):
     emptied = [
         ", ".join(map(repr, weight.names))
         for weight, mask in zip(weights, masks, strict=True)
-        if mask.numel() and not mask.any() and (weight.mask is None or weight.mask.any())
+        if mask.numel() > _count_masked(weight) and not mask.count_nonzero()
     ]
     if emptied:
         message = f"pruning leaves no weight in layer {', '.join(emptied)}; its output no longer depends on its input"
@@ -277,10 +278,84 @@ def _warn_emptied(weights, masks):
 
 def _apply(weight, mask):
     """Mask a weight in every module that holds it; one that loses nothing stays an ordinary parameter."""
-    if weight.mask is None and mask.all():
+    if weight.mask is None and mask.count_nonzero() == mask.numel():
         return
     for module, name in weight.holders:
         set_mask(module, mask, name)
 
 
-TECHNIQUE = Technique(name="zero_pruning", apply=prune, controls=())
+def anatomy(model, compressed, setting):
+    """Pictures of what a pruning did: the weights and the cut, the first pruned layer's mask, sparsity per layer.
+
+    model, compressed  before and after;  setting  what `prune` was called with
+    returns            list of Picture, quick enough for every move of a slider
+    """
+    before, after = distinct_weights(model, setting.get("layers")), distinct_weights(compressed, setting.get("layers"))
+    return [_histogram(before, after, setting), _mask_picture(after[0]), _sparsity_bars(after)]
+
+
+def _histogram(before, after, setting, most=1_000_000):
+    """Magnitudes of the weights before pruning, and the largest one that went; every k-th weight of a large model."""
+    step = -(-_total(before) // most) or 1
+    sizes = torch.cat([weight.value.reshape(-1)[::step].abs().float().cpu() for weight in before])
+    removed = ~torch.cat([_mask_of(weight).reshape(-1)[::step].cpu() for weight in after])
+    one_cut = setting.get("scope", "global") == "global" and setting.get("criterion", "magnitude") == "magnitude"
+    cut = None
+    if one_cut and setting.get("threshold") is not None:
+        cut = float(setting["threshold"])
+    elif one_cut and removed.any():
+        cut = float(sizes[removed].max())
+    caption = {
+        True: "Everything left of the cut is set to zero. Most weights are small: see how many go before it hurts.",
+        False: "No single cut: weights go at random, or each layer has a cut of its own.",
+    }[one_cut]
+    return Picture("weights", "histogram", sizes.numpy(), "Weights by size", caption, cut=cut, axis="|weight|")
+
+
+def _mask_picture(weight, most=64):
+    """The mask of a layer: an image for each neuron or filter where it looks at pixels, a matrix where it does not."""
+    module, name, mask = weight.holders[0][0], weight.names[0], _mask_of(weight).float()
+    title = f"Mask of {name}"
+    side = math.isqrt(mask.shape[1]) if mask.dim() == 2 else 0
+    if side > 1 and side**2 == mask.shape[1]:
+        images = mask[:25].reshape(-1, side, side)  # (neurons, height, width)
+        caption = "One image for each of the first 25 neurons, light where an input pixel is still connected."
+        return Picture("mask", "images", images.cpu().numpy(), f"{title}, seen as images", caption)
+    if mask.dim() > 3 and mask[0, 0].numel() > 1:
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        filters = mask.mean(0 if transposed else 1)[:most]  # (filters, …, height, width), averaged over what they read
+        images = filters.flatten(1, -3).mean(1) if filters.dim() > 3 else filters
+        caption = "One image for each filter, light where its weights are still there, averaged over its inputs."
+        return Picture("mask", "images", images.cpu().numpy(), f"{title}, seen as images", caption)
+    caption = "A row for each output, light where the weight from an input is still there."
+    return Picture("mask", "matrix", mask.flatten(1).cpu().numpy(), title, caption)
+
+
+def _sparsity_bars(weights):
+    """Fraction of zeros in each layer; shared weights once, under their first name."""
+    zeros = [1 - int(weight.value.count_nonzero()) / max(1, weight.value.numel()) for weight in weights]
+    caption = "A global cut takes most where weights are small; a layer near 100% is about to be emptied."
+    names = tuple(weight.names[0] for weight in weights)
+    return Picture("layers", "bars", np.array(zeros), "Sparsity of each layer", caption, labels=names, axis="sparsity")
+
+
+def _mask_of(weight):
+    return torch.ones_like(weight.value, dtype=torch.bool) if weight.mask is None else weight.mask
+
+
+TECHNIQUE = Technique(
+    name="zero_pruning",
+    apply=prune,
+    controls=(
+        Control(
+            "sparsity", 0.9, 0.0, 0.99, 0.01, unit="%", alternative="amount", help="Share of the weights set to zero."
+        ),
+        Control(
+            "threshold", 0.05, 0.0, 0.2, 0.002, alternative="amount", help="Weights smaller than this are set to zero."
+        ),
+        Control("scope", "global", choices=SCOPES, help="One cut for all layers together, or one in each layer."),
+        Control("criterion", "magnitude", choices=CRITERIA, help="The smallest weights go, or as many at random."),
+    ),
+    fair_controls={"random pruning": {"criterion": "random"}},
+    anatomy=anatomy,
+)
