@@ -1,0 +1,35 @@
+"""The meter: accuracy, sizes, latency, MACs, and whether a difference between two models is real.
+
+Every number comes from running the model on held-out images, from timing it, or from the length of real bytes. Every
+function takes a model in any mode, on any device, in single or half precision, and leaves its mode, its gradients, its
+running statistics and torch's random numbers as they were.
+"""
+
+from compresslab.measure.correctness import Changes, accuracy, changed_predictions, per_class, predictions
+from compresslab.measure.ledger import SizeLedger, sizes
+from compresslab.measure.operations import macs
+from compresslab.measure.significance import Interval, McNemar, accuracy_interval, mcnemar
+from compresslab.measure.summary import Measurement, measure, table
+from compresslab.measure.timing import Latency, LatencyComparison, compare_latency, latency
+
+__all__ = [
+    "Changes",
+    "Interval",
+    "Latency",
+    "LatencyComparison",
+    "McNemar",
+    "Measurement",
+    "SizeLedger",
+    "accuracy",
+    "accuracy_interval",
+    "changed_predictions",
+    "compare_latency",
+    "latency",
+    "macs",
+    "mcnemar",
+    "measure",
+    "per_class",
+    "predictions",
+    "sizes",
+    "table",
+]

@@ -1,0 +1,79 @@
+"""Inputs to run a model on when only its speed or its operations matter, and a clear word when they do not fit."""
+
+import contextlib
+from itertools import chain
+
+import torch
+
+from compresslab import checks, layers
+
+_WORKBOOK = (1, 28, 28)  # shape of one MNIST or Fashion-MNIST image
+
+
+def place(model):
+    """Device and floating-point dtype of a model's first parameter or buffer; CPU and float32 if it has none."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def batch(model, shape, batch_size=1):
+    """Random inputs (batch_size, *shape) in [0, 1) on the model's device, in its dtype; a private generator.
+
+    raises  ValueError if `shape` is not the shape of one sample: whole numbers, 1 or more
+    """
+    if not isinstance(shape, (tuple, list)) or not shape:
+        raise ValueError(f"shape is {shape!r}; give the shape of one sample, without the batch: {_WORKBOOK}")
+    sides = [checks.integer("a side of shape", side, 1) for side in shape]
+    device, dtype = place(model)
+    numbers = torch.rand(batch_size, *sides, generator=torch.Generator().manual_seed(0))
+    return numbers.to(device, dtype)
+
+
+def sample_shape(model, shape=None):
+    """`shape` after a trial run of the model on it; where it is None, the shape that the model's first layer asks for.
+
+    Tried are an image of the workbook's data sets (1, 28, 28), and for a model that starts with a Linear layer its
+    number of inputs. `model` must be in eval mode.
+
+    returns  tuple, the shape of one sample
+    raises   ValueError naming what was tried and what the model said
+    """
+    if shape is not None:
+        if error := _refusal(model, batch(model, shape)):
+            raise ValueError(f"the model does not take a batch of shape {(1, *shape)}: {error}; give another shape")
+        return tuple(shape)
+    candidates = [_WORKBOOK, *_first_linear(model)]
+    for candidate in candidates:
+        if not _refusal(model, batch(model, candidate)):
+            return candidate
+    tried = " nor ".join(map(str, candidates))
+    raise ValueError(f"shape is None, and the model takes neither {tried}; give the shape of one sample, (3, 32, 32)")
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """The model in eval mode; every part's own mode is put back afterwards."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _first_linear(model):
+    first = next(iter(layers.weight_layers(model).values()), None)
+    return [(first.in_features,)] if isinstance(first, torch.nn.Linear) else []
+
+
+def _refusal(model, inputs):
+    """What the model says against these inputs, None if it takes them."""
+    try:
+        with torch.no_grad():
+            model(inputs)
+    except Exception as error:  # a model's forward may raise anything; the caller reports it
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,124 @@
+"""The size ledger: one model, and what each way of counting says it costs.
+
+"72% smaller" means nothing until it says which of these went down: the count of weights, the count of weights that are
+not zero, or the bytes of a file. Only the last two lines of the ledger know about zeros, and they pay for positions.
+"""
+
+import gzip
+import io
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from scipy import sparse
+
+from compresslab import layers, storage
+
+_GZIP_LEVEL = 6  # what the gzip command uses
+
+
+@dataclass(frozen=True)
+class SizeLedger:
+    """What a model costs, counted in seven ways; parameters shared between layers count once everywhere.
+
+    parameters        count of weights and biases, zeros included
+    nonzeros          count of those that are not zero
+    dense_bytes       parameters and persistent buffers (a working model needs both), 4 bytes (fp32) for each
+                      floating-point number whatever its precision now, whole numbers and flags at their own width
+    torch_save_bytes  length of torch.save(state_dict), masks baked in: zeros are written like any other number
+    gzip_bytes        those very bytes, gzip level 6
+    csr_bytes         every weight of 2 or more dimensions as fp32 compressed sparse rows, reshaped to (out, …), with
+                      both index arrays (int32); everything else as in dense_bytes
+    file_bytes        length of the .clab file
+    """
+
+    parameters: int
+    nonzeros: int
+    dense_bytes: int
+    torch_save_bytes: int
+    gzip_bytes: int
+    csr_bytes: int
+    file_bytes: int
+
+    @property
+    def compression_ratio(self):
+        """Dense bytes / bytes of the .clab file."""
+        return self.dense_bytes / self.file_bytes
+
+    def to_frame(self):
+        """The ledger as a table to read.
+
+        returns  DataFrame: kind, count (numbers, first two rows), bytes, KiB, "× smaller" (dense bytes / bytes), meaning
+        """
+        rows = [(kind, getattr(self, field), field, meaning) for kind, field, meaning in _ROWS]
+        return pd.DataFrame([_row(self, *row) for row in rows]).astype({"count": "Int64", "bytes": "Int64"})
+
+
+_ROWS = (
+    ("parameters", "parameters", "numbers in weights and biases, zeros included"),
+    ("nonzeros", "nonzeros", "those that are not zero: a count, not a size, it leaves out where they are"),
+    ("dense fp32", "dense_bytes", "4 bytes for every number: the size that the others are compared with"),
+    ("torch.save", "torch_save_bytes", "torch.save(state_dict): zeros take as much room as any other number"),
+    ("torch.save + gzip", "gzip_bytes", "the same bytes zipped: runs of zeros shrink, the other numbers hardly do"),
+    ("CSR", "csr_bytes", "nonzeros and their column and row indices: pays only well above 50% zeros"),
+    (".clab file", "file_bytes", "the whole model in one file that a fresh process loads back"),
+)
+
+
+def _row(ledger, kind, value, field, meaning):
+    size = field.endswith("_bytes")
+    return {
+        "kind": kind,
+        "count": pd.NA if size else value,
+        "bytes": value if size else pd.NA,
+        "KiB": value / 1024 if size else float("nan"),
+        "× smaller": ledger.dense_bytes / value if size and value else float("nan"),
+        "meaning": meaning,
+    }
+
+
+def sizes(model):
+    """Measure what the model costs, in every way that is commonly quoted; the model is not changed.
+
+    returns  SizeLedger
+    """
+    state = layers.plain(model).state_dict()
+    saved = _torch_saved(state)
+    tensors = _distinct(state)
+    return SizeLedger(
+        parameters=layers.count_parameters(model),
+        nonzeros=layers.count_nonzeros(model),
+        dense_bytes=sum(map(_dense_bytes, tensors)),
+        torch_save_bytes=len(saved),
+        gzip_bytes=len(gzip.compress(saved, _GZIP_LEVEL, mtime=0)),
+        csr_bytes=sum(map(_csr_bytes, tensors)),
+        file_bytes=storage.file_bytes(model),
+    )
+
+
+def _torch_saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _distinct(state):
+    """The tensors of a state dict, each memory once: tied names hold the same numbers."""
+    found = {}
+    for index, value in enumerate(state.values()):
+        if isinstance(value, torch.Tensor):
+            key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else index
+            found.setdefault(key, value)
+    return list(found.values())
+
+
+def _dense_bytes(tensor):
+    width = 4 if tensor.is_floating_point() else tensor.element_size()
+    return tensor.numel() * width
+
+
+def _csr_bytes(tensor):
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        return _dense_bytes(tensor)
+    matrix = sparse.csr_matrix(tensor.detach().cpu().float().flatten(1).numpy())  # (out, everything else)
+    return matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes

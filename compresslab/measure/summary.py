@@ -1,0 +1,62 @@
+"""Everything about one model in one row, and several models in one table."""
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from compresslab import data
+from compresslab.measure.correctness import accuracy
+from compresslab.measure.ledger import SizeLedger, sizes
+from compresslab.measure.operations import macs
+from compresslab.measure.timing import Latency, latency
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model, measured: accuracy (fraction), the size ledger, latency, and multiply-accumulates per sample."""
+
+    accuracy: float
+    sizes: SizeLedger
+    latency: Latency
+    macs: int
+
+    def to_frame(self, name="model"):
+        """One row, `name` its index: accuracy (fraction), the ledger's counts and bytes, compression_ratio, macs,
+        latency_median, latency_low, latency_high (seconds), batch_size, threads."""
+        row = {"accuracy": self.accuracy, **asdict(self.sizes), "compression_ratio": self.sizes.compression_ratio}
+        times = {f"latency_{part}": getattr(self.latency, part) for part in ("median", "low", "high")}
+        how = {"batch_size": self.latency.batch_size, "threads": self.latency.threads}
+        return pd.DataFrame([{**row, "macs": self.macs, **times, **how}], index=[name])
+
+
+def measure(model, split, batch_size=1, threads=1):
+    """Measure a model on held-out images; the model is not changed.
+
+    split       data.Split, or a pair (images (N, …), labels (N,) int64); accuracy is on all of it, and the shape of its
+                images is what latency and MACs are measured with
+    batch_size, threads  of the latency
+    returns     Measurement
+    raises      ValueError as `accuracy` and `latency`
+    """
+    split = data.split_of(split)
+    shape = tuple(split.images.shape[1:])
+    return Measurement(
+        accuracy=accuracy(model, split),
+        sizes=sizes(model),
+        latency=latency(model, batch_size, shape, threads=threads),
+        macs=macs(model, shape),
+    )
+
+
+def table(measurements):
+    """Several models side by side.
+
+    measurements  dict of name -> Measurement
+    returns       DataFrame, a row for each, in the order given; columns as in Measurement.to_frame
+    raises        ValueError if there are none, or one is not a Measurement
+    """
+    if not measurements:
+        raise ValueError("measurements is empty; give a dict of name -> measure(model, split)")
+    if wrong := [name for name, one in measurements.items() if not isinstance(one, Measurement)]:
+        raise ValueError(f"measurements[{wrong[0]!r}] is no Measurement; give a dict of name -> measure(model, split)")
+    return pd.concat([one.to_frame(name) for name, one in measurements.items()])
