@@ -1,0 +1,155 @@
+"""Pictures of what happened inside a model: one function for each kind that a technique may ask for.
+
+Each takes a contract `Picture` and `ax` and returns `ax`; `draw` chooses by the picture's kind.
+"""
+
+import numpy as np
+
+from compresslab.lab.plots import BLUE, GREY, LIGHT, ORANGE, RED, TEXT, dress, few_ticks
+
+BINS = 81
+
+
+def draw(picture, ax, limits=None):
+    """Draw a Picture of any kind; raises ValueError for a kind that is not known.
+
+    limits  (low, high) of the value axis (bars, spectra) or of the colours (images, matrix); None takes the picture's
+    """
+    if picture.kind not in KINDS:
+        raise ValueError(f"picture {picture.name!r} has kind {picture.kind!r}; choose one of {', '.join(KINDS)}")
+    return KINDS[picture.kind](picture, ax, limits)
+
+
+def histogram(picture, ax, limits=None):
+    """How often each value occurs, on a log axis; what lies inside the cut (|value| <= cut) is another colour."""
+    values = np.asarray(picture.values, dtype=float).ravel()
+    values = values[np.isfinite(values)]
+    dress(ax, picture.title)
+    low, high = limits or value_limits(values)
+    counts, edges = np.histogram(values, bins=BINS, range=(low, high))
+    ax.stairs(counts, edges, fill=True, color=BLUE, alpha=0.75)
+    ax.set(xlim=(low, high), yscale="log", ylim=(0.7, 2 * max(counts.max(initial=0), 1)))
+    ax.set_xlabel(picture.axis or "value", fontsize=TEXT)
+    ax.set_ylabel("count", fontsize=TEXT)
+    few_ticks(ax.xaxis)
+    return ax
+
+
+def cut(picture, ax):
+    """The moving part of a histogram or spectrum: the cut as lines and a band; returns the artists."""
+    if picture.cut is None:
+        return []
+    if picture.kind == "spectrum":
+        return [ax.axvline(picture.cut - 0.5, color=RED, linewidth=2.5)]
+    sides = {-picture.cut, picture.cut} if ax.get_xlim()[0] < 0 else {picture.cut}
+    start = -picture.cut if ax.get_xlim()[0] < 0 else ax.get_xlim()[0]
+    band = ax.axvspan(start, picture.cut, color=ORANGE, alpha=0.35, linewidth=0)
+    return [band, *(ax.axvline(side, color=RED, linewidth=2.5) for side in sides)]
+
+
+def matrix(picture, ax, limits=None):
+    """A matrix as colours, red and blue around zero; zeros are white."""
+    values = np.asarray(picture.values, dtype=float)
+    reach = _reach(values, limits)
+    shown = ax.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
+    ax.figure.colorbar(shown, ax=ax, pad=0.02).ax.tick_params(labelsize=TEXT - 1)
+    dress(ax, picture.title).grid(False)
+    return ax
+
+
+def spectrum(picture, ax, limits=None):
+    """Values in descending order on a log axis; those kept lie left of the cut."""
+    values = np.asarray(picture.values, dtype=float).ravel()
+    dress(ax, picture.title)
+    ax.plot(np.arange(len(values)), values, ".-", color=BLUE, markersize=6)
+    positive = values[values > 0]
+    if len(positive):
+        ax.set_yscale("log")
+        ax.set_ylim(*(limits or (max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)))
+    ax.set_xlabel(picture.axis or "number", fontsize=TEXT)
+    few_ticks(ax.xaxis)
+    return ax
+
+
+def images(picture, ax, limits=None):
+    """Many small images (count, height, width) side by side in one picture, red and blue around zero."""
+    stack = np.asarray(picture.values, dtype=float)
+    reach = _reach(stack, limits)
+    if stack.dtype == bool or (stack.size and stack.min() >= 0):
+        ax.imshow(tile(stack, np.nan), cmap=_with_gaps("cividis"), vmin=0, vmax=reach, interpolation="nearest")
+    else:
+        ax.imshow(tile(stack, np.nan), cmap=_with_gaps("RdBu_r"), vmin=-reach, vmax=reach, interpolation="nearest")
+    dress(ax, picture.title).grid(False)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def bars(picture, ax, limits=None):
+    """One bar for each value, with its label."""
+    values = np.asarray(picture.values, dtype=float).ravel()
+    labels = picture.labels or [str(number) for number in range(len(values))]
+    dress(ax, picture.title).grid(False, axis="y")
+    ax.barh(np.arange(len(values)), values, color=BLUE, height=0.7)
+    step = max(1, -(-len(values) // 14))  # more than 14 labels would touch
+    ax.set_yticks(np.arange(len(values))[::step], labels[::step])
+    ax.set_ylim(len(values) - 0.4, -0.6)
+    if picture.cut is not None:
+        ax.axvline(picture.cut, color=RED, linewidth=2.5)
+    ax.set_xlim(*(limits or (min(0, values.min(initial=0)), values.max(initial=1e-12) * 1.08)))
+    ax.set_xlabel(picture.axis, fontsize=TEXT)
+    few_ticks(ax.xaxis)
+    return ax
+
+
+def tile(stack, gap):
+    """Images (count, height, width) as one, with lines of `gap` around each.
+
+    returns  (rows * (height + 1) + 1, columns * (width + 1) + 1)
+
+    The sheet is about one and a half times as wide as high, with as few empty places as that allows.
+    """
+    count, height, width = stack.shape
+    ideal = max(1, round(np.sqrt(count * 1.5 * height / max(width, 1))))
+    columns = min(range(max(1, ideal - ideal // 4), ideal + ideal // 4 + 1), key=lambda c: (-count % c, abs(c - ideal)))
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), gap, dtype=float)
+    for number, image in enumerate(stack):
+        top, left = (number // columns) * (height + 1) + 1, (number % columns) * (width + 1) + 1
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def value_limits(values):
+    """Limits around all of `values`, a little wider; the same on both sides of zero if there are negative ones."""
+    if not len(values):
+        return 0.0, 1.0
+    reach = float(np.abs(values).max()) * 1.02 or 1.0
+    return (-reach if values.min() < 0 else 0.0), reach
+
+
+def limits(picture):
+    """The limits to keep while a slider moves, taken from a model's first picture; None to follow each picture."""
+    values = np.asarray(picture.values, dtype=float)
+    if picture.kind == "histogram":
+        return value_limits(values[np.isfinite(values)])
+    if picture.kind in ("images", "matrix"):
+        return -_reach(values, None), _reach(values, None)
+    return (0.0, 1.02) if picture.kind == "bars" and values.size and 0 <= values.min() <= values.max() <= 1 else None
+
+
+def _reach(values, limits):
+    if limits:
+        return max(abs(limits[0]), abs(limits[1])) or 1.0
+    finite = np.abs(values[np.isfinite(values)])
+    return float(np.quantile(finite, 0.995)) if finite.size and finite.max() > 0 else 1.0
+
+
+def _with_gaps(name):
+    from matplotlib import colormaps
+
+    return colormaps[name].with_extremes(bad=LIGHT)
+
+
+KINDS = {"histogram": histogram, "matrix": matrix, "spectrum": spectrum, "images": images, "bars": bars}
+__all__ = ["GREY", "KINDS", "bars", "cut", "draw", "histogram", "images", "matrix", "spectrum", "tile", "value_limits"]

@@ -1,0 +1,296 @@
+"""What a lab's worker does: jobs that measure a choice and draw it on the way, a small step at a time."""
+
+import html
+import warnings
+from contextlib import closing
+from dataclasses import replace
+from time import perf_counter
+
+from compresslab import measure, train
+from compresslab.lab import words
+from compresslab.lab.chart import NO_POINT
+from compresslab.lab.page import ledger_table
+from compresslab.lab.worker import HOLD
+
+PARTIAL = 0.3  # seconds between two accuracies on the way, at least
+TICK = 0.1  # seconds between two movements of the progress bar
+SHARE = 5  # an accuracy on the way may take one part in so many of the time
+
+
+class Jobs:
+    """The jobs of one lab; each public method that yields is one. Run by one thread at a time.
+
+    opened   model, data, steps and seed that the chart shows
+    settled  the newest Choice, once it is measured; None while it is not
+    error    the last error shown, or None
+    """
+
+    def __init__(self, session, page, chart, gallery, record, threaded):
+        self._session, self._page, self._chart = session, page, chart
+        self._gallery, self._record, self._threaded = gallery, record, threaded
+        self.opened = self.settled = self._weighed = self.error = None
+        self._said, self._caught = "", []  # the status line, and warnings of the technique for the newest choice
+
+    def measure(self, choice):
+        """Measure a choice: what is known at once, then one-shot, then retrained; then all that goes with it."""
+        self.settled, self._caught = None, []
+        self._say(choice, "measuring …")
+        yield
+        yield from self._open(choice)
+        if self._session.result(choice):
+            self._settle(choice)
+            yield
+            yield from self._look_inside(choice)
+        else:
+            self._chart.move(**NO_POINT)
+            yield
+            yield from self._compute(choice)
+            self._settle(choice)
+            yield
+        yield from self.redraw(choice)
+        if self._session.model(choice) or not self._threaded:
+            yield from self._weigh(choice)
+        for label in choice.compare:
+            yield from self._fill(choice, self.fair(choice, label))
+        self.settled = choice
+
+    def whole_curve(self, choice):
+        """Measure a choice and every setting of the curve through it."""
+        yield from self.measure(choice)
+        self.settled, count = None, 0
+        while missing := self._session.missing(choice):
+            self._say(choice, f"measuring the whole curve: {self._words(missing)} …")
+            yield from self._fill(choice, missing)
+        for _, result in self._session.along(choice):
+            self._record.add(result)
+            count += result.stage == choice.last_stage
+        yield from self.redraw(choice)
+        self._settle(choice)
+        self.tell(f"The curve along {choice.control} has {count} measured points.")
+        self.settled = choice
+
+    def report(self, choice):
+        """The chosen point on the test images: the one place where they are used."""
+        yield from self.measure(choice)
+        self.settled = None
+        subject = self._session.subject(choice)
+        model = yield from self._model(choice)
+        self._say(choice, "measuring on the test images …")
+        yield
+        with train.threads(1):
+            found = measure.accuracy_interval(model, subject.data.test)
+            yield
+            dense = measure.accuracy_interval(subject.model, subject.data.test)
+        self._settle(choice)
+        self.tell(words.test_report(self._words(choice), found, dense, len(subject.data.test)))
+        self.settled = choice
+
+    def show_cleared(self, choice):
+        """After a clear, the picture without points; after its undo, as it was."""
+        if self._record.cleared:
+            self._chart.moving = replace(self._chart.moving, **NO_POINT)
+            yield from self.redraw(choice)
+        else:
+            yield from self.measure(choice)
+
+    def redraw(self, choice):
+        """Draw the still part of the chart anew: the points that are known, less those that were cleared."""
+        subject = self._session.subject(choice)
+        self._chart.still(subject, self._groups(choice))
+        self._chart.panel.say(words.chart(subject, self._session.result(choice)))
+        yield
+
+    def next_background(self):
+        """A job for idle time: the ledger of a point from the journal, then the rest of the curve, nearest first."""
+        choice = self.settled
+        if choice is None:
+            return None
+        if self._weighed != choice:
+            return lambda: self._weigh(choice)
+        missing = self._session.missing(choice)
+        return missing and (lambda: self._fill_quietly(choice, missing))
+
+    def show_error(self, problem):
+        """An exception in words, on the page and in `error`, until the next good result."""
+        self.error = words.error(problem)
+        self._page.progress.value = 0
+        self._page.status.value = f"<span class='compresslab-error'>{html.escape(self.error)}</span>"
+
+    def tell(self, text):
+        """A line below the buttons."""
+        self._page.note.value = text
+
+    def fair(self, choice, label):
+        """The choice of a fair control: its settings laid over the chosen ones."""
+        return replace(choice.at(**self._session.technique.fair_controls[label]), compare=())
+
+    def _open(self, choice):
+        """Load what a choice needs; where the chart shows something else, begin it with what the journal holds."""
+        opened = choice.model, choice.data, choice.steps, choice.seed
+        if self.opened == opened:
+            return
+        self._session.subject(choice)
+        yield
+        self._session.recall(choice)
+        if self.opened is None or self.opened[:2] != opened[:2]:
+            self._chart.reset()
+            self._gallery.reset()
+        self._chart.moving = replace(self._chart.moving, **NO_POINT)
+        self.opened = opened
+        yield from self.redraw(choice)
+
+    def _compute(self, choice):
+        """Compress, measure, retrain and measure a choice, drawing on the way."""
+        last = perf_counter()
+        with closing(self._session.events(choice)) as events:
+            for event in self._warned(events):
+                if event.stage == "compressed":
+                    pictures = self._pictures(choice, event.model)
+                    yield from self._gallery.draw(pictures, moving=True)
+                elif event.stage == "one-shot":
+                    self._show_one_shot(choice, event.result)
+                    yield
+                    yield from self._gallery.draw(pictures)
+                    last = bar = perf_counter()
+                elif event.stage == "training":
+                    last = self._show_partial(choice, event, last)
+                    bar = self._show_progress(event.progress, bar)
+                yield HOLD if event.stage == "training" else None
+
+    def _look_inside(self, choice):
+        """The pictures of a choice that is measured already: it has to be compressed again, not retrained."""
+        with closing(self._session.events(choice)) as events:
+            event = next(self._warned(events))
+            self._say(choice, self._said)
+            pictures = self._pictures(choice, event.model)
+            yield from self._gallery.draw(pictures, moving=True)
+            yield from self._gallery.draw(pictures)
+
+    def _fill(self, choice, wanted):
+        """Measure another setting than the chosen one, and put it on the picture."""
+        if self._session.result(wanted) is None:
+            with closing(self._session.events(wanted)) as events:
+                for event in events:
+                    yield HOLD if event.stage == "training" else None
+        self._record.add(*self._results(wanted))
+        yield from self.redraw(choice)
+
+    def _fill_quietly(self, choice, wanted):
+        """`_fill` in idle time: a setting that fails is left out of the curve, with a note."""
+        try:
+            yield from self._fill(choice, wanted)
+        except Exception as problem:  # noqa: BLE001 - nobody asked for this setting; what it raises is said, in words
+            self._session.give_up(wanted)
+            self.tell(html.escape(f"The curve lacks {self._words(wanted)}: {words.error(problem)}"))
+
+    def _model(self, choice):
+        """The measured model of a choice, computed again if it is not kept; `yield from` this."""
+        if self._session.model(choice) is None:
+            with closing(self._session.events(choice)) as events:
+                for event in events:
+                    yield HOLD if event.stage == "training" else None
+        return self._session.model(choice)
+
+    def _weigh(self, choice):
+        """The ledger of the chosen point."""
+        model = yield from self._model(choice)
+        self._page.ledger.value = ledger_table(measure.sizes(model), f"Size of {self._words(choice)}")
+        self._weighed = choice
+        yield
+
+    def _pictures(self, choice, compressed):
+        """The technique's pictures of what happened inside, with room made for them on the page."""
+        anatomy = self._session.technique.anatomy
+        dense = self._session.subject(choice).model
+        pictures = list(anatomy(dense, compressed, dict(choice.setting))) if anatomy else []
+        self._page.show_pictures(self._gallery.arrange(pictures))
+        return pictures
+
+    def _warned(self, events):
+        """The events, with the technique's warnings caught: a notebook shows none from a thread."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            first = next(events)
+        self._caught = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+        yield first
+        yield from events
+
+    def _settle(self, choice):
+        """The chosen point is measured: draw it, say it, and compare it with a guess."""
+        results = self._results(choice)
+        self._record.choose(*results)
+        one_shot, measured = results[0], results[-1]
+        self._make_room(choice, measured)
+        places = [(result.file_bytes, result.accuracy) for result in (one_shot, measured)]
+        self._chart.move(one_shot=places[0], trail=(), retrained=places[1] if choice.steps else None)
+        self._page.progress.value = 1
+        self.error = None
+        subject = self._session.subject(choice)
+        size = words.size(measured.file_bytes, subject.sizes.dense_bytes)
+        text = f"{words.accuracy(measured, subject.accuracy)}; {size}"
+        if self._chart.moving.guess:
+            text += f"; {words.miss(self._chart.moving.guess, measured)}"
+        self._say(choice, text)
+
+    def _results(self, choice):
+        """The Results of a measured choice: one-shot and, if it was retrained, retrained."""
+        stages = dict.fromkeys(("one-shot", choice.last_stage))
+        found = [self._session.result(choice, stage) for stage in stages]
+        return [result for result in found if result is not None]
+
+    def _show_one_shot(self, choice, result):
+        self._record.add(result)
+        self._make_room(choice, result)
+        self._chart.move(one_shot=(result.file_bytes, result.accuracy))
+        if choice.steps:
+            accuracy = words.accuracy(result, self._session.subject(choice).accuracy)
+            self._say(choice, f"one-shot {accuracy}; {words.kib(result.file_bytes)}; retraining …")
+
+    def _show_partial(self, choice, event, last):
+        """An accuracy on the way, on a part of the validation images, at most every 0.3 s; when the last was."""
+        started = perf_counter()
+        if started - last < PARTIAL:
+            return last
+        subset = self._session.subject(choice).subset
+        with train.threads(1):
+            accuracy = train.accuracy_of(train.evaluate(event.model, subset), subset.labels)
+        self._chart.move(trail=(*self._chart.moving.trail, accuracy))
+        spent = perf_counter() - started
+        return perf_counter() + max(0.0, SHARE * spent - PARTIAL)
+
+    def _show_progress(self, progress, last):
+        now = perf_counter()
+        if now - last >= TICK:
+            self._page.progress.value = progress.step / progress.steps
+            return now
+        return last
+
+    def _make_room(self, choice, result):
+        """Widen the chart's limits if a point would lie outside."""
+        if not self._chart.fits(result.file_bytes, result.accuracy):
+            self._chart.still(self._session.subject(choice), self._groups(choice))
+
+    def _groups(self, choice):
+        """What the chart shows: for the chosen settings and each fair control (label, rows of their known points)."""
+        chosen = [("", choice), *((label, self.fair(choice, label)) for label in choice.compare)]
+        families = [(label, {key for key, _ in self._session.along(one)}) for label, one in chosen]
+        fair = set().union(*(keys for _, keys in families[1:]))
+        groups = []
+        for label, family in families:
+            known = self._session.alike(choice) if not label else self._session.along(self.fair(choice, label))
+            rows = [
+                {"accuracy": one.accuracy, "file_bytes": one.file_bytes, "stage": one.stage, "family": key in family}
+                for key, one in known
+                if self._record.shown(key) and (label or key not in fair)
+            ]
+            groups.append((label, rows))
+        return groups
+
+    def _words(self, choice):
+        return words.setting(self._session.technique, choice.setting)
+
+    def _say(self, choice, text):
+        """The status line: the setting, and what is known of it."""
+        self._said = text
+        warned = "".join(f"<br><span class='compresslab-error'>{html.escape(one)}</span>" for one in self._caught)
+        self._page.status.value = f"<b>{html.escape(self._words(choice))}</b>: {html.escape(text)}{warned}"

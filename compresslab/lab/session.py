@@ -1,0 +1,198 @@
+"""What a lab computes, without a single widget: dense baselines, measured points, and which settings are still missing.
+
+A point is measured by `sweep.stages`, as a sweep measures it, so that a curve drawn by hand and one made by a sweep
+are the same numbers. Retrained models are kept for as long as there is room, so that a point can be looked at again.
+"""
+
+from collections import OrderedDict
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from compresslab import data as datasets
+from compresslab import measure, models, recipe, sweep, train
+from compresslab.lab.curve import even_settings, nearest_first, neighbours, widest_gap
+
+YOURS = "yours"  # how an own model or own data is called in a chooser
+SUBSET = 2000  # validation images for the accuracies on the way
+MODEL_ROOM = 128 * 2**20  # bytes of retrained models that are kept
+STEPS = 100  # of retraining, unless told otherwise: measured within a second for the MLPs
+FEWER_STEPS = {"lenet_5": 50}  # for a slow network
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Everything a person has chosen; a measured point depends on model, data, setting, steps and seed alone.
+
+    model, data  names, or YOURS
+    setting      the technique's setting, by parameter name
+    compare      labels of the fair controls that are shown
+    control      name of the control moved last: the curve runs along it
+    """
+
+    model: str
+    data: str
+    setting: dict
+    steps: int
+    seed: int
+    compare: tuple = ()
+    control: str | None = None
+
+    @property
+    def last_stage(self):
+        """The stage that a measured point ends with."""
+        return "retrained" if self.steps else "one-shot"
+
+    def at(self, **setting):
+        """The same choice with some settings changed."""
+        return replace(self, setting={**self.setting, **setting})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model with its data, and what it costs before compression.
+
+    names     how the journal calls them
+    accuracy  of the dense model on the validation images
+    sizes     its SizeLedger
+    subset    the first validation images, for accuracies on the way
+    """
+
+    model: nn.Module
+    data: datasets.Data
+    names: dict
+    accuracy: float
+    sizes: measure.SizeLedger
+    subset: datasets.Split
+
+
+def default_steps(model):
+    """Retraining steps of a model, by its name: fixed numbers, so that a point does not depend on the machine."""
+    return FEWER_STEPS.get(model, STEPS)
+
+
+class Session:
+    """The worker's side of a lab: loads, measures, remembers. Used by one thread at a time.
+
+    technique  a contract Technique
+    own_model, own_data  what a person brought, or None
+    journal    where every Result goes
+    known      key -> Result: what the journal holds and what was measured here
+    """
+
+    def __init__(self, technique, own_model, own_data, journal):
+        self.technique, self.journal, self.known = technique, journal, {}
+        self._own = own_model, own_data
+        self._subjects, self._templates, self._failed = {}, {}, set()
+        self._models = OrderedDict()  # key -> measured model, the one used last at the end
+
+    def subject(self, choice):
+        """The Subject of a choice, loaded and measured the first time it is asked for."""
+        name = choice.model, choice.data
+        if name not in self._subjects:
+            data = self._own[1] if choice.data == YOURS else datasets.load(choice.data)
+            model = self._own[0] if choice.model == YOURS else models.pretrained(choice.model, data.name)
+            names = {"model": recipe.name_of(model) if choice.model == YOURS else choice.model, "data": data.name}
+            with train.threads(1):
+                accuracy, sizes = measure.accuracy(model, data.validation), measure.sizes(model)
+            self._subjects[name] = Subject(model, data, names, accuracy, sizes, data.validation[:SUBSET])
+        return self._subjects[name]
+
+    def recipe(self, choice):
+        """The sweep's Recipe of a choice."""
+        return recipe.Recipe(self.technique, dict(choice.setting), steps=choice.steps, seed=choice.seed)
+
+    def key(self, choice, stage=None):
+        """The key that a measured point of this choice has in the journal; by default that of its last stage."""
+        stage = stage or choice.last_stage
+        name = choice.model, choice.data, choice.steps, choice.seed, stage
+        if name not in self._templates:
+            subject = self.subject(choice)
+            resolved = recipe.resolved(self.recipe(choice), subject.model, subject.data)
+            self._templates[name] = recipe.blank_result(resolved, stage, subject.model, subject.data, subject.names)
+        setting = recipe.complete_setting(self.technique, choice.setting)
+        return replace(self._templates[name], setting=setting).key
+
+    def result(self, choice, stage=None):
+        """The measured Result of a choice, or None if it is not known."""
+        return self.known.get(self.key(choice, stage))
+
+    def events(self, choice):
+        """The sweep's events of one point: compressed, one-shot, training …, retrained. What is measured is kept."""
+        subject = self.subject(choice)
+        events = sweep.stages(self.recipe(choice), subject.model, subject.data, self.journal, subject.names)
+        with closing(events):
+            for event in events:
+                if event.result:
+                    self.known[event.result.key] = event.result
+                if event.stage == choice.last_stage:
+                    self._keep(event.result.key, event.model)
+                yield event
+
+    def model(self, choice):
+        """The measured model of a choice if it is still kept, or None."""
+        return self._models.get(self.key(choice))
+
+    def recall(self, choice):
+        """Take into `known` what the journal holds for this technique, model, data, steps and seed."""
+        subject = self.subject(choice)
+        where = {"technique": self.technique.name, "seed": choice.seed, "data_fingerprint": subject.data.fingerprint}
+        where["model_fingerprint"] = recipe.fingerprint(subject.model)
+        for stage in ("one-shot", choice.last_stage):
+            steps = choice.steps if stage == "retrained" else 0
+            for result in self.journal.results(stage=stage, steps=steps, **where):
+                with suppress(ValueError):  # a setting that this version of the technique no longer takes
+                    if result.key == self.key(replace(choice, setting=result.setting), stage):
+                        self.known[result.key] = result
+
+    def alike(self, choice):
+        """The known Results with the model, data, steps and seed of a choice, as pairs (key, Result)."""
+        subject = self.subject(choice)
+        for key, result in list(self.known.items()):
+            steps = choice.steps if result.stage == "retrained" else 0
+            names = {"model": result.model, "data": result.data}
+            if names == subject.names and (result.steps, result.seed) == (steps, choice.seed):
+                yield key, result
+
+    def missing(self, choice):
+        """The next setting of the curve along `choice.control` that is not measured, or None when it is whole."""
+        control = next((one for one in self.technique.controls if one.name == choice.control), None)
+        if control is None:
+            return None
+        value = choice.setting[control.name]
+        wanted = nearest_first([*neighbours(control, value), *even_settings(control)], value)
+        for setting in (*wanted, *self._gap(choice, control)):
+            there = choice.at(**{control.name: setting})
+            if self.result(there) is None and self.key(there) not in self._failed:
+                return there
+        return None
+
+    def along(self, choice):
+        """The known Results, of all stages, that differ from a choice in its control alone, as pairs (key, Result)."""
+        setting = recipe.complete_setting(self.technique, choice.setting)
+        rest = {name: value for name, value in setting.items() if name != choice.control}
+        for key, result in self.alike(choice):
+            if rest == {name: value for name, value in result.setting.items() if name != choice.control}:
+                if choice.control is None or choice.control in result.setting:
+                    yield key, result
+
+    def give_up(self, choice):
+        """Do not try this setting for the curve again: it fails."""
+        self._failed.add(self.key(choice))
+
+    def _gap(self, choice, control):
+        points = [result for _, result in self.along(choice) if result.stage == choice.last_stage]
+        gap = widest_gap(control, [(result.setting[control.name], result.file_bytes) for result in points])
+        return [] if gap is None else [gap]
+
+    def _keep(self, key, model):
+        """Keep a measured model, and let the oldest go when there is no more room."""
+        self._models[key] = model
+        self._models.move_to_end(key)
+        while len(self._models) > 1 and sum(map(_bytes, self._models.values())) > MODEL_ROOM:
+            self._models.popitem(last=False)
+
+
+def _bytes(model):
+    return sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -1,0 +1,71 @@
+"""Numbers in words, for the status line and the captions: percent, KiB, times smaller."""
+
+import html
+
+
+def setting(technique, values):
+    """A setting as a person reads it: "sparsity 90%, scope global"."""
+    declared = {control.name: control for control in technique.controls}
+    return ", ".join(f"{name} {value_of(declared.get(name), value)}" for name, value in values.items())
+
+
+def value_of(control, value):
+    """One value with its unit: 0.905 is "90.5%" where the control's unit is "%"."""
+    if control is None or isinstance(value, (str, bool)) or value is None:
+        return str(value)
+    if control.unit == "%":
+        return f"{100 * value:.6g}%"
+    return f"{value:.6g} {control.unit}".strip()
+
+
+def accuracy(result, dense):
+    """Accuracy and how far it is from the dense model's: "97.91% (−0.42 points against dense)"."""
+    return f"{result.accuracy:.2%} ({points(result.accuracy - dense)} against dense)"
+
+
+def points(difference):
+    """A difference of two fractions in percentage points, with its sign: "−0.42 points"."""
+    if abs(difference) < 5e-5:
+        return "±0.00 points"
+    return f"{'+' if difference > 0 else '−'}{abs(100 * difference):.2f} points"
+
+
+def size(file_bytes, dense_bytes):
+    """A file's size against 4 bytes a number: "41.3 KiB, 25.2× smaller than dense fp32"."""
+    ratio = dense_bytes / file_bytes
+    against = f"{ratio:.3g}× smaller" if ratio >= 1 else f"{1 / ratio:.3g}× larger"
+    return f"{kib(file_bytes)}, {against} than dense fp32"
+
+
+def kib(file_bytes):
+    """Bytes in KiB: "41.3 KiB"."""
+    return f"{file_bytes / 1024:,.1f} KiB"
+
+
+def miss(guess, result):
+    """How far a locked-in guess (accuracy, file_bytes or None) lies from a measured point."""
+    off = f"your guess was {guess[0]:.1%}: {points(guess[0] - result.accuracy)} off"
+    if guess[1] is None:
+        return off
+    return f"{off}; {kib(guess[1])} for {kib(result.file_bytes)}"
+
+
+def error(problem):
+    """An exception in words; the kind of error only where its text alone would not be a sentence."""
+    text = str(problem).strip()
+    if isinstance(problem, ValueError) and text:
+        return text
+    return f"{type(problem).__name__}: {text}" if text else f"{type(problem).__name__}, without a message"
+
+
+def chart(subject, result):
+    """A sentence that says what the accuracy-versus-size picture shows."""
+    text = "Measured validation accuracy against measured file size, dots joined along the curve; the accuracy axis is "
+    text += f"stretched near 100%. Dense model: {subject.accuracy:.2%}, {kib(subject.sizes.file_bytes)}."
+    return text if result is None else f"{text} Chosen point: {result.accuracy:.2%}, {kib(result.file_bytes)}."
+
+
+def test_report(setting_words, found, dense, images):
+    """The chosen point on the test images, with its interval, beside the dense model."""
+    one, other = (f"{each.accuracy:.2%} (95% interval {each.low:.2%} to {each.high:.2%})" for each in (found, dense))
+    return f"<b>Test</b> ({images:,} images, {html.escape(setting_words)}): {one}; dense {other}."

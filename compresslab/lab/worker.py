@@ -1,0 +1,198 @@
+"""The lab's worker: one job at a time, away from the notebook's own thread; the newest request wins.
+
+A job is a function that returns a generator. Between two of its yields the worker looks for a newer request and, if
+there is one, closes the generator and starts the newer. Where a job yields HOLD (between two training steps) a person
+may pause, step and resume it. When nothing is asked for, the worker runs background jobs, which give way at once.
+
+Without threads (Colab shows nothing from them) the same code runs to the end inside `submit`.
+"""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+
+HOLD = "hold"
+PATIENCE = 0.4  # seconds without a request before a background job starts
+
+BREATH = 0.001  # seconds between two steps of a background job: whoever waits for torch or a core comes first
+
+_open = weakref.WeakSet()
+
+
+def threads_work():
+    """Whether a worker thread can show anything here: not in Colab, and not where COMPRESSLAB_THREADS is 0."""
+    return "google.colab" not in sys.modules and os.environ.get("COMPRESSLAB_THREADS", "1") != "0"
+
+
+class Worker:
+    """Runs jobs; see the module.
+
+    background  function that returns the next background job, or None when there is nothing left to do
+    on_error    called with the exception of a job that failed; the worker lives on
+    threaded    False runs each job to its end inside `submit`, and no background jobs
+    """
+
+    def __init__(self, background=lambda: None, on_error=lambda error: None, threaded=True):
+        self.threaded = threaded
+        self._background = background
+        self._on_error = on_error
+        self._changed = threading.Condition()
+        self._newest = None  # handed over, not begun
+        self._pending = False  # handed over or at work
+        self._measured = True  # the newest job came to its end
+        self._running = False
+        self._more = False  # background jobs may be left
+        self._paused = self._closed = False
+        self._granted = 0  # steps a person asked for while paused
+        self._thread = None
+        _open.add(self)
+
+    @property
+    def paused(self):
+        return self._paused
+
+    @property
+    def pending(self):
+        """Whether a job is handed over or at work (background jobs do not count)."""
+        return self._pending
+
+    def submit(self, job):
+        """Hand a job over; the one at work is cancelled at its next yield. Returns at once where there are threads."""
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("this lab is closed; open another with cl.lab.explore(...)")
+            self._newest, self._pending, self._measured = job, True, False
+            self._changed.notify_all()
+            if self.threaded and self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="compresslab lab", daemon=True)
+                self._thread.start()
+        if not self.threaded:
+            self._drain()
+
+    def wait(self, timeout=None):
+        """Wait for the newest job; True when it came to its end, False at the timeout or when it failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pending or self._closed, timeout)
+            return self._measured and not self._pending
+
+    def pause(self):
+        """Hold the job at its next training step."""
+        with self._changed:
+            self._paused, self._granted = True, 0
+
+    def step(self):
+        """Let a held job take one training step; pauses a job that is not held."""
+        with self._changed:
+            self._granted = self._granted + 1 if self._paused else 0
+            self._paused = True
+            self._changed.notify_all()
+
+    def resume(self):
+        """Let a held job go on."""
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
+    def close(self, timeout=5):
+        """Stop: cancel what runs, start nothing more, and wait up to `timeout` seconds for the thread to end."""
+        with self._changed:
+            self._closed, self._newest = True, None
+            self._changed.notify_all()
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _loop(self):
+        while not self._closed:
+            self._drain()
+            with self._changed:
+                self._changed.wait_for(self._called, PATIENCE)
+            while self._more and not self._called() and not self._paused:
+                self._more = self._run_background()
+            with self._changed:
+                self._changed.wait_for(lambda: self._called() or (self._more and not self._paused))
+
+    def _called(self):
+        return self._newest is not None or self._closed
+
+    def _drain(self):
+        """Run jobs until none is waiting; returns at once if another callback is already doing so."""
+        with self._changed:
+            if self._running:
+                return
+            self._running = True
+        try:
+            while job := self._take():
+                self._finish(self._run(job))
+        except BaseException:
+            self._finish(False, interrupted=True)
+            raise
+
+    def _take(self):
+        with self._changed:
+            job, self._newest = self._newest, None
+            self._running = job is not None
+            return job
+
+    def _finish(self, measured, interrupted=False):
+        with self._changed:
+            self._more = True
+            if interrupted:
+                self._running = False
+            if self._newest is None:
+                self._pending, self._measured = False, measured
+            self._changed.notify_all()
+
+    def _run_background(self):
+        """One background job; False when there is none left."""
+        try:
+            job = self._background()
+        except Exception as error:  # noqa: BLE001 - whatever a technique raises is shown, in words
+            self._report(error)
+            return False
+        if job is not None:
+            self._run(job, BREATH)
+        return job is not None
+
+    def _run(self, job, breath=0.0):
+        """Run a job until it ends or a newer one is handed over; True if it ended."""
+        steps = None
+        try:
+            steps = job()
+            while True:
+                mark = next(steps, self)
+                if mark is self:
+                    return True
+                if mark == HOLD and self.threaded:
+                    self._hold()
+                if breath:
+                    time.sleep(breath)
+                if self._called():
+                    return False
+        except Exception as error:  # noqa: BLE001 - whatever a technique raises is shown, in words
+            self._report(error)
+            return False
+        finally:
+            if steps is not None:
+                steps.close()
+
+    def _hold(self):
+        """Wait here while paused, until a step is granted, or the job is not wanted any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._paused or self._granted or self._called())
+            self._granted = max(0, self._granted - 1)
+
+    def _report(self, error):
+        try:
+            self._on_error(error)
+        except Exception:  # noqa: BLE001 - the worker must outlive a display that fails
+            logging.getLogger(__name__).exception("could not show %r", error)
+
+
+@atexit.register
+def _close_all():
+    for worker in list(_open):
+        worker.close(timeout=2)
