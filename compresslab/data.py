@@ -130,19 +130,18 @@ def from_tensors(
     returns                   Data; every class that occurs has at least one image in each part that is split off
     raises                    ValueError naming what is wrong
     """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name is {name!r}; give a word for the data set")
     images, labels = (part.cpu() for part in _pair(images, labels))
-    if (test_images is None) != (test_labels is None):
-        raise ValueError("test_images and test_labels belong together; give both, or neither")
-    test = None if test_images is None else Split(*_pair(test_images, test_labels, "test_")).to("cpu")
-    if test is not None and test.images.shape[1:] != images.shape[1:]:
-        shapes = f"{tuple(test.images.shape[1:])}, images have {tuple(images.shape[1:])}"
-        raise ValueError(f"test_images have shape {shapes}; give both the same shape")
+    test = _test_set(test_images, test_labels, images.shape[1:])
     classes = _class_names(classes, [labels] if test is None else [labels, test.labels])
-    rows = _three_ways(labels.numpy(), validation_fraction, test_fraction if test is None else None, seed)
-    whole = Split(images, labels)
-    train, validation = whole[rows[0]], whole[rows[1]]
-    test = whole[rows[2]] if test is None else Split(test.images.clone(), test.labels.clone())
-    return Data(str(name), train, validation, test, classes)
+    rest, seed = np.arange(len(labels)), checks.integer("seed", seed, 0)
+    count = _count("validation_fraction", validation_fraction, labels)
+    if test is None:
+        rest, held_out = stratified(labels, _count("test_fraction", test_fraction, labels), seed, leave=2)
+        test = Split(images[held_out], labels[held_out])
+    train, validation = (rest[rows] for rows in stratified(labels[rest], count, seed))
+    return Data(name, *(Split(images[rows], labels[rows]) for rows in (train, validation)), test, classes)
 
 
 def from_torchvision(
@@ -230,19 +229,24 @@ def _shares(counts, total, leave):
     return shares
 
 
-def _three_ways(labels, validation_fraction, test_fraction, seed):
-    """Positions for train, validation and, unless test_fraction is None, test."""
-    seed = checks.integer("seed", seed, 0)
-    sizes = []
-    for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
-        if fraction is not None and not 0 < checks.fraction(name, fraction) < 1:
-            raise ValueError(f"{name} is {fraction!r}; give a fraction above 0 and below 1")
-        sizes.append(None if fraction is None else max(1, round(fraction * len(labels))))
-    rest, test = np.arange(len(labels)), None
-    if sizes[1] is not None:
-        rest, test = stratified(labels, sizes[1], seed, leave=2)
-    train, validation = stratified(labels[rest], sizes[0], seed)
-    return rest[train], rest[validation], test
+def _test_set(images, labels, shape):
+    """A test set of the caller's own as a Split of copies, None if there is none; its images must have `shape`."""
+    if (images is None) != (labels is None):
+        raise ValueError("test_images and test_labels belong together; give both, or neither")
+    if images is None:
+        return None
+    images, labels = _pair(images, labels, "test_")
+    if images.shape[1:] != shape:
+        shapes = f"{tuple(images.shape[1:])}, images have {tuple(shape)}"
+        raise ValueError(f"test_images have shape {shapes}; give both the same shape")
+    return Split(images.to("cpu", copy=True), labels.to("cpu", copy=True))
+
+
+def _count(name, fraction, labels):
+    """The number of images that a fraction of them is, one at least; raises ValueError unless 0 < fraction < 1."""
+    if not 0 < checks.fraction(name, fraction) < 1:
+        raise ValueError(f"{name} is {fraction!r}; give a fraction above 0 and below 1")
+    return max(1, round(fraction * len(labels)))
 
 
 def _pair(images, labels, prefix=""):
@@ -270,8 +274,9 @@ def _tensor(name, value):
             value = torch.from_numpy(np.array(value))  # a copy: never a view of the caller's array
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} cannot be made one tensor of numbers: {error}") from error
-    if value.is_complex():
-        raise ValueError(f"{name} are complex; give real numbers")
+    if value.is_complex() or value.is_quantized or value.is_meta or value.layout != torch.strided:
+        kind = f"{value.dtype}, {value.layout}, on {value.device}"
+        raise ValueError(f"{name} are a tensor of {kind}; give an ordinary dense one of real numbers")
     return value.detach()
 
 
@@ -298,7 +303,7 @@ def _class_names(classes, labels):
         if highest >= MOST_CLASSES:
             raise ValueError(f"labels hold {highest}; number the classes 0, 1, 2, …")
         return tuple(map(str, range(highest + 1)))
-    if isinstance(classes, str) or not hasattr(classes, "__len__"):
+    if isinstance(classes, str) or not hasattr(classes, "__getitem__"):
         raise ValueError(f"classes is {classes!r}; give a list of names, label 0 first")
     if highest >= len(classes):
         raise ValueError(
