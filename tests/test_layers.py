@@ -1,0 +1,453 @@
+"""Looking into a model, and masks that keep zeros zero, on every kind of module that holds a weight."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import prune as torch_prune
+
+import compresslab as cl
+from compresslab.layers import Mask
+
+
+def small(seed=0):
+    """Two dense layers on 6 inputs."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4))
+
+
+def some_mask(weight, keep=0.5, seed=0):
+    return torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < keep
+
+
+def masked(model=None, keep=0.5):
+    model = small() if model is None else model
+    for module in cl.layers.weight_layers(model).values():
+        cl.layers.set_mask(module, some_mask(module.weight, keep))
+    return model
+
+
+class Tied(nn.Module):
+    """A language model whose embedding and output layer share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.inner = nn.Linear(4, 4)
+        self.output = nn.Linear(4, 7)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.output(self.inner(self.embedding(tokens)))
+
+
+class Twice(nn.Module):
+    """One layer under two names, and a third that shares its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.again = self.first
+        self.other = nn.Linear(3, 3)
+        self.other.weight = self.first.weight
+
+    def forward(self, images):
+        return self.other(self.again(self.first(images)))
+
+
+def train_steps(model, images, optimizer=None, steps=3):
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+
+
+KINDS = {
+    "Linear": lambda: nn.Linear(3, 2),
+    "Conv1d": lambda: nn.Conv1d(2, 3, 3),
+    "Conv2d": lambda: nn.Conv2d(2, 3, 3),
+    "Conv3d": lambda: nn.Conv3d(2, 3, 3),
+    "ConvTranspose1d": lambda: nn.ConvTranspose1d(2, 3, 3),
+    "ConvTranspose2d": lambda: nn.ConvTranspose2d(2, 3, 3),
+    "ConvTranspose3d": lambda: nn.ConvTranspose3d(2, 3, 3),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+def test_weight_layers_finds_each_kind(make):
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(make()), nn.BatchNorm1d(3))
+    assert list(cl.layers.weight_layers(model)) == ["1.0"]
+    assert list(cl.layers.weight_layers(make())) == [""]
+
+
+def test_weight_layers_come_in_module_order_whatever_order_is_asked_for():
+    model = small()
+    assert list(cl.layers.weight_layers(model, ["3", "0"])) == ["0", "3"]
+    assert cl.layers.weight_layers(model)["3"] is model[3]
+
+
+def test_a_module_used_twice_is_one_layer_found_by_either_name():
+    model = Twice()
+    assert list(cl.layers.weight_layers(model)) == ["first", "other"]
+    assert list(cl.layers.weight_layers(model, ["again"])) == ["first"]
+
+
+def test_parametrizations_are_not_layers():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, weight):
+            return self.inner(weight)
+
+    model = small()
+    parametrize.register_parametrization(model[0], "weight", Learned())
+    assert list(cl.layers.weight_layers(model)) == ["0", "3"]
+    assert cl.layers.count_parameters(model) == cl.layers.count_parameters(small())
+
+
+@pytest.mark.parametrize(
+    "layers, said",
+    [
+        (["fc9"], "layers has 'fc9'; choose from 0, 3"),
+        (["1"], "a BatchNorm1d"),
+        ("0", "list of layer names"),
+        ([3], "3"),
+    ],
+)
+def test_an_unknown_layer_is_named(layers, said):
+    with pytest.raises(ValueError, match=said):
+        cl.layers.weight_layers(small(), layers)
+
+
+def test_a_lazy_layer_says_what_to_do():
+    with pytest.raises(ValueError, match="layer '0' is lazy.*one batch"):
+        cl.layers.weight_layers(nn.Sequential(nn.LazyLinear(3)))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_weight_made_by_a_hook_says_what_works():
+    with pytest.raises(ValueError, match="layer '0'.*parametrizations"):
+        cl.layers.weight_layers(nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2))))
+
+
+def test_a_mask_zeroes_and_the_next_one_replaces_it():
+    layer = nn.Linear(6, 5)
+    before, mask = layer.weight.detach().clone(), some_mask(layer.weight)
+    cl.layers.set_mask(layer, mask)
+    assert torch.equal(layer.weight, before * mask)
+    assert torch.equal(cl.layers.get_mask(layer), mask)
+    other = some_mask(layer.weight, seed=1)
+    cl.layers.set_mask(layer, other)
+    assert [type(one) for one in layer.parametrizations.weight] == [Mask]
+    assert torch.equal(layer.weight, before * mask * other)
+    assert torch.equal(cl.layers.get_mask(layer), other)
+
+
+def test_an_unmasked_layer_has_no_mask():
+    assert cl.layers.get_mask(nn.Linear(2, 2)) is None
+    assert cl.layers.get_mask(nn.ReLU()) is None
+    assert cl.layers.get_mask(parametrizations.weight_norm(nn.Linear(2, 2))) is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, -0.0], ids=str)
+def test_masked_weights_are_positive_zero_whatever_was_there(value):
+    layer = nn.Linear(3, 1)
+    with torch.no_grad():
+        layer.weight[0, 0] = value
+    cl.layers.set_mask(layer, torch.tensor([[False, True, True]]))
+    for weight in (layer.weight, layer.parametrizations.weight.original, layer.eval().weight):
+        assert weight[0, 0] == 0 and not weight[0, 0].signbit()
+
+
+def test_an_assigned_weight_is_masked_and_not_written_to():
+    layer, value = nn.Linear(3, 1, bias=False), torch.tensor([[-math.inf, 2.0, 3.0]])
+    cl.layers.set_mask(layer, torch.tensor([[False, True, True]]))
+    layer.weight = value
+    assert layer.weight.tolist() == [[0, 2, 3]]
+    assert layer.parametrizations.weight.original.tolist() == [[0, 2, 3]]
+    assert value[0, 0] == -math.inf
+
+
+@pytest.mark.parametrize(
+    "mask, said",
+    [
+        (torch.ones(2, 3, dtype=torch.bool), "shape"),
+        (torch.ones(3, 2), "torch.float32"),
+        ([[True]], "torch.bool"),
+    ],
+    ids=["shape", "dtype", "list"],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask, said):
+    layer = nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=said):
+        cl.layers.set_mask(layer, mask)
+    assert cl.layers.get_mask(layer) is None
+
+
+def test_a_tensor_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="name is 'kernel'; Linear has weight, bias"):
+        cl.layers.set_mask(nn.Linear(2, 3), torch.ones(3, 2, dtype=torch.bool), "kernel")
+
+
+OPTIMIZERS = {
+    "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.1, weight_decay=0.5),
+    "momentum": lambda weights: torch.optim.SGD(weights, lr=0.01, momentum=0.9, weight_decay=0.5, nesterov=True),
+    "rmsprop": lambda weights: torch.optim.RMSprop(weights, lr=0.1, momentum=0.5),
+}
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_training_keeps_zeros_zero_and_moves_the_rest(make):
+    model = masked()
+    start = [model[index].weight.detach().clone() for index in (0, 3)]
+    train_steps(model, torch.randn(8, 6), make(model.parameters()))
+    for layer, before in zip((model[0], model[3]), start, strict=True):
+        mask = cl.layers.get_mask(layer)
+        assert (layer.weight[~mask] == 0).all() and (layer.parametrizations.weight.original[~mask] == 0).all()
+        assert (layer.weight != before)[mask].all()
+
+
+def test_an_optimizer_with_momentum_from_before_cannot_move_a_zero():
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    train_steps(model, torch.randn(8, 6), optimizer)
+    masked(model)
+    train_steps(model, torch.randn(8, 6), optimizer)
+    assert all((model[index].weight[~cl.layers.get_mask(model[index])] == 0).all() for index in (0, 3))
+
+
+def test_the_mask_follows_a_changed_buffer_and_dtype_while_training():
+    layer = masked(nn.Linear(6, 5))
+    layer.weight.sum().backward()
+    state = masked(nn.Linear(6, 5), keep=0.1).state_dict()
+    layer.load_state_dict(state)
+    assert torch.equal(layer.weight != 0, state["parametrizations.weight.0.mask"])
+    assert layer.double().weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_half_and_double_precision(dtype):
+    model = masked(small().to(dtype)).eval()
+    assert model(torch.ones(2, 6, dtype=dtype)).dtype == dtype
+    assert all(value.dtype == dtype for name, value in cl.layers.effective_state(model).items() if "weight" in name)
+    other = masked().to(dtype)
+    assert cl.layers.get_mask(other[0]).dtype == torch.bool and other[0].weight.dtype == dtype
+
+
+def test_frozen_weights_stay_frozen():
+    model = small().requires_grad_(False)
+    masked(model)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    assert not any(weight.requires_grad for weight in cl.layers.plain(model).parameters())
+
+
+def test_state_dict_goes_into_another_masked_model():
+    one, other = masked().eval(), masked(small(seed=1), keep=0.2).eval()
+    other.load_state_dict(one.state_dict())
+    images = torch.randn(3, 6)
+    assert torch.equal(one(images), other(images))
+    assert torch.equal(cl.layers.get_mask(other[0]), cl.layers.get_mask(one[0]))
+
+
+@pytest.mark.parametrize(
+    "norm", [parametrizations.weight_norm, parametrizations.spectral_norm], ids=["weight", "spectral"]
+)
+def test_a_mask_goes_after_other_parametrizations(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(norm(nn.Linear(6, 5)))
+    mask = some_mask(model[0].weight)
+    cl.layers.set_mask(model[0], mask)
+    cl.layers.set_mask(model[0], mask)
+    assert [isinstance(one, Mask) for one in model[0].parametrizations.weight] == [False, True]
+    train_steps(model, torch.randn(8, 6))
+    assert (model[0].weight[~mask] == 0).all()
+    images = torch.randn(3, 6)
+    assert torch.allclose(cl.layers.plain(model)(images), model.eval()(images))
+
+
+def test_reading_a_spectral_norm_takes_no_step():
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 5)))
+    before = copy.deepcopy(model.state_dict())
+    cl.layers.effective_state(model)
+    cl.layers.count_nonzeros(model)
+    cl.layers.plain(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_a_mask_moves_behind_a_parametrization_that_came_later():
+    class Negative(nn.Module):
+        def forward(self, weight):
+            return 1 - weight
+
+    layer = nn.Linear(4, 3)
+    cl.layers.set_mask(layer, some_mask(layer.weight))
+    parametrize.register_parametrization(layer, "weight", Negative())
+    mask = some_mask(layer.weight, seed=1)
+    cl.layers.set_mask(layer, mask)
+    assert torch.equal(layer.weight != 0, mask)
+
+
+def test_deepcopy_is_independent():
+    model = masked()
+    twin = copy.deepcopy(model)
+    before = model[0].weight.detach().clone()
+    train_steps(twin, torch.randn(8, 6))
+    cl.layers.set_mask(twin[0], torch.zeros(5, 6, dtype=torch.bool))
+    assert torch.equal(model[0].weight, before)
+    assert cl.layers.count_nonzeros(model) > cl.layers.count_nonzeros(twin)
+
+
+COPIES = {"duplicate": cl.layers.duplicate, "deepcopy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("twin_of", COPIES.values(), ids=COPIES.keys())
+def test_what_is_done_to_a_copy_leaves_the_original_whole(twin_of):
+    """torch's parametrizations live in the class, and deepcopy shares the class."""
+    model = masked()
+    before, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+    twin = twin_of(model)
+    cl.layers.set_mask(twin[0], torch.zeros(5, dtype=torch.bool), "bias")
+    cl.layers.plain(twin)
+    if twin_of is cl.layers.duplicate:
+        parametrize.remove_parametrizations(twin[0], "weight")
+    assert torch.equal(model[0].weight, before) and torch.equal(model[0].bias, bias)
+    assert not twin[0].bias.any()
+
+
+def test_duplicate_copes_with_what_a_forward_pass_left_behind():
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, images):
+            self.last = self.inner(images)
+            return self.last
+
+    model = Remembers()
+    output = model(torch.randn(2, 3))
+    assert torch.equal(cl.layers.duplicate(model).last, output)
+    assert model.last is output
+
+
+def test_plain_has_the_names_and_outputs_of_an_ordinary_model():
+    model = masked().eval()
+    bare = cl.layers.plain(model)
+    images = torch.randn(3, 6)
+    assert torch.equal(bare(images), model(images))
+    assert list(bare.state_dict()) == list(small().state_dict())
+    assert [type(module) for module in bare.modules()] == [type(module) for module in small().modules()]
+    assert [tuple(weight.shape) for weight in bare.parameters()] == [tuple(w.shape) for w in small().parameters()]
+    assert parametrize.is_parametrized(model[0]) and not bare.training
+    small().load_state_dict(bare.state_dict())
+
+
+def pruned_by_torch():
+    model = small()
+    torch_prune.l1_unstructured(model[0], "weight", 0.5)
+    torch_prune.random_unstructured(model[3], "weight", 0.25)
+    torch_prune.l1_unstructured(model[3], "weight", 0.5)
+    torch_prune.l1_unstructured(model[3], "bias", 2)
+    return model
+
+
+MODELS = {
+    "dense": small,
+    "masked": masked,
+    "tied": Tied,
+    "tied, masked": lambda: cl.zero_pruning.prune(Tied(), 0.5),
+    "twice": lambda: cl.zero_pruning.prune(Twice(), 0.5),
+    "weight norm": lambda: masked(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)))),
+    "spectral norm": lambda: masked(nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(2, 3, 3)))),
+    "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(4, 4))),
+    "pruned by torch": pruned_by_torch,
+    "frozen": lambda: masked(small().requires_grad_(False)),
+    "no bias": lambda: masked(nn.Sequential(nn.Linear(4, 3, bias=False))),
+    "bare layer": lambda: masked(nn.Linear(4, 3)),
+    "recurrent": lambda: nn.Sequential(nn.LSTM(3, 2), nn.Linear(2, 2)),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+def test_effective_state_is_the_state_of_the_plain_model(make):
+    model = make()
+    state, expected = cl.layers.effective_state(model), cl.layers.plain(model).state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert not any(value.requires_grad for value in state.values())
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+def test_counts_are_those_of_the_plain_model(make):
+    model = make()
+    weights = list(cl.layers.plain(model).parameters())
+    assert cl.layers.count_parameters(model) == sum(weight.numel() for weight in weights)
+    assert cl.layers.count_nonzeros(model) == sum(int(weight.count_nonzero()) for weight in weights)
+
+
+def test_effective_state_keeps_order_when_a_bias_is_masked_too():
+    model = masked()
+    cl.layers.set_mask(model[0], torch.tensor([True, False, True, True, False]), "bias")
+    assert list(cl.layers.effective_state(model)) == list(small().state_dict())
+    assert cl.layers.effective_state(model)["0.bias"][1] == 0
+
+
+def test_effective_state_and_counts_of_a_parametrized_buffer():
+    class Halved(nn.Module):
+        def forward(self, value):
+            return value / 2
+
+    model = nn.BatchNorm1d(3)
+    parametrize.register_parametrization(model, "running_var", Halved())
+    assert cl.layers.effective_state(model)["running_var"].tolist() == [0.5] * 3
+    assert cl.layers.plain(model).running_var.tolist() == [0.5] * 3
+    assert "running_var" in dict(cl.layers.plain(model).named_buffers())
+    assert cl.layers.count_parameters(model) == 6
+
+
+def test_tied_weights_stay_tied_when_baked():
+    bare = cl.layers.plain(cl.zero_pruning.prune(Tied(), 0.5))
+    assert bare.output.weight is bare.embedding.weight
+    state = cl.layers.effective_state(cl.zero_pruning.prune(Tied(), 0.5))
+    assert state["output.weight"].data_ptr() == state["embedding.weight"].data_ptr()
+
+
+def test_counts_leave_buffers_out_and_zeros_in():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    assert cl.layers.count_parameters(model) == 6 + 2 + 4
+    cl.layers.set_mask(model[0], torch.zeros(2, 3, dtype=torch.bool))
+    nn.init.ones_(model[0].bias)
+    assert cl.layers.count_parameters(model) == 12 and cl.layers.count_nonzeros(model) == 2 + 2
+
+
+def test_a_model_pruned_by_torch_reads_as_masked():
+    model = pruned_by_torch()
+    mask = model[0].weight_mask.bool()
+    assert torch.equal(cl.layers.get_mask(model[0]), mask)
+    twin = cl.layers.duplicate(model)
+    images = torch.randn(3, 6)
+    assert torch.equal(cl.layers.get_mask(twin[0]), mask)
+    assert cl.layers.get_mask(twin[3], "bias").sum() == 2
+    assert torch.equal(twin.eval()(images), model.eval()(images))
+    assert [name for name, _ in model.named_parameters()][:2] == ["0.bias", "0.weight_orig"]
+
+
+def test_distinct_weights_lists_a_shared_weight_once_with_all_its_users():
+    model = Tied()
+    weights = cl.layers.distinct_weights(model)
+    assert [weight.names for weight in weights] == [("inner",), ("output",)]
+    assert {module for module, _ in weights[1].holders} == {model.embedding, model.output}
+    assert [weight.names for weight in cl.layers.distinct_weights(Twice())] == [("first", "other")]
+
+
+def test_an_entry_masked_under_one_of_its_names_is_masked():
+    model = Twice()
+    cl.layers.set_mask(model.first, torch.eye(3, dtype=torch.bool))
+    assert torch.equal(cl.layers.distinct_weights(model)[0].mask, torch.eye(3, dtype=torch.bool))
