@@ -1,0 +1,21 @@
+"""The .clab file, format version 1: a model in one self-describing file, exact to the bit, without class or pickle.
+
+    save(net, "net.clab"); same = load("net.clab")
+
+Written specification, by module:
+    container     magic, version, lengths, header, two payload sections, checksum; written whole or not at all
+    content       the header: tensors by name, modes, masks
+    architecture  the layers of torch.nn as JSON;  graph, calls  a class of the user's own as a graph of allowed calls
+    plain         arguments as JSON
+    tensors       a tensor dense or sparse;  values  words of bits in their cheapest form;  positions  what is kept
+    streams       varints, histograms, and the range coder
+
+Loading trusts nothing. Every length is checked before it is used, nothing is built that the length of the file (or
+`max_bytes`, for the numbers) does not pay for, names are looked up in fixed lists, and no code of the file runs.
+A damaged file raises CorruptFileError, always.
+"""
+
+from compresslab.storage.container import CorruptFileError
+from compresslab.storage.file import dumps, file_bytes, load, loads, save
+
+__all__ = ["CorruptFileError", "dumps", "file_bytes", "load", "loads", "save"]

@@ -1,10 +1,10 @@
 """Exact coding of which entries of a tensor are kept, in the cheapest of four forms.
 
-    none, all  nothing more to say
-    gaps       how many entries are skipped before each kept one; for very few kept entries
-    odds       one range-coded bit for each entry of the matrix (first dimension × the rest), with probability from
-               odds = base · row factor · column factor. A factor is 2**((level - 16) / 2), level 1 to 31, chosen for a
-               row or column by how many of its entries are kept; level 0 is a row or column that keeps none at all
+none, all  nothing more to say
+gaps       how many entries are skipped before each kept one; for very few kept entries
+odds       one range-coded bit for each entry of the matrix (first dimension × the rest), with probability from
+           odds = base · row factor · column factor. A factor is 2**((level - 16) / 2), level 1 to 31, chosen for a
+           row or column by how many of its entries are kept; level 0 is a row or column that keeps none at all
 """
 
 import math

@@ -1,10 +1,10 @@
 """Exact coding of a one-dimensional array of words (the bits of numbers), in the cheapest of four forms.
 
-    raw       the words as they are, little-endian
-    constant  one word, repeated
-    planes    each byte of the words by itself: raw, or entropy-coded with a histogram. Floats are rotated left by one
-              bit first, so that one byte holds the whole exponent, the predictable part; signed integers are zigzagged
-    palette   up to 4096 distinct words, ascending, then one entropy-coded index each: weights on a grid or codebook
+raw       the words as they are, little-endian
+constant  one word, repeated
+planes    each byte of the words by itself: raw, or entropy-coded with a histogram. Floats are rotated left by one
+          bit first, so that one byte holds the whole exponent, the predictable part; signed integers are zigzagged
+palette   up to 4096 distinct words, ascending, then one entropy-coded index each: weights on a grid or codebook
 """
 
 from dataclasses import dataclass

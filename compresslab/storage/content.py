@@ -1,0 +1,188 @@
+"""What a .clab file holds beside the architecture: the tensors by name, and the header that lists them.
+
+The header has
+    tensors   one entry a name of the state dict, in its order: [name, dtype, shape], or [name, index] for a tensor that
+              is the very same one as an earlier entry. The payload holds the tensors in this order (see `tensors`)
+    model     the architecture (see `architecture`, `graph`), or null: then the file holds tensors only
+    training  whether the model was in training mode;  flipped  names of the modules that were in the other mode
+    frozen    indices of tensors that take no gradient though they could: frozen parameters
+    masked    indices of tensors that carry a mask;  extra  indices of tensors that are not in the state dict
+What is empty is left out.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from compresslab import layers
+from compresslab.storage import architecture, streams, tensors
+from compresslab.storage.container import CorruptFileError
+
+_INDICES = ("frozen", "masked", "extra")
+_DIMENSIONS = 64  # most that torch has
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name and its tensor: `dtype` (a key of tensors.TYPES) and `shape`; `tied` is the index of an earlier entry."""
+
+    name: str
+    dtype: str
+    shape: tuple
+    tied: int | None = None
+
+
+@dataclass(frozen=True)
+class Content:
+    """A decoded file: of each entry its `values` (tensor) and `keeps` (bool tensor or None); sets of indices; modes."""
+
+    entries: list
+    values: list
+    keeps: list
+    frozen: set
+    masked: set
+    extra: set
+    training: bool
+    flipped: set
+
+
+def check_model(model):
+    """Raise ValueError for a model that cannot be saved: not a module, not ready, or with state that is not tensors."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(f"module {name!r} has extra state, which is not tensors; a .clab file cannot hold it")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"tensor {name!r} is lazy and has no values yet; run one batch through the model first")
+        odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested
+        if odd or tensor.dtype not in tensors.NAMES:
+            raise ValueError(f"tensor {name!r} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; it has no bytes")
+
+
+def state_of(model):
+    """Name -> Parameter or buffer: what model.state_dict() holds, the tensors being the model's own."""
+    found = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        kept = {name: one for name, one in module._buffers.items() if name not in module._non_persistent_buffers_set}
+        for name, tensor in {**module._parameters, **kept}.items():
+            if tensor is not None:
+                found[f"{prefix}.{name}" if prefix else name] = tensor
+    return found
+
+
+def masks(model, flat):
+    """Name -> mask of the masked tensors of `model`; `flat` is plain(model). Tied names share the first one's mask."""
+    first, found = {}, {}
+    for name, tensor in state_of(flat).items():
+        path, _, own = name.rpartition(".")
+        mask = layers.get_mask(model.get_submodule(path), own)
+        if mask is not None:
+            mask = first.setdefault(id(tensor), mask)
+            if not tensor.detach()[~mask].any():
+                found[name] = mask
+    return found
+
+
+def header(model, state, masked, described, extra):
+    """The header of a file.
+
+    state   name -> tensor, extras last;  masked, extra  collections of names;  described  node of the architecture
+    """
+    first, listed = {}, []
+    for index, (name, tensor) in enumerate(state.items()):
+        tied = first.setdefault(id(tensor), index)
+        whole = [name, tensors.NAMES[tensor.dtype], list(tensor.shape)]
+        listed.append(whole if tied == index else [name, tied])
+    names = list(state)
+    lists = {
+        "flipped": [name for name, module in model.named_modules() if module.training != model.training],
+        "frozen": [names.index(name) for name, one in model.named_parameters() if _could_learn(one)],
+        "masked": [index for index, name in enumerate(names) if name in masked],
+        "extra": [index for index, name in enumerate(names) if name in extra],
+    }
+    used = {key: value for key, value in lists.items() if value}
+    return {"model": described, "training": model.training, **used, "tensors": listed}
+
+
+def check_header(found, length):
+    """Raise CorruptFileError unless a header has the keys and types above, and no more than its length pays for."""
+    kinds = {"model": (list, type(None)), "training": bool, "tensors": list}
+    lists = [key for key in (*_INDICES, "flipped") if key in found]
+    if set(found) != {*kinds, *lists} or not all(isinstance(found[key], kind) for key, kind in kinds.items()):
+        raise CorruptFileError(f"header has {sorted(found)[:10]}, or values of other types than it should")
+    if len(found["tensors"]) > architecture.MODULES_PAID + length // 4:
+        raise CorruptFileError(f"{len(found['tensors'])} tensors are more than a file of {length} bytes holds")
+    for key in lists:
+        wanted = str if key == "flipped" else int
+        if not isinstance(found[key], list) or not all(type(one) is wanted for one in found[key]):
+            raise CorruptFileError(f"{key} is not a list of {wanted.__name__}")
+        if wanted is int and not all(0 <= one < len(found["tensors"]) for one in found[key]):
+            raise CorruptFileError(f"{key} points outside the list of tensors")
+
+
+def entries(listed):
+    """The entries of a header's list of tensors; raises CorruptFileError for a double, odd or dangling one."""
+    found = []
+    for one in listed:
+        found.append(_entry(one, found))
+    if len({entry.name for entry in found}) != len(found):
+        raise CorruptFileError("a tensor's name stands twice")
+    return found
+
+
+def check_size(listed, limit):
+    """Raise CorruptFileError if the tensors of a file would take more than `limit` bytes."""
+    total = sum(_bytes(entry) for entry in listed if entry.tied is None)
+    if total > limit:
+        raise CorruptFileError(
+            f"tensors are {total} bytes, more than max_bytes, {limit}; give more if you trust the file"
+        )
+
+
+def read(parts, listed):
+    """The Content of an unpacked file (container.Parts) whose entries have been checked."""
+    reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length), [], []
+    for entry in listed:
+        if entry.tied is None:
+            value, kept = tensors.read(reader, entry.dtype, entry.shape)
+        else:
+            value, kept = values[entry.tied], keeps[entry.tied]
+        values.append(value)
+        keeps.append(kept)
+    reader.close()
+    sets = {key: set(parts.header.get(key, ())) for key in (*_INDICES, "flipped")}
+    if dense := [listed[index].name for index in sets["masked"] if keeps[index] is None]:
+        raise CorruptFileError(f"tensor {dense[0]!r} is to have a mask, but is stored without one")
+    return Content(listed, values, keeps, training=parts.header["training"], **sets)
+
+
+def _entry(one, earlier):
+    if not isinstance(one, list) or len(one) not in (2, 3) or not isinstance(one[0], str):
+        raise CorruptFileError(f"a tensor is listed as {str(one)[:200]}")
+    if len(one) == 2:
+        tied = one[1]
+        if type(tied) is not int or not 0 <= tied < len(earlier) or earlier[tied].tied is not None:
+            raise CorruptFileError(f"tensor {one[0]!r} is tied to {str(tied)[:50]}, which is not an earlier tensor")
+        return Entry(one[0], earlier[tied].dtype, earlier[tied].shape, tied)
+    name, dtype, shape = one
+    if not isinstance(dtype, str) or dtype not in tensors.TYPES:
+        raise CorruptFileError(f"tensor {name!r} has the unknown dtype {str(dtype)[:50]!r}")
+    sizes = isinstance(shape, list) and len(shape) <= _DIMENSIONS and all(type(size) is int for size in shape)
+    if not sizes or not all(0 <= size < 2**62 for size in shape):
+        raise CorruptFileError(f"tensor {name!r} has the shape {str(shape)[:200]}")
+    return Entry(name, dtype, tuple(shape))
+
+
+def _bytes(entry):
+    stored, count = tensors.TYPES[entry.dtype], 1
+    for size in entry.shape:
+        count *= size
+    return count * stored.size * stored.parts
+
+
+def _could_learn(parameter):
+    return not parameter.requires_grad and (parameter.is_floating_point() or parameter.is_complex())

@@ -1,0 +1,112 @@
+"""A model as the bytes of a .clab file and back: save, load, dumps, loads."""
+
+from torch import nn
+
+from compresslab import checks, layers
+from compresslab.storage import container, content, filling, graph, streams, tensors
+from compresslab.storage.container import CorruptFileError
+from compresslab.storage.plain import NotPlainError
+
+
+def save(model, path):
+    """Write a model to a .clab file, whole or not at all.
+
+    model    any nn.Module. One built of layers of torch.nn, or whose forward torch.fx can trace into them, comes back
+             without its class; of any other, the file holds the tensors, for load(path, into=module)
+    path     str or Path, in a folder that exists
+    returns  bytes written
+    raises   ValueError for a model with tensors that have no values yet, or state that is not tensors;
+             OSError naming `path` if it cannot be written; what was there before stays as it was
+    """
+    blob = dumps(model)
+    container.write_file(path, blob)
+    return len(blob)
+
+
+def load(path, into=None, max_bytes=None):
+    """The model in a .clab file, on the CPU, as it was saved: values, masks, ties, modes, requires_grad.
+
+    path       str or Path
+    into       a module with the tensors that the file has (its class is the user's own); it is filled in place
+    max_bytes  most bytes of tensors that the file may declare; 64 MiB + 4096 × the file's length if not given
+    returns    the model, or `into`
+    raises     FileNotFoundError; CorruptFileError if the file is damaged, hostile or too new; ValueError if it holds
+               tensors only and `into` is missing, or if `into` has other tensors (nothing is changed then)
+    """
+    return loads(container.read_file(path), into, max_bytes)
+
+
+def dumps(model):
+    """The bytes that `save` writes; the same model gives the same bytes."""
+    content.check_model(model)
+    flat = layers.plain(model)
+    masks, described, extra = content.masks(model, flat), *_describe(flat)
+    state = content.state_of(flat) | extra
+    header, writer = content.header(flat, state, masks, described, extra), streams.Writer()
+    for name, dtype_or_tied, *_ in header["tensors"]:
+        if isinstance(dtype_or_tied, str):
+            tensors.write(writer, state[name], masks.get(name))
+    return container.pack(header, bytes(writer.data), writer.words())
+
+
+def loads(blob, into=None, max_bytes=None):
+    """The model in the bytes of a file; as `load`."""
+    if into is not None and not isinstance(into, nn.Module):
+        raise ValueError(f"into is {into!r}; give an nn.Module with the tensors of the file")
+    if not isinstance(blob, (bytes, bytearray, memoryview)):
+        raise ValueError(f"blob is a {type(blob).__name__}; give the bytes of a .clab file")
+    limit = 2**26 + 4096 * len(blob) if max_bytes is None else checks.integer("max_bytes", max_bytes, 0)
+    found, model = _guarded(_decode, blob, limit, into is None)
+    if into is not None:
+        return filling.fill(into, found)
+    if model is None:
+        raise ValueError(
+            "the file holds tensors only, for its model is of a class of its own; make a module of that class and give "
+            "it to load: load(path, into=module)"
+        )
+    return _guarded(filling.put_in, model, found)
+
+
+def file_bytes(model):
+    """Length in bytes of the .clab file of a model."""
+    return len(dumps(model))
+
+
+def _describe(flat):
+    """The architecture as a node and the tensors it needs beside the state dict; None and {} if it has no words for it.
+
+    The node is built again to make sure that it stands for the same tensors.
+    """
+    try:
+        node, extra = graph.describe(flat)
+        state = content.state_of(flat) | extra
+        entries = content.entries([[name, tensors.NAMES[one.dtype], list(one.shape)] for name, one in state.items()])
+        filling.check_same(graph.build(node, entries, 2**32), entries)
+    except (NotPlainError, CorruptFileError):
+        return None, {}
+    return node, extra
+
+
+def _decode(blob, limit, wanted):
+    """What the file holds, and its model on the meta device (None if it holds tensors only or is not `wanted`)."""
+    parts = container.unpack(blob)
+    content.check_header(parts.header, parts.length)
+    entries = content.entries(parts.header["tensors"])
+    content.check_size(entries, limit)
+    model = None
+    if wanted and parts.header["model"] is not None:
+        model = graph.build(parts.header["model"], entries, parts.length)
+        filling.check_same(model, entries)
+    elif wanted:
+        return None, None
+    return content.read(parts, entries), model
+
+
+def _guarded(step, *arguments):
+    """step(*arguments), any error in it being the file's fault: nothing but CorruptFileError comes out."""
+    try:
+        return step(*arguments)
+    except CorruptFileError:
+        raise
+    except Exception as error:  # torch, numpy and json have many words for values that no writer makes
+        raise CorruptFileError(f"file is damaged: {type(error).__name__}: {str(error)[:500]}") from error

@@ -1,0 +1,160 @@
+"""Putting the tensors of a file into a model: one built from the file, or one that the user gives."""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from compresslab import layers
+from compresslab.storage.container import CorruptFileError
+from compresslab.storage.content import state_of
+
+
+def check_same(model, entries, extra=()):
+    """Raise CorruptFileError unless a built model has exactly the tensors of `entries`, by name and shape."""
+    own = {name: tuple(tensor.shape) for name, tensor in all_tensors(model).items()}
+    listed = {entry.name: tuple(entry.shape) for entry in entries}
+    if own != listed:
+        odd = sorted(name for name in {*own, *listed} if own.get(name) != listed.get(name))
+        name = odd[0]
+        raise CorruptFileError(
+            f"tensor {name!r} is {listed.get(name, 'missing')} in the file, {own.get(name, 'missing')} in its model"
+        )
+
+
+def all_tensors(model):
+    """Name -> Parameter or buffer, those that are not persistent included."""
+    found = state_of(model)
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        found.setdefault(name, buffer)
+    return found
+
+
+def put_in(model, content):
+    """Give a model on the meta device its tensors, masks, modes and requires_grad flags; returns it."""
+    made, masked = {}, set()
+    for index, entry in enumerate(content.entries):
+        module, own = _place(model, entry.name)
+        source = index if entry.tied is None else entry.tied
+        if source not in made:
+            made[source] = _as_parameter(content, source) if own in module._parameters else content.values[source]
+        setattr(module, own, made[source])
+    for index in sorted(content.masked):
+        module, own = _place(model, content.entries[index].name)
+        if (id(module), own) not in masked:
+            layers.set_mask(module, content.keeps[index], own)
+            masked.add((id(module), own))
+    modules = dict(model.named_modules())
+    if missing := content.flipped.difference(modules):
+        raise CorruptFileError(f"there is no module {sorted(missing)[0]!r} to set the mode of")
+    _set_modes(modules, content)
+    return model
+
+
+def fill(into, content):
+    """Give `into` the tensors, masks, modes and requires_grad flags of a file, in place; returns it.
+
+    raises  ValueError that names what does not fit; nothing has been changed then
+    """
+    wanted = [index for index in range(len(content.entries)) if index not in content.extra]
+    _check_fits(into, content, wanted)
+    for index in wanted:
+        module, own = _place(into, content.entries[index].name)
+        _unmask(module, own)
+        _assign(module, own, content.values[index])
+        if index in content.masked:
+            layers.set_mask(module, content.keeps[index], own)
+        if own in module._parameters or parametrize.is_parametrized(module, own):
+            _parameter(module, own).requires_grad_(_learns(content, index))
+    _set_modes(dict(into.named_modules()), content)
+    return into
+
+
+def _check_fits(into, content, wanted):
+    own = layers.effective_state(into)
+    listed = {content.entries[index].name: content.values[index] for index in wanted}
+    missing, unexpected = [name for name in listed if name not in own], [name for name in own if name not in listed]
+    if missing or unexpected:
+        raise ValueError(f"into lacks {_some(missing)} of the file, and has {_some(unexpected)} that the file lacks")
+    for name, value in listed.items():
+        if own[name].shape != value.shape or _category(own[name]) != _category(value):
+            found, held = ((tuple(one.shape), one.dtype) for one in (own[name], value))
+            raise ValueError(f"into has {name!r} of shape {found[0]} ({found[1]}); the file has {held[0]} ({held[1]})")
+        _check_parametrization(*_place(into, name), name)
+    _check_ties(into, listed)
+
+
+def _check_parametrization(module, own, name):
+    """Only masks can be taken off and put back."""
+    if parametrize.is_parametrized(module, own):
+        others = [one for one in module.parametrizations[own] if not isinstance(one, layers.Mask)]
+        if others:
+            kind = type(others[0]).__name__
+            raise ValueError(f"into has {name!r} parametrized by {kind}; give a module before that was added to it")
+
+
+def _check_ties(into, listed):
+    """Names that are one tensor in `into` must be equal in the file."""
+    first = {}
+    for name, value in listed.items():
+        module, own = _place(into, name)
+        earlier = first.setdefault(id(_parameter(module, own)), name)
+        if value is not listed[earlier] and not torch.equal(_bits(value), _bits(listed[earlier])):
+            raise ValueError(f"into has {earlier!r} and {name!r} as one tensor; they differ in the file")
+
+
+def _unmask(module, own):
+    if own in {getattr(hook, "_tensor_name", None) for hook in module._forward_pre_hooks.values()}:
+        prune.remove(module, own)
+    elif parametrize.is_parametrized(module, own):
+        layers._give_own_class(module)  # a deep copy shares its class, and with it this property
+        parametrize.remove_parametrizations(module, own)
+
+
+def _assign(module, own, value):
+    """Put a value into a module's parameter or buffer: into its memory where the dtype is the same."""
+    held = getattr(module, own)
+    if held.is_meta:
+        value = nn.Parameter(value, False) if own in module._parameters else value
+        setattr(module, own, value)
+    elif held.dtype == value.dtype:
+        held.data.copy_(value)
+    else:
+        held.data = value.to(held.device, copy=True)
+
+
+def _set_modes(modules, content):
+    for name, module in modules.items():
+        module.training = content.training != (name in content.flipped)
+
+
+def _place(model, name):
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path), own
+
+
+def _parameter(module, own):
+    """The Parameter or buffer behind a name: the one that is trained, if it is masked."""
+    if parametrize.is_parametrized(module, own):
+        return module.parametrizations[own].original
+    return getattr(module, f"{own}_orig", None) if f"{own}_orig" in module._parameters else getattr(module, own)
+
+
+def _as_parameter(content, index):
+    return nn.Parameter(content.values[index], requires_grad=_learns(content, index))
+
+
+def _learns(content, index):
+    value = content.values[index]
+    return index not in content.frozen and (value.is_floating_point() or value.is_complex())
+
+
+def _category(tensor):
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+
+
+def _bits(tensor):
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _some(names):
+    return f"{len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else "nothing"
