@@ -116,7 +116,7 @@ def _answers(logits):
     bad = logits.isnan().any(dim=1)
     if bad.any():
         warnings.warn(
-            f"the model's output is nan for {int(bad.sum())} of {len(bad)} images; they count as wrong", stacklevel=4
+            f"the model's output is nan for {int(bad.sum())} of {len(bad)} images; they count as wrong", stacklevel=3
         )
     return logits.argmax(dim=1).masked_fill(bad, -1)
 

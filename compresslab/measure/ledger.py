@@ -6,6 +6,7 @@ not zero, or the bytes of a file. Only the last two lines of the ledger know abo
 
 import gzip
 import io
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -48,10 +49,10 @@ class SizeLedger:
     def to_frame(self):
         """The ledger as a table to read.
 
-        returns  DataFrame: kind, count (numbers, first two rows), bytes, KiB, "× smaller" (dense bytes / bytes), meaning
+        returns  DataFrame: kind, count (of the first two rows), bytes and KiB (of the others), "× smaller" (dense
+                 bytes / bytes), meaning (one line)
         """
-        rows = [(kind, getattr(self, field), field, meaning) for kind, field, meaning in _ROWS]
-        return pd.DataFrame([_row(self, *row) for row in rows]).astype({"count": "Int64", "bytes": "Int64"})
+        return pd.DataFrame([_row(self, *row) for row in _ROWS]).astype({"count": "Int64", "bytes": "Int64"})
 
 
 _ROWS = (
@@ -65,16 +66,13 @@ _ROWS = (
 )
 
 
-def _row(ledger, kind, value, field, meaning):
-    size = field.endswith("_bytes")
-    return {
-        "kind": kind,
-        "count": pd.NA if size else value,
-        "bytes": value if size else pd.NA,
-        "KiB": value / 1024 if size else float("nan"),
-        "× smaller": ledger.dense_bytes / value if size and value else float("nan"),
-        "meaning": meaning,
-    }
+def _row(ledger, kind, field, meaning):
+    value = getattr(ledger, field)
+    columns = {"kind": kind, "count": pd.NA, "bytes": pd.NA, "KiB": math.nan, "× smaller": math.nan, "meaning": meaning}
+    if not field.endswith("_bytes"):
+        return columns | {"count": value}
+    ratio = ledger.dense_bytes / value if value else math.nan
+    return columns | {"bytes": value, "KiB": value / 1024, "× smaller": ratio}
 
 
 def sizes(model):

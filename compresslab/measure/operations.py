@@ -2,10 +2,12 @@
 
 import contextlib
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compresslab import data
 from compresslab.measure.inputs import batch, evaluating, place, sample_shape
 
 
@@ -16,7 +18,8 @@ def macs(model, images=None):
     counted are elementwise work, normalisation and pooling. A weight of zero is multiplied like any other, so a masked
     model has the MACs of the dense one; they fall only when neurons, channels or ranks are really removed.
 
-    images   (N, …) tensor of which the first is used, or the shape of one sample (1, 28, 28); None as in `latency`
+    images   (N, …) tensor, array or data.Split of which the first is used, or the shape of one sample (1, 28, 28);
+             None as in `latency`
     returns  int
     raises   ValueError if the model does not take these inputs
     """
@@ -29,16 +32,17 @@ def macs(model, images=None):
 
 def _one(model, images):
     """A batch of one, from images or from a shape."""
-    if not isinstance(images, torch.Tensor):
+    images = images.images if isinstance(images, data.Split) else images
+    if not isinstance(images, torch.Tensor | np.ndarray):
         return batch(model, sample_shape(model, images))
+    images = torch.as_tensor(images)
     if images.ndim == 0 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}; give at least one, (N, …)")
     device, dtype = place(model)
-    one = images[:1].to(device)
-    if one.is_floating_point():
-        one = one.to(dtype)
-        sample_shape(model, tuple(one.shape[1:]))
-    return one
+    if not images.is_floating_point():
+        return images[:1].to(device)
+    sample_shape(model, tuple(images.shape[1:]))
+    return images[:1].to(device, dtype)
 
 
 @contextlib.contextmanager

@@ -18,11 +18,9 @@ from scipy import stats
 from torch import nn
 
 from compresslab import checks, layers, train
-from compresslab.measure.inputs import batch, place, sample_shape
+from compresslab.measure.inputs import batch, sample_shape
 
-_SHORTEST = (
-    200_000  # ns a timing lasts at least: thousands of times the clock's step; quick models are called in a loop
-)
+_SHORTEST = 200_000  # ns that a timing lasts at least: a thousand steps of the clock; quick models are called in a loop
 _WARM_UP = 50_000_000  # ns of calls before the first timing
 _FEWEST = 5  # timings of a latency, however slow the model
 _ROUNDS = 20  # of a comparison, each with fresh copies of the models
@@ -92,12 +90,12 @@ def latency(model, batch_size=1, shape=None, *, runs=100, threads=1, seconds=2.0
 def compare_latency(a, b, batch_size=1, shape=None, *, runs=400, threads=1, seconds=4.0):
     """Is `b` faster than `a`? Both are timed in turns, each as `latency` would time it.
 
-    The models are timed in up to 20 rounds, each with fresh copies. The ratio is the median of the rounds' medians; its
-    interval is the sign test's, from one round's ratio to another's, whatever the noise looks like. The verdict is
-    "can't tell" unless all of the interval lies more than 2% from 1.
+    They are timed in up to 20 rounds, each with fresh copies at another place in memory. A round's ratio is that of the
+    lower quartiles; the ratio is the rounds' median, and its interval the sign test's, which holds whatever the noise
+    looks like. The verdict is "can't tell" unless the whole interval lies more than 2% from 1.
 
-    runs     number of timings of each model;  seconds  budget for all of them: where it is too short, fewer are made,
-             at least two in each of 6 rounds
+    runs     number of timings of each model, rounded up to a multiple of 40
+    seconds  budget for all of them: where it is too short, fewer are made, at least two of each model in 6 rounds
     returns  LatencyComparison
     raises   ValueError as `latency`
     """
@@ -105,8 +103,7 @@ def compare_latency(a, b, batch_size=1, shape=None, *, runs=400, threads=1, seco
     with train.threads(threads), torch.inference_mode():
         first = _ready(a, batch_size, shape)
         second = _ready(b, batch_size, first.shape)
-        turns = max(1, runs // (2 * _ROUNDS))
-        rounds = _Rounds(first, second, turns, seconds / _ROUNDS)
+        rounds = _Rounds(first, second, math.ceil(runs / (2 * _ROUNDS)), seconds / _ROUNDS)
         ratios = _repeat(rounds.ratio, _ROUNDS, _FEWEST_ROUNDS, seconds)
     low, ratio, high = np.exp(_sign_interval(ratios)).tolist()
     return LatencyComparison(ratio, low, high, _verdict(low, high), rounds.runs, batch_size, threads)
@@ -199,9 +196,10 @@ class _Rounds:
     def _turn(self, pair):
         """Times of a turn A B B A, or B A A B (by lot: it must not keep step with another process): (2 models, 2)."""
         head = int(self.lot.integers(2))
-        order = (head, 1 - head, 1 - head, head)
-        times = [pair[who].per_call() for who in order]
-        return [[time for time, who in zip(times, order, strict=True) if who == model] for model in (0, 1)]
+        times = ([], [])
+        for who in (head, 1 - head, 1 - head, head):
+            times[who].append(pair[who].per_call())
+        return times
 
 
 def _sign_interval(values):
