@@ -323,6 +323,8 @@ def _checked(layers, names, model):
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
         raise ValueError(f"layers is {layers!r}; give a list of layer names, from {', '.join(names) or 'none'}")
     layers = list(layers)
+    if not layers:
+        raise ValueError(f"layers is empty; give names from {', '.join(names) or 'none'}, or None for all")
     if unknown := [name for name in layers if not isinstance(name, str) or name not in names]:
         others = {prefix[:-1]: type(module).__name__ for prefix, module in _walk(model)}
         found = f" (a {others[unknown[0]]})" if unknown[0] in list(others) else ""

@@ -155,7 +155,8 @@ def _plan(levels, initial, steps, interval):
     """
     final, plan, past = levels[-1], [], 0.0
     for level in levels:
-        progress = 1 - ((final - level) / (final - initial)) ** (1 / 3) if final > initial else 1.0
+        left = min(1.0, (final - level) / (final - initial)) if final > initial else 0.0
+        progress = 1 - left ** (1 / 3)
         parts = max(1, round((progress - past) * steps / interval))
         for part in range(1, parts + 1):
             before, now = (past + (progress - past) * (part - 1 + back) / parts for back in (0, 1))
@@ -165,16 +166,17 @@ def _plan(levels, initial, steps, interval):
     return plan
 
 
-def _check_levels(levels, initial):
-    """`levels` as a tuple of rising fractions, none below the sparsity that the model has already."""
+def _check_levels(levels, initial, slack=1e-3):
+    """`levels` as a tuple of rising fractions, none below the model's own (up to rounding)."""
     if levels is None:
-        levels = [level for level in LEVELS if level > initial] if initial else LEVELS
-        return tuple(levels) or (initial,)
+        return tuple(level for level in LEVELS if level > initial + slack or not initial) or (initial,)
     levels = tuple(checks.fraction("levels", level) for level in levels)
     if not levels or any(late <= early for early, late in zip(levels, levels[1:], strict=False)):
         raise ValueError(f"levels is {levels!r}; give one or more rising sparsities, such as (0.5, 0.9, 0.95)")
-    if levels[0] < initial:
-        raise ValueError(f"levels starts at {levels[0]:g}, but the model is pruned to {initial:g} already; start there")
+    if levels[0] < initial - slack:
+        raise ValueError(
+            f"levels starts at {levels[0]:g}, but the model is pruned to {initial:.4g}; start there or above"
+        )
     return levels
 
 
@@ -215,7 +217,7 @@ def _counts_of(groups, sparsity):
         total, masked, count = _total(group), sum(map(_count_masked, group)), round(sparsity * _total(group))
         if count < masked:
             where = f"layer {group[0].names[0]!r}" if len(groups) > 1 else "the model"
-            message = f"sparsity is {sparsity:g}, but {where} is pruned to {masked / total:g} already; that stays"
+            message = f"sparsity is {sparsity:g}, but {where} is pruned to {masked / total:.4g} already; that stays"
             warnings.warn(message, UserWarning, stacklevel=3)
         counts.append(max(count, masked))
     return counts
