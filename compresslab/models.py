@@ -61,7 +61,9 @@ def pretrained(name, dataset):
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the weights of {name}; make them again with `make baselines`") from error
+        raise ValueError(
+            f"{path} does not hold the weights of {name}; make them again with `make baselines`"
+        ) from error
     return model.eval()
 
 

@@ -221,7 +221,9 @@ def _check_takes(model, split, classes):
     logits = evaluate(model, split.images[:2])
     highest = int(split.labels.max())
     if classes and highest >= logits.shape[1]:
-        raise ValueError(f"labels go up to {highest}, the model has {logits.shape[1]} classes (0 to {logits.shape[1] - 1})")
+        raise ValueError(
+            f"labels go up to {highest}, the model has {logits.shape[1]} classes (0 to {logits.shape[1] - 1})"
+        )
 
 
 class _PrivateChance:
@@ -256,7 +258,9 @@ def _draws(module):
     """Whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
     dropout = getattr(module, "dropout", 0)
     known = type(module).__module__.startswith(("torch.nn.", "compresslab."))
-    chance = isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d)
+    chance = isinstance(
+        module, nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
+    )
     return chance or not known or (isinstance(dropout, float) and dropout > 0)
 
 

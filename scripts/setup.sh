@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets up .venv in the checkout: makes it, repairs it, updates it. Silent and quick when there is nothing to do.
 #   PYTHON  the Python to make it with, 3.11 or newer; if empty, the first one found
-#   TORCH   "cpu": torch and torchvision from PyTorch's own index of CPU builds; if empty, from pip's usual index
+#   TORCH   "cpu": PyTorch's own CPU builds of torch and torchvision, which uv knows where to find; if empty, pip's usual
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -66,7 +66,10 @@ say "installing the packages into .venv; the first time takes some minutes and a
 touch "$unfinished"
 torch=$(if [ "${TORCH:-}" = cpu ] || recorded "torch cpu"; then echo cpu; else echo default; fi)
 pip="$python -m pip install --disable-pip-version-check"
-if { [ "$torch" = default ] || $pip --index-url https://download.pytorch.org/whl/cpu "torch>=2.11" torchvision; } &&
+cpu_torch() {  # uv knows the address of PyTorch's CPU builds
+    $pip uv && "$python" -m uv pip install --python "$python" --torch-backend cpu "torch>=2.11" torchvision
+}
+if { [ "$torch" = default ] || cpu_torch; } &&
     $pip --editable ".[test]"; then
     rm -f "$ready"
 elif recorded "$here"; then  # an update that failed: no network, most likely

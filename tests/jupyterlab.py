@@ -54,7 +54,7 @@ def find_chromium():
 
 @contextlib.contextmanager
 def server(folder, home):
-    """A JupyterLab over the notebooks in `folder`, with COMPRESSLAB_HOME at `home`; yields its address with the token."""
+    """A JupyterLab over the notebooks in `folder`, with COMPRESSLAB_HOME at `home`; yields its address and its token."""
     token, settings = secrets.token_hex(16), Path(home) / "jupyter"
     (settings / "labconfig").mkdir(parents=True, exist_ok=True)
     (settings / "labconfig" / "page_config.json").write_text(json.dumps(NO_NEWS))
@@ -64,7 +64,11 @@ def server(folder, home):
     told += [f"--IdentityProvider.token={token}", "--no-browser", "--LabApp.expose_app_in_browser=True"]
     with open(Path(home) / "server.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *told], env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            [sys.executable, "-m", "jupyterlab", *told],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
         )
     try:
         yield _address(process, settings / "jupyter_runtime_dir", Path(home) / "server.log"), token

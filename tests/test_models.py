@@ -28,7 +28,12 @@ def test_parameters_and_shapes(name):
 
 
 def test_widths_are_the_published_ones():
-    assert [layer.out_features for layer in cl.layers.weight_layers(cl.models.article_mlp()).values()] == [512, 256, 128, 10]
+    assert [layer.out_features for layer in cl.layers.weight_layers(cl.models.article_mlp()).values()] == [
+        512,
+        256,
+        128,
+        10,
+    ]
     assert [tuple(layer.weight.shape) for layer in cl.layers.weight_layers(cl.models.lenet_5()).values()] == [
         (20, 1, 5, 5),
         (50, 20, 5, 5),

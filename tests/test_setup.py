@@ -203,10 +203,11 @@ def test_no_network_at_first(checkout):
 
 def test_cpu_build_of_torch_on_request(checkout):
     status, said = checkout.make("setup", "TORCH=cpu")
-    first, second = checkout.installed()
+    tool, torch, rest = checkout.installed()
     assert status == 0, said
-    assert "--index-url https://download.pytorch.org/whl/cpu" in first
-    assert "--index-url" not in second
+    assert tool.endswith("uv")
+    assert "-m uv pip install" in torch and "--torch-backend cpu" in torch
+    assert "--torch-backend" not in rest
     assert checkout.make("setup") == (0, "")  # kept, not exchanged for the default
     assert checkout.make("setup", "TORCH=cpu") == (0, "")
 
