@@ -326,8 +326,9 @@ def _check_targets(model):
 
 def _custom_module(arguments, path, shapes):
     """A GraphModel or Part with its own tensors on the meta device."""
-    names = {key: arguments.pop(key, []) for key in _TENSORS}
-    module = GraphModel(_read_graphs(arguments)) if arguments else Part()
+    names = {key: arguments.get(key, []) for key in _TENSORS}
+    graphs = {key: value for key, value in arguments.items() if key not in _TENSORS}
+    module = GraphModel(_read_graphs(graphs)) if graphs else Part()
     for key, own in names.items():
         if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
             raise CorruptFileError(f"{key} of a module are not names")
