@@ -113,6 +113,9 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path.parent).close()  # SQLite needs to write beside the file, too
         self._do(lambda file: None, "IMMEDIATE", check="quick_check")
+        with _explained(self.path):
+            if not os.access(self.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                raise PermissionError("the file is read-only")
 
     def record(self, result):
         """Keep a Result and return the one the journal now holds: an earlier one with the same key stays."""
@@ -314,7 +317,8 @@ def _move_damaged(path):
         for ending in ("-journal", "-wal", "-shm", ""):  # the file last: a new one must not meet the old one's journal
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{path}{ending}", f"{copy}{ending}")
-        warnings.warn(f"{path} is damaged ({error}); it was kept as {copy}, and a new one is begun", stacklevel=6)
+        found = " ".join(str(error).split())
+        warnings.warn(f"{path} is damaged ({found}); it was kept as {copy}, and a new one is begun", stacklevel=6)
     finally:
         lock.close()
 

@@ -11,7 +11,7 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import CodeType
+from types import CellType, CodeType
 
 import torch
 
@@ -215,20 +215,21 @@ def _own_code(kind):
 
 
 def _code(thing, seen):
-    """What a function does, as text that changes with it: its bytecode, and what it uses of its own module."""
-    function = inspect.unwrap(getattr(thing, "func", thing))
+    """What a function does, as text that changes with it: bytecode, defaults, what it uses of its own module."""
+    function = inspect.unwrap(thing.func if isinstance(thing, functools.partial) else thing)
     code = getattr(function, "__code__", None)
     if code is None or function in seen:
         return
     seen.add(function)
     yield from _bytecode(code)
-    outside = [cell.cell_contents for cell in function.__closure__ or () if cell != type(cell)()]
-    outside += [function.__globals__[name] for name in code.co_names if name in function.__globals__]
-    for value in outside:
-        if getattr(value, "__module__", None) == function.__module__:
-            yield from (part for one in [value, *getattr(value, "__dict__", {}).values()] for part in _code(one, seen))
-        elif isinstance(value, (bool, int, float, str, tuple)):
+    used = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    used += [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    used += [function.__globals__[name] for name in code.co_names if name in function.__globals__]
+    for value in used:
+        if value is None or isinstance(value, (bool, int, float, str, tuple)):
             yield repr(value)
+        elif getattr(value, "__module__", None) == function.__module__:
+            yield from (part for one in [value, *getattr(value, "__dict__", {}).values()] for part in _code(one, seen))
 
 
 def _bytecode(code):

@@ -256,7 +256,7 @@ def _alone():
 def _renew_turn():
     """A process forked while another thread had its turn would wait for it for ever."""
     global _turn
-    _turn = threading.Lock()
+    _turn = threading.RLock()
 
 
 _renew_turn()

@@ -13,6 +13,7 @@ from concurrent import futures
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from compresslab import data as datasets
 from compresslab import layers, storage
@@ -113,13 +114,13 @@ def _pack_model(model):
             return content, "clab"
     except (ValueError, TypeError, RuntimeError):
         pass  # layers of the user's own: the format keeps them only together with `into=`
-    return _pickled(layers.duplicate(model).cpu(), f"model, a {type(model).__name__},"), "pickle"
+    return _pickled(model, f"model, a {type(model).__name__},"), "pickle"
 
 
 def _pickled(thing, name):
     """A pickle of `thing`: by reference, or with its code where cloudpickle (which Dask brings along) is installed."""
     try:
-        return pickler.dumps(thing)
+        return pickler.dumps(layers.duplicate(thing).cpu() if isinstance(thing, nn.Module) else thing)
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
         hint = "put your own functions and classes at the top of a module, or leave executor=None"
         raise ValueError(f"{name} cannot be sent to another process ({error}); {hint}") from error

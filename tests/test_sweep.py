@@ -1,0 +1,603 @@
+"""The sweep: every Recipe gives one number, whoever computes it, and is computed once."""
+
+import copy
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import compresslab as cl
+from compresslab import recipe as recipes
+from compresslab import workers
+from compresslab.sweep import Recipe
+from compresslab.techniques import Control, Technique
+
+GRID = {"sparsity": [0.5, 0.9], "criterion": ["magnitude", "random"]}
+
+
+@pytest.fixture(scope="module")
+def data():
+    images = torch.rand(600, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return cl.data.from_tensors(images, (images.flatten(1).sum(1) > 8).long())
+
+
+def small_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2)).eval()
+
+
+@pytest.fixture
+def net():
+    return small_net()
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return cl.journal.open(tmp_path / "journal.sqlite")
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """Counts the trainings."""
+    calls, fit = [], cl.train.fit
+    monkeypatch.setattr(cl.train, "fit", lambda *given, **named: calls.append(named) or fit(*given, **named))
+    return calls
+
+
+class OwnNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = small_net()
+
+    def forward(self, images):
+        return self.layers(images) if images.sum() > -1e9 else self.layers(-images)  # no tracing through this
+
+
+def scale(model, factor=0.5, noise=False):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(factor + (torch.rand(()).item() if noise else 0))
+    return model
+
+
+def fail_or_scale(model, how="fine"):
+    if how == "value":
+        raise ValueError("how is value; give another")
+    if how == "bug":
+        return [][1]
+    if how == "die":
+        os._exit(3)
+    return scale(model)
+
+
+def images_mean(model, images, power=1):
+    assert images.shape == (5, 1, 4, 4)
+    return scale(model, images.mean().item() ** power)
+
+
+SCALE = Technique("scale", scale, (Control("factor", 0.25), Control("noise", False)))
+FAILING = Technique("failing", fail_or_scale, (Control("how", "fine"),))
+
+
+def numbers(results):
+    return sorted((str(one.setting), one.seed, one.accuracy, one.file_bytes, one.nonzeros, one.key) for one in results)
+
+
+def sweep(net, data, grid=None, technique="zero_pruning", **options):
+    options = {"steps": 3, "journal": False, "bar": False} | options
+    return list(cl.sweep.run(technique, net, data, GRID if grid is None else grid, **options))
+
+
+def recipe(**changes):
+    return replace(Recipe("zero_pruning", {"sparsity": 0.8}, steps=4), **changes)
+
+
+def all_stages(one, net, data, journal=False):
+    return list(cl.sweep.stages(one, net, data, journal))
+
+
+# One Recipe, stage by stage
+
+
+def test_stages_come_in_order_and_measure_what_they_hand_over(net, data, journal):
+    before, seen = copy.deepcopy(net.state_dict()), []
+    for event in cl.sweep.stages(recipe(), net, data, journal):
+        seen.append(event.stage)
+        if event.result is not None:
+            assert event.result.stage == event.stage
+            assert event.result.accuracy == cl.measure.accuracy(event.model, data.validation)
+            assert event.result.file_bytes == len(cl.storage.dumps(event.model)) == cl.storage.file_bytes(event.model)
+            assert event.result.nonzeros == cl.layers.count_nonzeros(event.model)
+            assert event.result.parameters == cl.layers.count_parameters(net)
+        assert (event.progress is not None) == (event.stage == "training")
+    assert seen == ["compressed", "one-shot", *["training"] * 4, "retrained"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    one_shot, retrained = journal.results()
+    assert (one_shot.stage, one_shot.steps) == ("one-shot", 0)
+    assert (retrained.stage, retrained.steps, retrained.data, retrained.model) == (
+        "retrained",
+        4,
+        "custom",
+        "Sequential",
+    )
+    assert 0 < one_shot.seconds < retrained.seconds and one_shot.created <= retrained.created
+    assert {"torch", "compresslab", "python"} <= set(retrained.versions)
+
+
+def test_the_number_is_that_of_the_plain_calls(net, data):
+    *_, last = all_stages(recipe(seed=3), net, data)
+    with cl.train.threads(1):
+        pruned = cl.zero_pruning.prune(net, sparsity=0.8)
+        tuned = cl.train.finetune(pruned, data.train, steps=4, seed=3, bar=False)
+    assert last.result.accuracy == cl.measure.accuracy(tuned, data.validation)
+    assert cl.storage.dumps(tuned) == cl.storage.dumps(last.model)
+
+
+@pytest.mark.parametrize("nothing", [{"steps": 0}, {"steps": None, "epochs": 0}])
+def test_without_steps_it_ends_after_one_shot(net, data, fits, nothing):
+    events = all_stages(recipe(**nothing), net, data)
+    assert [event.stage for event in events] == ["compressed", "one-shot"] and not fits
+    (result,) = sweep(net, data, {"sparsity": [0.8]}, **nothing)
+    assert result.stage == "one-shot" and result.key == events[-1].result.key
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_closing_cancels_and_leaves_nothing_behind(net, data, journal, at):
+    torch.set_num_threads(2)
+    state, events = torch.get_rng_state(), cl.sweep.stages(recipe(), net, data, journal)
+    last = [next(events) for _ in range(at)][-1]
+    events.close()
+    assert torch.get_num_threads() == 2 and torch.equal(torch.get_rng_state(), state)
+    assert [one.stage for one in journal.results()] == (["one-shot"] if at > 1 else [])
+    assert not last.model.training and not last.model[1].training
+
+
+def test_one_thread_inside_and_the_callers_number_outside(net, data):
+    torch.set_num_threads(2)
+    inside = []
+    spy = Technique("spy", lambda model: inside.append(torch.get_num_threads()) or scale(model), ())
+    for _ in cl.sweep.stages(Recipe(spy, steps=2), net, data, False):
+        assert torch.get_num_threads() == 2
+    assert inside == [1]
+
+
+def test_what_draws_from_the_global_generator_is_repeatable_and_leaves_it_alone(net, data):
+    state = torch.get_rng_state()
+    first, again, other = (all_stages(Recipe(SCALE, {"noise": True}, 0, seed=seed), net, data) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = [events[-1].model[1].weight for events in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_technique_that_takes_a_seed_gets_the_recipes(net, data):
+    setting = {"sparsity": 0.5, "criterion": "random"}
+    models = [all_stages(recipe(setting=setting, seed=seed), net, data)[0].model for seed in (1, 1, 2)]
+    masks = [cl.layers.get_mask(model[1]) for model in models]
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+def test_a_technique_with_calibration_gets_training_images(net, data):
+    technique = Technique("images_mean", images_mean, (Control("power", 1),), calibration=5)
+    events = all_stages(Recipe(technique, steps=0), net, data)
+    mean = data.train.images[:5].mean().item()
+    assert torch.equal(events[0].model[1].weight, net[1].weight * mean)
+    assert events[-1].result.setting == {"power": 1}
+
+
+@pytest.mark.parametrize(
+    ("apply", "got"), [(lambda model: model, "the model itself"), (lambda model: None, "a NoneType")]
+)
+def test_a_technique_that_returns_no_new_model(net, data, apply, got):
+    with pytest.raises(ValueError, match=f"bad returned {got}; a technique returns a new"):
+        all_stages(Recipe(Technique("bad", apply, ())), net, data)
+
+
+@pytest.mark.parametrize("length", [{"epochs": 1}, {"epochs": 0.3}, {"epochs": 2.5, "batch_size": 7}, {}])
+def test_epochs_are_counted_as_fit_counts_them(net, data, length):
+    expected = next(cl.train.fit(copy.deepcopy(net), data.train, bar=False, **length)).steps
+    assert recipes.checked(recipe(steps=None, **length), data).steps == expected
+
+
+@pytest.mark.parametrize("images", [1, 15, 700, 5000, 40_000])
+def test_the_batch_size_is_fits_own(net, images):
+    split = cl.data.Split(torch.zeros(images, 1, 4, 4), torch.zeros(images, dtype=torch.long))
+    steps = next(cl.train.fit(copy.deepcopy(net), split, epochs=1, bar=False)).steps
+    parts = workers.Parts("none", "", split, split)
+    assert recipes.checked(recipe(steps=None, epochs=1), parts).steps == steps
+
+
+def test_auto_precision_is_resolved_and_recorded(net, data):
+    result = all_stages(recipe(), net, data)[-1].result
+    assert cl.train.Precision.named(result.precision) and result.precision != "auto"
+    assert all_stages(recipe(precision=result.precision), net, data)[-1].result.key == result.key
+    assert all_stages(recipe(precision="fp32"), net, data)[-1].result.precision == "fp32"
+
+
+# Settings and keys
+
+
+def test_defaults_and_spelling_do_not_change_a_setting():
+    technique = cl.techniques.get("zero_pruning")
+    full = recipes.complete_setting(technique, {"sparsity": 0.9})
+    assert full == {"sparsity": 0.9, "scope": "global", "criterion": "magnitude"}
+    for same in (
+        {"sparsity": np.float64(0.9), "scope": "global"},
+        {"threshold": None, "criterion": "magnitude", "sparsity": 0.9},
+        {"sparsity": torch.tensor(0.9, dtype=torch.float64), "layers": None},
+    ):
+        assert list(recipes.complete_setting(technique, same).items()) == list(full.items())
+    assert recipes.complete_setting(technique, {"sparsity": 0.9, "layers": ("fc1",)})["layers"] == ["fc1"]
+
+
+def test_the_functions_own_default_counts_before_the_sliders():
+    assert recipes.complete_setting(SCALE, {}) == {"factor": 0.5, "noise": False}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"sparsty": 0.9},
+            "zero_pruning has no parameter 'sparsty'; it has sparsity, threshold, scope, crit",
+        ),
+        ({"model": 1}, "has no parameter 'model'"),
+        ({"sparsity": 0.9, "threshold": 0.1}, r"sparsity=0.9 and threshold=0.1 exclude one another.*list of settings"),
+        ({"sparsity": 0.9, "scope": "locl"}, "scope is 'locl'; choose one of 'global', 'layer'"),
+        ({"sparsity": lambda: 1}, "sparsity is <function"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(net, data, fits, setting, message):
+    with pytest.raises(ValueError, match=message):
+        cl.sweep.run("zero_pruning", net, data, [{"sparsity": 0.5}, setting], steps=1)
+    assert not fits
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 1, "epochs": 1}, "steps is 1 and epochs is 1; give one of the two"),
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": 1.5}, "steps is 1.5"),
+        ({"epochs": float("nan")}, "epochs is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": []}, "seed is .*at least one"),
+        ({"seed": [0, "1"]}, "seed is '1'"),
+        ({"precision": "fp16"}, "precision is 'fp16'"),
+        ({"lr": -1}, "lr is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"executor": 4}, "executor is 4; give None, an executor"),
+        ({"grid": {"sparsity": []}}, "sparsity is .*at least one value"),
+        ({"grid": []}, "grid is .*give a dict of lists, or a list"),
+        ({"grid": "sparsity"}, "grid is 'sparsity'"),
+        ({"grid": [0.5]}, "grid is"),
+        ({"data": "mnst"}, "name is 'mnst'"),
+        ({"data": None}, "data is a NoneType; give a whole data set"),
+        ({"model": 3}, "model is a int; give an nn.Module or the name"),
+        ({"technique": "zero_prunning"}, "technique is 'zero_prunning'; choose one of"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_are_refused_at_the_call(net, data, options, message):
+    given = {"technique": "zero_pruning", "model": net, "data": data, "grid": GRID} | options
+    with pytest.raises(ValueError, match=message):
+        cl.sweep.run(**given)
+
+
+def test_a_grid_is_every_combination():
+    settings = cl.sweep.settings({"a": np.array([1.0, 2.0]), "b": "text", "c": (None, True), "d": {"fc1": 3}})
+    assert len(settings) == 4 and settings[0] == {"a": 1.0, "b": "text", "c": None, "d": {"fc1": 3}}
+    assert cl.sweep.settings({}) == [{}]
+    assert cl.sweep.settings(one for one in [{"a": 1}, {"b": 2}]) == [{"a": 1}, {"b": 2}]
+
+
+def test_fingerprint_follows_what_the_model_does(net):
+    first = recipes.fingerprint(net)
+    assert recipes.fingerprint(copy.deepcopy(net).train()) == first
+    assert recipes.fingerprint(cl.storage.loads(cl.storage.dumps(net))) == first
+    pruned = cl.zero_pruning.prune(net, sparsity=0.5)
+    assert recipes.fingerprint(cl.storage.loads(cl.storage.dumps(pruned))) == recipes.fingerprint(pruned)
+    changed = [copy.deepcopy(net) for _ in range(4)]
+    changed[0][1].weight.data[0, 0] += 1e-6
+    changed[1][1].weight.requires_grad_(False)
+    changed[2][2] = nn.Sigmoid()
+    changed[3].insert(1, nn.Dropout(0.3))
+    prints = [first, *map(recipes.fingerprint, [*changed, pruned, cl.layers.plain(pruned), OwnNet()])]
+    assert len(set(prints)) == len(prints)
+
+
+def edited(source):
+    names = {"__name__": "notebook", "copy": copy}
+    exec(source, names)
+    return Technique("own", names["apply"], ())
+
+
+def digest(technique):
+    return recipes._versions(technique, "cpu")["technique"]
+
+
+SOURCE = """
+FACTOR = 2
+def helper(weight):
+    return weight * FACTOR if "a" in {"a", "b", "c"} else 1
+def apply(model):
+    return helper(copy.deepcopy(model))
+"""
+
+
+def test_an_edited_technique_is_measured_anew():
+    first = digest(edited(SOURCE))
+    assert digest(edited(SOURCE)) == first == digest(edited(SOURCE.replace("return helper", "return  helper")))
+    for old, new in [
+        ("FACTOR = 2", "FACTOR = 3"),
+        ("weight *", "weight +"),
+        ("helper(copy", "abs(copy"),
+        ("(model):", "(model, extra=3):"),
+    ]:
+        assert digest(edited(SOURCE.replace(old, new))) != first
+
+
+def test_digests_are_the_same_in_every_process():
+    script = """
+from tests.test_sweep import SOURCE, OwnNet, digest, edited, recipes
+import compresslab as cl
+print(digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), recipes.fingerprint(OwnNet()))
+"""
+    environment, here = os.environ | {"PYTHONHASHSEED": "1"}, cl.paths.PACKAGE.parent
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=here)
+    own = digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), recipes.fingerprint(OwnNet())
+    assert tuple(run.stdout.split()) == own, run.stderr
+
+
+def test_names():
+    assert [recipes.name_of(cl.models.build(name)) for name in cl.models.names()] == cl.models.names()
+    assert recipes.name_of(cl.zero_pruning.prune(cl.models.lenet_300_100(0), sparsity=0.5)) == "lenet_300_100"
+    assert recipes.name_of(OwnNet()) == "OwnNet"
+
+
+# A grid, and what has been measured before
+
+
+def test_run_gives_each_setting_and_seed(net, data, journal):
+    results = sweep(net, data, seed=[0, 1], journal=journal)
+    assert len(results) == 8 and {one.stage for one in results} == {"retrained"}
+    found = {(one.setting["sparsity"], one.setting["criterion"], one.seed) for one in results}
+    assert found == set(itertools.product(*GRID.values(), (0, 1)))
+    assert len(journal) == 16
+    assert all(journal.find(one.key) == one for one in results)
+
+
+def test_alternatives_come_as_a_list_of_settings(net, data):
+    results = sweep(net, data, [{"sparsity": 0.5}, {"threshold": 0.05}])
+    assert [sorted(one.setting) for one in results] == [
+        ["criterion", "scope", name] for name in ("sparsity", "threshold")
+    ]
+
+
+def test_what_is_in_the_journal_is_not_computed_again(net, data, journal, fits):
+    first = sweep(net, data, journal=journal)
+    assert len(fits) == 4
+    again = sweep(net, data, journal=cl.journal.open(journal.path))
+    assert again == first and len(fits) == 4
+    assert sweep(net, data, {"sparsity": [0.9]}, journal=str(journal.path))[0] in first and len(fits) == 4
+    more = sweep(net, data, {"sparsity": [0.7, 0.9]}, journal=journal)
+    assert len(fits) == 5 and more[0].setting["sparsity"] == 0.9, "what is known comes first"
+    sweep(net, data, seed=1, journal=journal)
+    assert len(fits) == 9
+
+
+def test_the_journal_of_the_stages_serves_the_run(net, data, journal, fits):
+    events = all_stages(recipe(), net, data, journal)
+    assert sweep(net, data, [{"sparsity": 0.8}], steps=4, journal=journal) == [events[-1].result] and len(fits) == 1
+
+
+@pytest.mark.parametrize("journaled", [True, False])
+def test_the_same_setting_twice_is_computed_once(net, data, journal, fits, journaled):
+    grid = [{"sparsity": 0.9}, {"sparsity": np.float64(0.9), "scope": "global"}, {"sparsity": 0.9, "threshold": None}]
+    results = sweep(net, data, grid, journal=journal if journaled else False)
+    assert len(fits) == 1 and len(results) == 3 and results[0] == results[1] == results[2]
+
+
+def test_the_default_journal(net, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSLAB_HOME", str(tmp_path / "home"))
+    results = sweep(net, data, {"sparsity": [0.5]}, journal=None)
+    assert cl.journal.open().results()[-1] == results[0]
+    sweep(net, data, {"sparsity": [0.6]}, journal=False)
+    assert len(cl.journal.open()) == 2
+
+
+def test_names_of_model_and_data(net, data, monkeypatch):
+    named = sweep(net, data, {"sparsity": [0.5]}, names={"model": "mine", "data": "tiny"})[0]
+    assert (named.model, named.data) == ("mine", "tiny") and named.key == sweep(net, data, {"sparsity": [0.5]})[0].key
+    monkeypatch.setattr(cl.data, "load", lambda name: data)
+    monkeypatch.setattr(cl.models, "pretrained", lambda name, dataset: net)
+    assert sweep("lenet_5", "mnist", {"sparsity": [0.5]})[0].model == "lenet_5"
+
+
+def test_run_can_be_left_at_any_result(net, data, journal, fits):
+    for _ in cl.sweep.run("zero_pruning", net, data, GRID, steps=2, journal=journal, bar=False):
+        break
+    assert len(fits) == 1 and len(journal) == 2
+
+
+def test_the_bar_counts_all_results(net, data, journal, capsys):
+    sweep(net, data, journal=journal, bar=True)
+    assert "zero_pruning" in capsys.readouterr().err
+    sweep(net, data, journal=journal, bar=True)
+    assert "4/4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["value", "bug"])
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_failure_names_the_setting_and_keeps_what_is_finished(net, data, journal, how, threads):
+    kind = ValueError if how == "value" else RuntimeError
+    executor = ThreadPoolExecutor(1) if threads else None
+    with pytest.raises(kind, match=f"failing.how='{how}', seed=0.: ") as caught:
+        sweep(net, data, {"how": ["fine", how, "never"]}, FAILING, executor=executor, journal=journal)
+    assert "how is value" in str(caught.value) or "IndexError: list index" in str(caught.value)
+    assert journal.results()[1].setting == {"how": "fine"}
+
+
+# Others compute
+
+
+@pytest.fixture(scope="module")
+def expected(data):
+    return numbers(sweep(small_net(), data))
+
+
+def test_threads(net, data, expected, journal):
+    with ThreadPoolExecutor(3) as executor:
+        assert numbers(sweep(net, data, executor=executor, journal=journal)) == expected
+    assert len(journal) == 8
+
+
+def test_spawned_processes(net, data, expected, journal):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        assert numbers(sweep(net, data, executor=executor, journal=journal)) == expected
+        assert len(journal) == 8
+        own = sweep(OwnNet(), data, {"factor": [0.5, 2.0]}, SCALE, executor=executor)
+        assert numbers(own) == numbers(sweep(OwnNet(), data, {"factor": [0.5, 2.0]}, SCALE))
+        pruned = cl.zero_pruning.prune(net, sparsity=0.3)
+        assert numbers(sweep(pruned, data, executor=executor)) == numbers(sweep(pruned, data))
+        with pytest.raises(ValueError, match="failing.how='value', seed=0.: how is value"):
+            sweep(net, data, {"how": ["fine", "value"]}, FAILING, executor=executor)
+        with pytest.raises(RuntimeError, match="failing.how='die', seed=0.: BrokenP.*a worker process ended"):
+            sweep(net, data, {"how": ["die"]}, FAILING, executor=executor)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_forked_processes_while_another_thread_computes(net, data, expected):
+    stop = threading.Event()
+
+    def compute():
+        while not stop.is_set():
+            all_stages(recipe(), net, data)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as executor:
+            assert numbers(sweep(net, data, executor=executor)) == expected
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_dask_cluster(net, data, expected, journal):
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        assert numbers(sweep(net, data, executor=client.get_executor(), journal=journal)) == expected
+        with pytest.raises(RuntimeError, match="failing.how='bug', seed=0.: IndexError"):
+            sweep(net, data, {"how": ["bug"]}, FAILING, executor=client.get_executor())
+        many = {"sparsity": np.linspace(0, 0.9, 9)}
+        options = {"executor": client.get_executor(), "journal": journal, "bar": False}
+        leaving = cl.sweep.run("zero_pruning", net, data, many, steps=2, **options)
+        next(leaving)
+        leaving.close()
+    assert len(journal) >= 10
+
+
+def test_leaving_early_cancels_what_has_not_begun(net, data, fits):
+    with ThreadPoolExecutor(1) as executor:
+        options = {"executor": executor, "journal": False, "bar": False}
+        many = {"sparsity": np.linspace(0, 0.9, 40)}
+        results = cl.sweep.run("zero_pruning", net, data, many, steps=20, **options)
+        next(results)
+        results.close()
+    assert len(fits) < 30
+
+
+class Recorder:
+    """An executor that computes at once and remembers what it was given."""
+
+    def __init__(self):
+        self.given, self.open, self.most = [], 0, 0
+        self.pool = ThreadPoolExecutor(1)
+
+    def submit(self, function, *given):
+        self.given.append(given)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        future = self.pool.submit(function, *given)
+        future.add_done_callback(lambda _: setattr(self, "open", self.open - 1))
+        return future
+
+
+def test_data_go_by_name_only_where_the_worker_has_the_same(net, data, monkeypatch):
+    named = cl.data.Data("mnist", data.train, data.validation, data.test, data.classes)
+    monkeypatch.setattr(cl.data, "load", lambda name, folder=None: named)
+    parcel = workers.pack(cl.techniques.get("zero_pruning"), net, named, {})
+    assert parcel.arrays is None and workers._unpack_data(parcel) is named
+    other = cl.data.Data("mnist", data.train[:50], data.validation, data.test, data.classes)
+    parcel = workers.pack(cl.techniques.get("zero_pruning"), net, other, {})
+    unpacked = workers._unpack_data(parcel)
+    assert torch.equal(unpacked.train.images, other.train.images) and unpacked.fingerprint == other.fingerprint
+    assert torch.equal(unpacked.validation.labels, other.validation.labels)
+    with pytest.raises(ValueError, match="data 'mnist' is not the same in a worker; .*COMPRESSLAB_DATA"):
+        workers._unpack_data(replace(parcel, arrays=None))
+
+
+def test_not_too_much_travels_at_once(net, data, expected, monkeypatch):
+    monkeypatch.setattr(workers, "IN_FLIGHT", 1)
+    recorder = Recorder()
+    results = sweep(net, data, {"sparsity": np.linspace(0, 0.9, 12)}, executor=recorder, steps=1)
+    assert len(results) == len(recorder.given) == 12 and recorder.most <= 4
+
+
+def test_models_travel_as_clab_files_or_else_pickled(net):
+    assert workers._pack_model(net)[1] == "clab"
+    content, kind = workers._pack_model(OwnNet())
+    assert kind == "pickle" and recipes.fingerprint(workers._unpack_model(content, kind)) == recipes.fingerprint(
+        OwnNet()
+    )
+
+
+@pytest.mark.parametrize("by_value", [True, False])
+def test_what_cannot_be_sent_is_named(net, data, monkeypatch, by_value):
+    if not by_value:  # as where cloudpickle is not installed
+        monkeypatch.setattr(workers, "pickler", workers.pickle)
+    lock = threading.Lock()
+    technique = Technique("local", lambda model: lock and scale(model), ())
+    model = OwnNet()
+    model.lock = lock
+    for name, given in [("technique 'local'", (technique, net)), ("model, a OwnNet,", (SCALE, model))]:
+        with pytest.raises(ValueError, match=f"{name} cannot be sent to another process .*top of a module"):
+            sweep(given[1], data, {}, given[0], executor=Recorder(), steps=0, precision="fp32")
+
+
+def test_a_worker_that_cannot_import_says_so(net, data):
+    parcel = workers.pack(SCALE, net, data, {})
+    lost = replace(parcel, technique=b"cno_such_module\nthing\n.")
+    with pytest.raises(ValueError, match="a worker lacks what the sweep needs .*no_such_module"):
+        workers._remote(cl.sweep.compute, recipe(), lost)
+
+
+def test_runs_side_by_side_in_threads_get_the_same_numbers(net, data, expected):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(numbers(sweep(net, data)))) for _ in range(3)]
+    before = torch.get_float32_matmul_precision()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 3 and torch.get_float32_matmul_precision() == before
+
+
+def test_time_between_yields_is_not_counted(net, data):
+    events = cl.sweep.stages(recipe(steps=0), net, data, False)
+    next(events)
+    time.sleep(0.5)
+    assert next(events).result.seconds < 0.5
