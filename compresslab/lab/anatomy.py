@@ -4,10 +4,12 @@ Each takes a contract `Picture` and `ax` and returns `ax`; `draw` chooses by the
 """
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 from compresslab.lab.plots import BLUE, GREY, LIGHT, ORANGE, RED, TEXT, dress, few_ticks
 
 BINS = 81
+FRACTIONS = (0.0, 1.02)  # limits of bars that are fractions, shown in percent
 
 
 def draw(picture, ax, limits=None):
@@ -97,8 +99,10 @@ def bars(picture, ax, limits=None):
     if picture.cut is not None:
         ax.axvline(picture.cut, color=RED, linewidth=2.5)
     ax.set_xlim(*(limits or (min(0, values.min(initial=0)), values.max(initial=1e-12) * 1.08)))
+    if limits == FRACTIONS:
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(picture.axis, fontsize=TEXT)
-    few_ticks(ax.xaxis)
+    few_ticks(ax.xaxis, 6)
     return ax
 
 
@@ -135,7 +139,7 @@ def limits(picture):
         return value_limits(values[np.isfinite(values)])
     if picture.kind in ("images", "matrix"):
         return -_reach(values, None), _reach(values, None)
-    return (0.0, 1.02) if picture.kind == "bars" and values.size and 0 <= values.min() <= values.max() <= 1 else None
+    return FRACTIONS if picture.kind == "bars" and values.size and 0 <= values.min() <= values.max() <= 1 else None
 
 
 def _reach(values, limits):

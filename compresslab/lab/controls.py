@@ -5,7 +5,7 @@ import threading
 import ipywidgets as widgets
 
 from compresslab import checks
-from compresslab.lab.curve import whole
+from compresslab.lab.curve import makes_curve, whole
 
 LABEL = "110px"  # room for the longest name before a slider
 DIM = "0.45"  # how strongly an alternative that is not in use is shown
@@ -16,7 +16,7 @@ class Controls:
 
     widgets    name -> widget, in the order declared
     on_change  set it to a function without arguments: called whenever a person or a program moves one
-    moved      name of the control moved last
+    moved      name of the slider moved last: the curve runs along it
 
     Of controls that share an `alternative`, the one moved last is in use; the others are dimmed.
     """
@@ -32,7 +32,8 @@ class Controls:
             if control.alternative and (control.alternative not in self._active or control.name in setting):
                 self._active[control.alternative] = control.name
             self.widgets[control.name].observe(self._observer(control.name), "value")
-        self.moved = next((name for name in self.widgets if self.in_use(name)), None)
+        used = [name for name in self.widgets if self.in_use(name)]
+        self.moved = next((name for name in used if makes_curve(self.declared[name])), next(iter(used), None))
         self._dim()
 
     def in_use(self, name):
@@ -48,7 +49,8 @@ class Controls:
     def _observer(self, name):
         def moved(change):
             with self._lock:
-                self.moved = name
+                if makes_curve(self.declared[name]):
+                    self.moved = name
                 if alternative := self.declared[name].alternative:
                     self._active[alternative] = name
             self._dim()

@@ -6,7 +6,15 @@ import numbers
 import numpy as np
 
 EVEN = 9  # settings spread evenly from one end of a slider to the other
-WHOLE = 16  # settings of a whole curve
+WHOLE = 16  # settings of a whole curve, at least
+CLOSE, FAR = 1.25, 2.0  # ratio of two sizes that leaves no gap on a curve, and that leaves one on a whole curve
+
+
+def makes_curve(control):
+    """Whether settings of a control have an order to draw a curve along: a slider, or choices that are numbers."""
+    if control.choices:
+        return all(isinstance(choice, numbers.Real) and not isinstance(choice, bool) for choice in control.choices)
+    return not isinstance(control.default, bool)
 
 
 def even_settings(control):
@@ -31,7 +39,7 @@ def widest_gap(control, measured):
 
     measured  list of (setting, file_bytes)
     """
-    if control.choices or isinstance(control.default, bool) or len(measured) >= WHOLE:
+    if control.choices or isinstance(control.default, bool):
         return None
     ordered = sorted(measured)
     gaps = [
@@ -39,7 +47,8 @@ def widest_gap(control, measured):
         for (setting, size), (following, next_size) in zip(ordered, ordered[1:], strict=False)
     ]
     have = {setting for setting, _ in measured}
-    gaps = [gap for gap in gaps if gap[0] > math.log(1.2) and gap[1] not in have]
+    wide = CLOSE if len(measured) < WHOLE else FAR
+    gaps = [gap for gap in gaps if gap[0] > math.log(wide) and gap[1] not in have]
     return max(gaps)[1] if gaps else None
 
 

@@ -30,6 +30,7 @@ class Lab(widgets.VBox):
         self._page = Page(choosers.values(), controls.widgets.values(), fair, self._chart.panel)
         self.buttons, self.guess = self._page.buttons, self._page.guess
         self._jobs = Jobs(session, self._page, self._chart, Gallery(), self._record, threaded)
+        self._jobs.on_rest = self._write_code
         self._worker = Worker(self._jobs.next_background, self._jobs.show_error, threaded)
         super().__init__(self._page.children, layout=widgets.Layout(width="100%"))
         self.add_class("compresslab")
@@ -123,7 +124,11 @@ class Lab(widgets.VBox):
     def _show_code(self):
         layout = self._page.code.layout
         layout.display = "none" if layout.display is None else None
-        self._page.code.value = self.code
+        self._write_code()
+
+    def _write_code(self):
+        if self._page.code.layout.display is None:
+            self._page.code.value = self.code
 
     def _clear(self):
         if self._record.cleared:

@@ -1,7 +1,6 @@
 """What a lab's worker does: jobs that measure a choice and draw it on the way, a small step at a time."""
 
 import html
-import warnings
 from contextlib import closing
 from dataclasses import replace
 from time import perf_counter
@@ -23,12 +22,14 @@ class Jobs:
     opened   model, data, steps and seed that the chart shows
     settled  the newest Choice, once it is measured; None while it is not
     error    the last error shown, or None
+    on_rest  called when the newest choice is measured
     """
 
     def __init__(self, session, page, chart, gallery, record, threaded):
         self._session, self._page, self._chart = session, page, chart
         self._gallery, self._record, self._threaded = gallery, record, threaded
         self.opened = self.settled = self._weighed = self.error = None
+        self.on_rest = lambda: None
         self._said, self._caught = "", []  # the status line, and warnings of the technique for the newest choice
 
     def measure(self, choice):
@@ -52,22 +53,24 @@ class Jobs:
             yield from self._weigh(choice)
         for label in choice.compare:
             yield from self._fill(choice, self.fair(choice, label))
-        self.settled = choice
+        self._rest(choice)
 
     def whole_curve(self, choice):
         """Measure a choice and every setting of the curve through it."""
         yield from self.measure(choice)
         self.settled, count = None, 0
+        self.tell("")
         while missing := self._session.missing(choice):
             self._say(choice, f"measuring the whole curve: {self._words(missing)} …")
-            yield from self._fill(choice, missing)
+            yield from self._fill_quietly(choice, missing)
         for _, result in self._session.along(choice):
             self._record.add(result)
             count += result.stage == choice.last_stage
         yield from self.redraw(choice)
         self._settle(choice)
-        self.tell(f"The curve along {choice.control} has {count} measured points.")
-        self.settled = choice
+        if choice.control:
+            self.tell(f"The curve along {choice.control} has {count} measured points.")
+        self._rest(choice)
 
     def report(self, choice):
         """The chosen point on the test images: the one place where they are used."""
@@ -83,7 +86,7 @@ class Jobs:
             dense = measure.accuracy_interval(subject.model, subject.data.test)
         self._settle(choice)
         self.tell(words.test_report(self._words(choice), found, dense, len(subject.data.test)))
-        self.settled = choice
+        self._rest(choice)
 
     def show_cleared(self, choice):
         """After a clear, the picture without points; after its undo, as it was."""
@@ -124,6 +127,11 @@ class Jobs:
         """The choice of a fair control: its settings laid over the chosen ones."""
         return replace(choice.at(**self._session.technique.fair_controls[label]), compare=())
 
+    def _rest(self, choice):
+        """The newest choice is measured, with all that goes with it."""
+        self.settled = choice
+        self.on_rest()
+
     def _open(self, choice):
         """Load what a choice needs; where the chart shows something else, begin it with what the journal holds."""
         opened = choice.model, choice.data, choice.steps, choice.seed
@@ -143,8 +151,9 @@ class Jobs:
         """Compress, measure, retrain and measure a choice, drawing on the way."""
         last = perf_counter()
         with closing(self._session.events(choice)) as events:
-            for event in self._warned(events):
+            for event in events:
                 if event.stage == "compressed":
+                    self._caught = self._session.warned
                     pictures = self._pictures(choice, event.model)
                     yield from self._gallery.draw(pictures, moving=True)
                 elif event.stage == "one-shot":
@@ -160,7 +169,8 @@ class Jobs:
     def _look_inside(self, choice):
         """The pictures of a choice that is measured already: it has to be compressed again, not retrained."""
         with closing(self._session.events(choice)) as events:
-            event = next(self._warned(events))
+            event = next(events)
+            self._caught = self._session.warned
             self._say(choice, self._said)
             pictures = self._pictures(choice, event.model)
             yield from self._gallery.draw(pictures, moving=True)
@@ -205,15 +215,6 @@ class Jobs:
         pictures = list(anatomy(dense, compressed, dict(choice.setting))) if anatomy else []
         self._page.show_pictures(self._gallery.arrange(pictures))
         return pictures
-
-    def _warned(self, events):
-        """The events, with the technique's warnings caught: a notebook shows none from a thread."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            first = next(events)
-        self._caught = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-        yield first
-        yield from events
 
     def _settle(self, choice):
         """The chosen point is measured: draw it, say it, and compare it with a guess."""

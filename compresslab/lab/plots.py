@@ -43,7 +43,9 @@ def curve(results, ax=None, dense=None, label=None):
     color, marker = SERIES[drawn % len(SERIES)]
     stages = results["stage"] if "stage" in results else np.full(len(results), "retrained")
     for stage, part in results.groupby(np.asarray(stages), sort=False):
-        series(ax, seeds_together(part), color, marker, hollow=stage == "one-shot", label=label)
+        hollow = stage == "one-shot"
+        text = f"{label}, one-shot" if label and hollow else label
+        series(ax, seeds_together(part), color, marker, hollow=hollow, label=text)
     if label or dense is not None:
         ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right")
     return ax
@@ -76,7 +78,7 @@ def size_axis(ax, low, high):
     ax.xaxis.set_major_locator(FixedLocator([tick * KIB for tick in decades if low <= tick * KIB <= high]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / KIB:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("file size (KiB, each step the same ratio)", fontsize=TEXT)
+    ax.set_xlabel("file size (KiB, log axis)", fontsize=TEXT)
     return ax
 
 
@@ -91,11 +93,11 @@ def size_limits(sizes, low=np.inf, high=0):
 def baseline(ax, accuracy, file_bytes=None, dense_bytes=None):
     """The dense model: a dashed line at its accuracy (0 to 1), a dotted one where compression gains nothing."""
     if accuracy is not None:
-        ax.axhline(100 * accuracy, color=GREY, linestyle="--", linewidth=1.5, label=f"dense, {accuracy:.1%}")
+        ax.axhline(100 * accuracy, color=GREY, linestyle="--", linewidth=1.5, label=f"dense {accuracy:.1%}")
     if dense_bytes is not None:
         ax.axvline(dense_bytes, color=GREY, linestyle=":", linewidth=1.5)
         ax.annotate(
-            "break-even: dense fp32",
+            "break-even",
             (dense_bytes, 0.03),
             xycoords=("data", "axes fraction"),
             xytext=(-5, 0),
@@ -127,7 +129,7 @@ def series(ax, points, color=BLUE, marker="o", *, hollow=False, joined=True, lab
         marker=marker,
         markersize=7,
         markerfacecolor="white" if hollow else color,
-        label=f"{label}, one-shot" if label and hollow else label,
+        label=label,
         alpha=alpha,
     )
     if "low" in points and (points["high"] > points["low"]).any():

@@ -4,6 +4,8 @@ A point is measured by `sweep.stages`, as a sweep measures it, so that a curve d
 are the same numbers. Retrained models are kept for as long as there is room, so that a point can be looked at again.
 """
 
+import itertools
+import warnings
 from collections import OrderedDict
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -83,6 +85,7 @@ class Session:
 
     def __init__(self, technique, own_model, own_data, journal):
         self.technique, self.journal, self.known = technique, journal, {}
+        self.warned = []
         self._own = own_model, own_data
         self._subjects, self._templates, self._failed = {}, {}, set()
         self._models = OrderedDict()  # key -> measured model, the one used last at the end
@@ -106,24 +109,32 @@ class Session:
     def key(self, choice, stage=None):
         """The key that a measured point of this choice has in the journal; by default that of its last stage."""
         stage = stage or choice.last_stage
-        name = choice.model, choice.data, choice.steps, choice.seed, stage
+        name = choice.model, choice.data, choice.steps, choice.seed
         if name not in self._templates:
             subject = self.subject(choice)
             resolved = recipe.resolved(self.recipe(choice), subject.model, subject.data)
-            self._templates[name] = recipe.blank_result(resolved, stage, subject.model, subject.data, subject.names)
+            blank = recipe.blank_results(resolved, subject.model, subject.data, subject.names)
+            self._templates[name] = {result.stage: result for result in blank}
         setting = recipe.complete_setting(self.technique, choice.setting)
-        return replace(self._templates[name], setting=setting).key
+        return replace(self._templates[name][stage], setting=setting).key
 
     def result(self, choice, stage=None):
         """The measured Result of a choice, or None if it is not known."""
         return self.known.get(self.key(choice, stage))
 
     def events(self, choice):
-        """The sweep's events of one point: compressed, one-shot, training …, retrained. What is measured is kept."""
+        """The sweep's events of one point: compressed, one-shot, training …, retrained. What is measured is kept.
+
+        The technique's warnings are in `warned` from the first event on: a notebook would show them in any cell.
+        """
         subject = self.subject(choice)
         events = sweep.stages(self.recipe(choice), subject.model, subject.data, self.journal, subject.names)
         with closing(events):
-            for event in events:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                first = next(events)
+            self.warned = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+            for event in itertools.chain([first], events):
                 if event.result:
                     self.known[event.result.key] = event.result
                 if event.stage == choice.last_stage:
