@@ -47,7 +47,7 @@ _IN_PLACE = (
     "squeeze_ sub_ tanh_ unsqueeze_ zero_"
 )
 _MODULES = {
-    "torch": (torch, _TORCH),
+    "torch": (torch, f"{_TORCH} _assert"),
     "F": (functional, _FUNCTIONAL),
     "operator": (operator, _OPERATORS),
     "math": (math, "ceil exp floor log sqrt"),

@@ -15,7 +15,8 @@ from compresslab.storage import values
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.streams import CHUNK, affordable
 
-NONE, ALL, GAPS, ODDS = range(4)
+NONE, ALL, FEW, MOST, ODDS = range(5)
+SMALL, SPARSE = 4096, 32  # gaps are tried up to this many entries, or if fewer than one in so many is kept (or is not)
 MIDDLE, LEVELS = 16, 32
 ONE = 2**20  # odds of 1, in whole numbers
 GRID = 2**16  # probabilities are whole numbers over this
@@ -32,7 +33,10 @@ def plan(kept, rows):
     if count in (0, len(kept)):
         return values.Plan(8, lambda writer: writer.uint(ALL if count else NONE))
     matrix = kept.reshape(rows, -1)
-    plans = [_plan_gaps(kept), *_plan_odds(matrix)]
+    plans = list(_plan_odds(matrix))
+    minority = min(count, len(kept) - count)
+    if not plans or len(kept) <= SMALL or minority * SPARSE < len(kept):
+        plans.append(_plan_gaps(kept, MOST if minority < count else FEW))
     return min(plans, key=lambda one: one.bits)
 
 
@@ -41,18 +45,23 @@ def read(reader, count, rows):
     form = reader.uint(ODDS)
     if form in (NONE, ALL):
         return np.full(count, form == ALL)
-    return _read_gaps(reader, count) if form == GAPS else _read_odds(reader, count, rows)
+    if form == ODDS:
+        return _read_odds(reader, count, rows)
+    at = _read_gaps(reader, count)
+    kept = np.full(count, form == MOST)
+    kept[at] = form == FEW
+    return kept
 
 
-def _plan_gaps(kept):
-    at = np.flatnonzero(kept)
+def _plan_gaps(kept, form):
+    at = np.flatnonzero(kept if form == FEW else ~kept)
     gaps = np.diff(at, prepend=-1) - 1
     numbers = values.plan(gaps.astype(_gap_type(len(kept))), "unsigned")
-    return values.Plan(8 + 8 * 3 + numbers.bits, lambda writer: _write_gaps(writer, len(at), numbers))
+    return values.Plan(8 + 8 * 3 + numbers.bits, lambda writer: _write_gaps(writer, form, len(at), numbers))
 
 
-def _write_gaps(writer, count, numbers):
-    writer.uint(GAPS)
+def _write_gaps(writer, form, count, numbers):
+    writer.uint(form)
     writer.uint(count)
     numbers.write(writer)
 
@@ -65,9 +74,7 @@ def _read_gaps(reader, count):
     at = np.cumsum(gaps.astype(np.int64) + 1) - 1
     if len(at) and at[-1] >= count:
         raise CorruptFileError(f"position {at[-1]} lies outside a tensor of {count} entries")
-    kept = np.zeros(count, dtype=bool)
-    kept[at] = True
-    return kept
+    return at
 
 
 def _gap_type(count):
@@ -77,34 +84,37 @@ def _gap_type(count):
 def _plan_odds(matrix):
     """Plans with a level for each row, each column, both, or neither."""
     in_rows, in_columns = np.count_nonzero(matrix, axis=1), np.count_nonzero(matrix, axis=0)
-    live = np.count_nonzero(in_rows) * np.count_nonzero(in_columns)
-    odds = (int(in_rows.sum()) + 0.5) / (live - int(in_rows.sum()) + 0.5)
-    base = max(1, round(min(odds, 2**8) * ONE))
-    row_levels, column_levels = _levels(in_rows, np.count_nonzero(in_columns), odds), None
-    column_levels = _levels(in_columns, np.count_nonzero(in_rows), odds)
-    at_rows, at_columns = np.nonzero(matrix)
-    for rows in (row_levels, np.where(in_rows > 0, MIDDLE, 0).astype(np.uint8)):
-        for columns in (column_levels, np.where(in_columns > 0, MIDDLE, 0).astype(np.uint8)):
-            pairs = rows[at_rows].astype(np.int64) * LEVELS + columns[at_columns]
+    count, live = int(in_rows.sum()), np.count_nonzero(in_rows) * np.count_nonzero(in_columns)
+    flat_rows, flat_columns = (np.where(kept > 0, MIDDLE, 0).astype(np.uint8) for kept in (in_rows, in_columns))
+    if count == live:
+        yield _plan_levels(matrix, 0, flat_rows, flat_columns, 0.0)
+        return
+    odds = min((count + 0.5) / (live - count + 0.5), 2**8)
+    base, at = max(1, round(odds * ONE)), np.nonzero(matrix)
+    for rows in (_levels(in_rows, np.count_nonzero(in_columns), odds), flat_rows):
+        for columns in (_levels(in_columns, np.count_nonzero(in_rows), odds), flat_columns):
+            pairs = rows[at[0]].astype(np.int64) * LEVELS + columns[at[1]]
             ones = np.bincount(pairs, minlength=LEVELS * LEVELS).reshape(LEVELS, LEVELS)
             every = np.outer(np.bincount(rows, minlength=LEVELS), np.bincount(columns, minlength=LEVELS))
             coded = _bits(ones, every, _probabilities(base))
-            sides = values.plan(rows, "unsigned"), values.plan(columns, "unsigned")
             if affordable(live, coded):
-                bits = 8 + 8 * 4 + coded + sides[0].bits + sides[1].bits
-                yield values.Plan(bits, _odds_writer(matrix, base, rows, columns, sides))
+                yield _plan_levels(matrix, base, rows, columns, coded)
 
 
-def _odds_writer(matrix, base, rows, columns, sides):
-    def write(writer):
-        writer.uint(ODDS)
-        writer.uint(base)
-        for side in sides:
-            side.write(writer)
+def _plan_levels(matrix, base, rows, columns, coded):
+    sides = values.plan(rows, "unsigned"), values.plan(columns, "unsigned")
+    bits = 8 + 8 * 4 + coded + sides[0].bits + sides[1].bits
+    return values.Plan(bits, lambda writer: _write_odds(writer, matrix, base, rows, columns, sides))
+
+
+def _write_odds(writer, matrix, base, rows, columns, sides):
+    writer.uint(ODDS)
+    writer.uint(base)
+    for side in sides:
+        side.write(writer)
+    if base:
         for some, probabilities in _blocks(base, rows, columns):
             writer.bits(matrix[some][:, columns > 0].reshape(-1), probabilities)
-
-    return write
 
 
 def _read_odds(reader, count, rows):
@@ -114,10 +124,10 @@ def _read_odds(reader, count, rows):
         values.read(reader, levels, "unsigned")
         if levels.max() >= LEVELS:
             raise CorruptFileError(f"a density level is {levels.max()}, not below {LEVELS}")
-    kept = np.zeros((rows, count // rows), dtype=bool)
-    live = np.flatnonzero(column_levels)
-    for some, probabilities in _blocks(base, row_levels, column_levels):
-        kept[np.ix_(some, live)] = reader.bits(probabilities).reshape(len(some), len(live))
+    kept, live = (row_levels > 0)[:, None] & (column_levels > 0), np.flatnonzero(column_levels)
+    if base:
+        for some, probabilities in _blocks(base, row_levels, column_levels):
+            kept[np.ix_(some, live)] = reader.bits(probabilities).reshape(len(some), len(live))
     return kept.reshape(-1)
 
 

@@ -16,6 +16,8 @@ from compresslab.storage.container import CorruptFileError
 from compresslab.storage.streams import CHUNK, affordable
 
 DENSE, SPARSE, SIGNED_SPARSE = range(3)
+SMALL = 4096  # words up to which both forms are tried; above, the share of zeros decides what is worth the time
+FEW, MANY = 1 / 256, 1 / 8
 GRID = 2**16  # share of -0 among the zeros is a whole number over this
 
 
@@ -55,19 +57,20 @@ def write(writer, tensor, mask=None):
     words, rows = _words(tensor, stored), _rows(tensor.shape)
     if mask is not None:
         kept = np.repeat(mask.detach().cpu().contiguous().numpy().reshape(-1), stored.parts)
-        _write_sparse(writer, words, kept, positions.plan(kept, rows), values.plan(words[kept], stored.kind), None)
+        numbers = values.plan(words[kept], stored.kind)
+        _write_sparse(writer, positions.plan(kept, rows), numbers, np.zeros(0, dtype=bool), 0)
         return
-    dense = values.plan(words, stored.kind)
     kept = (words << 1 if stored.kind == "float" else words) != 0
-    if kept.all() or not kept.any():
-        return _write_dense(writer, dense)
-    signs = words[~kept] != 0
-    where, numbers = positions.plan(kept, rows), values.plan(words[kept], stored.kind)
-    signs_bits = len(signs) + 32 if signs.any() else 0
-    if where.bits + numbers.bits + signs_bits < dense.bits and (not signs_bits or affordable(len(signs), dense.bits)):
-        _write_sparse(writer, words, kept, where, numbers, signs if signs_bits else None)
-    else:
-        _write_dense(writer, dense)
+    zeros = len(words) - int(np.count_nonzero(kept))
+    plans = []
+    if len(words) <= SMALL or zeros < MANY * len(words):
+        plans.append(_plan_dense(words, stored))
+    if 0 < zeros < len(words) and (len(words) <= SMALL or zeros > FEW * len(words)):
+        plans += _plan_sparse(words, kept, positions.plan(kept, rows), stored)
+    cheapest = min(plans, key=lambda one: one.bits, default=None)
+    if cheapest is None or cheapest.bits > 16 + 8 * words.nbytes:
+        cheapest = _plan_dense(words, stored)
+    cheapest.write(writer)
 
 
 def read(reader, name, shape):
@@ -94,21 +97,37 @@ def read(reader, name, shape):
     return _tensor(words, stored, shape), mask
 
 
-def _write_dense(writer, plan):
-    writer.uint(DENSE)
-    plan.write(writer)
+def _plan_dense(words, stored):
+    numbers = values.plan(words, stored.kind)
+
+    def write(writer):
+        writer.uint(DENSE)
+        numbers.write(writer)
+
+    return values.Plan(8 + numbers.bits, write)
 
 
-def _write_sparse(writer, words, kept, where, numbers, signs):
-    writer.uint(SPARSE if signs is None else SIGNED_SPARSE)
+def _plan_sparse(words, kept, where, stored):
+    """A plan that keeps the words of `kept`; none if the signs of the zeros are more symbols than a reader allows."""
+    numbers, signs = values.plan(words[kept], stored.kind), words[~kept] != 0
+    bits, share = 8 + where.bits + numbers.bits, min(max(1, round(signs.mean() * GRID)), GRID - 1) / GRID
+    if signs.any():
+        coded = -float(np.where(signs, np.log2(share), np.log2(1 - share)).sum())
+        if not affordable(len(signs), coded):
+            return []
+        bits += 24 + coded
+    return [values.Plan(bits, lambda writer: _write_sparse(writer, where, numbers, signs, share))]
+
+
+def _write_sparse(writer, where, numbers, signs, share):
+    writer.uint(SIGNED_SPARSE if signs.any() else SPARSE)
     where.write(writer)
     numbers.write(writer)
-    if signs is not None:
-        share = min(max(1, round(np.count_nonzero(signs) / len(signs) * GRID)), GRID - 1)
-        writer.uint(share)
+    if signs.any():
+        writer.uint(round(share * GRID))
         for start in range(0, len(signs), CHUNK):
             some = signs[start : start + CHUNK]
-            writer.bits(some, np.full(len(some), share / GRID))
+            writer.bits(some, np.full(len(some), share))
 
 
 def _read_signs(reader, words, kept):

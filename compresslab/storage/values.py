@@ -16,6 +16,7 @@ from compresslab.storage.streams import CHUNK, affordable, coded_bits, frequenci
 
 RAW, CONSTANT, PLANES, PALETTE = range(4)
 PALETTE_LIMIT = 4096
+WORTH = 127 / 128  # of its raw size a plane may have and still be coded: less gain is not worth the time
 SAMPLE = 2048  # words looked at to see whether a palette is worth a sort
 
 
@@ -64,7 +65,7 @@ def _plan_planes(words, kind):
         counts = _histogram(plane)
         table = frequencies(counts)
         coded = coded_bits(counts, table)
-        worth = coded < 8 * len(words) and (np.count_nonzero(table) == 1 or affordable(len(words), coded))
+        worth = coded < WORTH * 8 * len(words) and (np.count_nonzero(table) == 1 or affordable(len(words), coded))
         tables.append(table if worth else None)
         bits += 8 + (coded if worth else 8 * len(words))
     return Plan(bits, lambda writer: _write_planes(writer, planes, tables))
