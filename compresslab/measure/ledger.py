@@ -61,7 +61,7 @@ _ROWS = (
     ("dense fp32", "dense_bytes", "4 bytes for every number: the size that the others are compared with"),
     ("torch.save", "torch_save_bytes", "torch.save(state_dict): zeros take as much room as any other number"),
     ("torch.save + gzip", "gzip_bytes", "the same bytes zipped: runs of zeros shrink, the other numbers hardly do"),
-    ("CSR", "csr_bytes", "nonzeros and their column and row indices: pays only well above 50% zeros"),
+    ("CSR", "csr_bytes", "nonzeros and their column and row indices: pays only above 50% zeros"),
     (".clab file", "file_bytes", "the whole model in one file that a fresh process loads back"),
 )
 
