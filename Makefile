@@ -31,7 +31,8 @@ baselines: setup
 	$(RUN) -m compresslab.baselines $(ARGS)
 
 benchmarks: setup
-	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) $$script $(ARGS) || exit 1; done
+	@for script in benchmarks/*.py; do \
+		name=benchmarks.$$(basename $$script .py); echo "== $$name"; $(RUN) -m $$name $(ARGS) || exit 1; done
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """One epoch of MNIST: the workbook's loop against the tutorial way, interleaved in one run.
 
-    python benchmarks/training.py [--rounds 3] [--threads 1]
+    python -m benchmarks.training [--rounds 3] [--threads 1]
 
 The tutorial way is that of PyTorch's own introduction: torchvision's data set with ToTensor, a DataLoader with batches
 of 64, Adam, fp32. Ours is `compresslab.train.fit` as it comes. Both see 50,000 images, on the same number of threads.

@@ -300,8 +300,12 @@ def _logits(model, images):
 
 
 def accuracy_of(logits, labels):
-    """Fraction of rows of `logits` (N, classes) whose largest entry is at the label; labels (N,) int64."""
-    return (logits.argmax(1) == labels.cpu()).double().mean().item()
+    """Fraction of rows of `logits` (N, classes) whose largest entry is at the label, rows with nan counted as wrong.
+
+    labels  (N,) int64
+    """
+    right = (logits.argmax(1) == labels.cpu()) & ~logits.isnan().any(1)
+    return right.double().mean().item()
 
 
 @contextlib.contextmanager

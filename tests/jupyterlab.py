@@ -54,7 +54,7 @@ def find_chromium():
 
 @contextlib.contextmanager
 def server(folder, home):
-    """A JupyterLab over the notebooks in `folder`, with COMPRESSLAB_HOME at `home`; yields its address and its token."""
+    """A JupyterLab over the notebooks in `folder`, with COMPRESSLAB_HOME at `home`; yields its address and token."""
     token, settings = secrets.token_hex(16), Path(home) / "jupyter"
     (settings / "labconfig").mkdir(parents=True, exist_ok=True)
     (settings / "labconfig" / "page_config.json").write_text(json.dumps(NO_NEWS))
@@ -143,6 +143,38 @@ class Notebook:
                  (cell.toJSON().outputs || []).filter(output => output.output_type === 'error')
                  .map(output => output.ename + ': ' + output.evalue))"""
         )
+
+    def execute(self, code):
+        """Run code in the notebook's kernel, in no cell; returns what it printed, or raises what it raised."""
+        text, error = self.page.evaluate(
+            """async code => {
+                 const kernel = window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel;
+                 let text = '', error = null;
+                 const run = kernel.requestExecute({code, store_history: false});
+                 run.onIOPub = message => {
+                   if (message.header.msg_type === 'stream') text += message.content.text;
+                   if (message.header.msg_type === 'error') error = message.content.evalue;
+                 };
+                 await run.done;
+                 return [text, error];
+               }""",
+            code,
+        )
+        if error is not None:
+            raise RuntimeError(error)
+        return text.strip()
+
+    def scroll_to(self, selector, pages=60):
+        """Scroll down the notebook until something is there (cells out of sight may not be), and bring it into view."""
+        panel = self.page.locator(".jp-WindowedPanel-outer").first
+        for _ in range(pages):
+            if self.page.locator(selector).count():
+                break
+            panel.evaluate("panel => panel.scrollBy(0, 600)")
+            self.page.wait_for_timeout(100)
+        found = self.page.locator(selector).first
+        found.evaluate("element => element.scrollIntoView({block: 'start'})")
+        return found
 
     def slider(self, label):
         """The handle of the slider whose label starts with `label`."""

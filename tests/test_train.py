@@ -171,6 +171,11 @@ def test_evaluate_equals_a_forward_pass_and_leaves_the_model(blobs):
     assert torch.allclose(logits, model.eval()(blobs[0]), atol=1e-6)
 
 
+def test_a_row_with_nan_is_wrong():
+    logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [2.0, 1.0]])
+    assert train.accuracy_of(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)
+
+
 def test_evaluate_in_half_precision(blobs):
     logits = train.evaluate(nn.Linear(8, 3).to(torch.bfloat16), blobs)
     assert logits.dtype == torch.float32 and logits.shape == (400, 3)
