@@ -7,6 +7,8 @@ Sources: Han et al. 2015, arXiv:1506.02626 (threshold, prune and retrain); Zhu a
 (the cubic schedule of `gradual`).
 """
 
+import contextlib
+import itertools
 import math
 import warnings
 from dataclasses import dataclass
@@ -50,20 +52,7 @@ def prune(model, sparsity=None, threshold=None, scope="global", criterion="magni
     _check_setting(sparsity, threshold, scope, criterion, seed)
     _check_model(model, layers)
     twin = duplicate(model)
-    weights = distinct_weights(twin, layers)
-    _refuse_nan(weights)
-    groups = [weights] if scope == "global" else [[weight] for weight in weights]
-    if sparsity is None:
-        counts = _counts_below(weights, groups, float(threshold), scope)
-    else:
-        counts = _counts_of(groups, float(sparsity))
-    scores = _random_scores(weights, seed) if criterion == "random" else [weight.value for weight in weights]
-    masks, rest = [], iter(scores)
-    for group, count in zip(groups, counts, strict=True):
-        masks += keep_largest([next(rest) for _ in group], [weight.mask for weight in group], count)
-    _warn_emptied(weights, masks)
-    for weight, mask in zip(weights, masks, strict=True):
-        _apply(weight, mask)
+    _prune_in_place(twin, sparsity, threshold, scope, criterion, layers, seed)
     return twin
 
 
@@ -102,7 +91,7 @@ def gradual(
     scope="global",
     criterion="magnitude",
     layers=None,
-    interval=50,
+    interval=25,
     bar=True,
     **training,
 ):
@@ -115,7 +104,8 @@ def gradual(
     seed      whole number, 0 or more: order of the batches (and criterion "random"); same seed, same run
     scope, criterion, layers  as in `prune`
     interval  training steps between two prunings, at most
-    training  lr, batch_size, loss, precision, device: as in compresslab.train.fit
+    training  lr, batch_size, loss, precision, device: as in compresslab.train.fit, in one run with one optimizer;
+              its learning rate falls to half of `lr`
     returns   generator of Snapshot; closing it, or leaving its loop, cancels the run
     raises    ValueError, at once, for a setting out of range or levels that do not rise
     """
@@ -124,27 +114,33 @@ def gradual(
     checks.integer("steps", steps, 1)
     checks.integer("interval", interval, 1)
     weights = distinct_weights(model, layers)
-    initial = sum(_count_masked(weight) for weight in weights) / max(1, _total(weights))
-    levels = _check_levels(levels, initial)
+    initial = sum(map(_count_masked, weights)) / max(1, _total(weights))
+    plan = _plan(_check_levels(levels, initial), initial, steps, interval)
+    model = duplicate(model)
+    run = train.fit(model, data.train, steps=2 * steps, seed=seed, bar=False, **training)
     options = {"scope": scope, "criterion": criterion, "layers": layers, "seed": seed}
-    return _run_gradual(duplicate(model), data, _plan(levels, initial, steps, interval), options, training, bar)
+    return _run_gradual(model, data, plan, options, run, bar)
 
 
-def _run_gradual(model, data, plan, options, training, bar):
-    """Prune, train, and at the levels measure, event by event; see `gradual`."""
-    seeds, done, mode = torch.Generator().manual_seed(options["seed"]), 0, model.training
-    total = sum(steps for _, steps, _ in plan)
-    with tqdm(total=total, desc="gradual pruning", unit="step", disable=not bar, delay=1, leave=False) as shown:
+def _run_gradual(model, data, plan, options, run, bar):
+    """Prune, go on with the training run, and at the levels measure, event by event; see `gradual`."""
+    done, total, origin = 0, sum(steps for _, steps, _ in plan), next(model.parameters()).device
+    modes = [(name, module.training) for name, module in model.named_modules()]
+    with (
+        contextlib.closing(run),
+        tqdm(total=total, desc="gradual pruning", delay=1, leave=False, disable=not bar) as shown,
+    ):
         for sparsity, steps, is_level in plan:
-            model = prune(model, sparsity, **options)
-            order = int(torch.randint(2**31, (), generator=seeds))
-            for _ in train.fit(model, data.train, steps=steps, seed=order, bar=False, **training) if steps else ():
+            _prune_in_place(model, sparsity, **options)
+            for _ in itertools.islice(run, steps):
                 shown.update()
             done += steps
             if is_level:
-                model.train(mode)
+                twin = prune(model, sparsity, **options).to(origin)
+                for name, training in modes:
+                    twin.get_submodule(name).training = training
                 accuracy = train.accuracy_of(train.evaluate(model, data.validation), data.validation.labels)
-                yield Snapshot(sparsity, duplicate(model), accuracy, done, total)
+                yield Snapshot(sparsity, twin, accuracy, done, total)
 
 
 def _plan(levels, initial, steps, interval):
@@ -210,6 +206,24 @@ def _refuse_nan(weights):
             raise ValueError(f"layer {weight.names[0]!r} has weights that are nan, which have no magnitude to rank")
 
 
+def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criterion="magnitude", layers=None, seed=0):
+    """Rank the weights and mask those that go; the arguments as in `prune`, checked. The parameters stay the same."""
+    weights = distinct_weights(model, layers)
+    _refuse_nan(weights)
+    groups = [weights] if scope == "global" else [[weight] for weight in weights]
+    if sparsity is None:
+        counts = _counts_below(weights, groups, float(threshold), scope)
+    else:
+        counts = _counts_of(groups, float(sparsity))
+    scores = _random_scores(weights, seed) if criterion == "random" else [weight.value for weight in weights]
+    masks, rest = [], iter(scores)
+    for group, count in zip(groups, counts, strict=True):
+        masks += keep_largest([next(rest) for _ in group], [weight.mask for weight in group], count)
+    _warn_emptied(weights, masks)
+    for weight, mask in zip(weights, masks, strict=True):
+        _apply(weight, mask)
+
+
 def _counts_of(groups, sparsity):
     """How many weights of each group are to be zero, in all; what is pruned already stays so, with a warning."""
     counts = []
@@ -218,7 +232,7 @@ def _counts_of(groups, sparsity):
         if count < masked:
             where = f"layer {group[0].names[0]!r}" if len(groups) > 1 else "the model"
             message = f"sparsity is {sparsity:g}, but {where} is pruned to {masked / total:.4g} already; that stays"
-            warnings.warn(message, UserWarning, stacklevel=3)
+            warnings.warn(message, UserWarning, stacklevel=4)
         counts.append(max(count, masked))
     return counts
 
@@ -275,7 +289,7 @@ def _warn_emptied(weights, masks):
     ]
     if emptied:
         message = f"pruning leaves no weight in layer {', '.join(emptied)}; its output no longer depends on its input"
-        warnings.warn(message, UserWarning, stacklevel=3)
+        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _apply(weight, mask):
@@ -353,7 +367,7 @@ TECHNIQUE = Technique(
             "sparsity", 0.9, 0.0, 0.99, 0.01, unit="%", alternative="amount", help="Share of the weights set to zero."
         ),
         Control(
-            "threshold", 0.05, 0.0, 0.2, 0.002, alternative="amount", help="Weights smaller than this are set to zero."
+            "threshold", 0.15, 0.0, 0.3, 0.005, alternative="amount", help="Weights smaller than this are set to zero."
         ),
         Control("scope", "global", choices=SCOPES, help="One cut for all layers together, or one in each layer."),
         Control("criterion", "magnitude", choices=CRITERIA, help="The smallest weights go, or as many at random."),

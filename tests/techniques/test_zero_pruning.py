@@ -548,6 +548,26 @@ def test_gradual_prunes_little_by_little_on_the_way_to_a_single_level():
     assert steps == (10,) * 10 and is_level == (False,) * 9 + (True,)
 
 
+def test_momentum_from_before_a_cut_hides_nothing_under_the_mask_of_a_snapshot():
+    *_, last = gradual(small(), tiny_data(), (0.3, 0.8), steps=12, interval=3, **GRADUAL)
+    for layer in (last.model[0], last.model[2]):
+        original = layer.parametrizations.weight.original
+        assert (original[~cl.layers.get_mask(layer)] == 0).all()
+
+
+def test_gradual_passes_its_options_on():
+    options = {"scope": "layer", "criterion": "random", "layers": ["0", "2"], "seed": 5}
+    (last,) = gradual(small(), tiny_data(), (0.5,), steps=4, interval=2, lr=0.0, **options, **GRADUAL)
+    assert torch.equal(
+        masks(last.model), masks(prune(prune(small(), cubic_sparsity(0.5, 0.5), **options), 0.5, **options))
+    )
+
+
+def test_gradual_prunes_and_measures_on_a_model_pruned_enough():
+    (only,) = gradual(prune(small(), 0.5), tiny_data(), (0.5,), steps=4, **GRADUAL)
+    assert (only.sparsity, only.step, zeros(only.model)) == (0.5, 4, 69)
+
+
 def test_gradual_repeats_with_its_seed_and_leaves_the_random_state():
     runs, random = [], torch.get_rng_state()
     for seed in (0, 0, 1):
