@@ -48,6 +48,12 @@ def journal(tmp_path):
 
 
 @pytest.fixture
+def two_threads():
+    with cl.train.threads(2):
+        yield
+
+
+@pytest.fixture
 def fits(monkeypatch):
     """Counts the trainings."""
     calls, fit = [], cl.train.fit
@@ -154,8 +160,7 @@ def test_without_steps_it_ends_after_one_shot(net, data, fits, nothing):
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
-def test_closing_cancels_and_leaves_nothing_behind(net, data, journal, at):
-    torch.set_num_threads(2)
+def test_closing_cancels_and_leaves_nothing_behind(net, data, journal, two_threads, at):
     state, events = torch.get_rng_state(), cl.sweep.stages(recipe(), net, data, journal)
     last = [next(events) for _ in range(at)][-1]
     events.close()
@@ -164,8 +169,7 @@ def test_closing_cancels_and_leaves_nothing_behind(net, data, journal, at):
     assert not last.model.training and not last.model[1].training
 
 
-def test_one_thread_inside_and_the_callers_number_outside(net, data):
-    torch.set_num_threads(2)
+def test_one_thread_inside_and_the_callers_number_outside(net, data, two_threads):
     inside = []
     spy = Technique("spy", lambda model: inside.append(torch.get_num_threads()) or scale(model), ())
     for _ in cl.sweep.stages(Recipe(spy, steps=2), net, data, False):
@@ -597,7 +601,10 @@ def test_runs_side_by_side_in_threads_get_the_same_numbers(net, data, expected):
 
 
 def test_time_between_yields_is_not_counted(net, data):
-    events = cl.sweep.stages(recipe(steps=0), net, data, False)
-    next(events)
-    time.sleep(0.5)
-    assert next(events).result.seconds < 0.5
+    events, inside = cl.sweep.stages(recipe(steps=0), net, data, False), 0.0
+    for _ in range(2):
+        time.sleep(0.2)
+        start = time.perf_counter()
+        event = next(events)
+        inside += time.perf_counter() - start
+    assert 0 < event.result.seconds < inside
