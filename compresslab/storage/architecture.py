@@ -17,14 +17,19 @@ from compresslab.storage import plain, standard
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
 
-MODULES_PAID = 10_000  # modules and tensors that any file may have, beside one for every 4 bytes
+PAID = 2_000  # modules, and tensors, that any file may have, beside one for every 4 bytes of it
 
 
 class Budget:
-    """What building may still cost a file of `length` bytes; spending more raises CorruptFileError."""
+    """What building may still cost; spending more raises CorruptFileError.
 
-    def __init__(self, length):
-        self.modules = self.tensors = MODULES_PAID + length // 4
+    length   of the file, in bytes: pays for modules
+    tensors  that the file lists: they pay for tensors, several times over, since a constructor makes some that are
+             replaced afterwards
+    """
+
+    def __init__(self, length, tensors):
+        self.modules, self.tensors = PAID + length // 4, 64 + 4 * tensors
 
     def check(self, modules, tensors):
         if modules > self.modules or tensors > self.tensors:
@@ -66,15 +71,25 @@ class Describer:
         return nodes
 
     def _standard(self, name, module, path):
-        arguments = standard.arguments_of(standard.STANDARD[name], module)
-        encoded = {key: plain.encode(value, _given_module) for key, value in arguments.items()}
         if isinstance(module, standard.LISTS):
             return _shortened(name, {}, self.children(module, path))
-        bare = standard.construct(
-            standard.STANDARD[name], plain.decode({"dict": [*map(list, encoded.items())]}, _GIVEN)
-        )
-        standard.check_alike(module, bare, arguments)
-        return _shortened(name, encoded, self.children(module, path, bare))
+        arguments, bare = _remade(name, module)
+        return _shortened(name, arguments, self.children(module, path, bare))
+
+
+def _remade(name, module):
+    """A standard layer's encoded arguments, and the layer that they make."""
+    kind = standard.STANDARD[name]
+    try:
+        arguments = standard.arguments_of(kind, module)
+        encoded = {key: plain.encode(value, _given_module) for key, value in arguments.items()}
+        bare = standard.construct(kind, {key: plain.decode(value, _GIVEN) for key, value in encoded.items()})
+    except NotPlainError:
+        raise
+    except Exception as error:  # surgery may have left any attribute changed or gone
+        raise NotPlainError(f"a {name} was changed and cannot be made again: {error}") from error
+    standard.check_alike(module, bare, arguments)
+    return encoded, bare
 
 
 def build(node, budget, custom=None):
@@ -171,7 +186,7 @@ def _given_module(value):
     return {"module": Describer(_refuse)(value)} if isinstance(value, nn.Module) else None
 
 
-_GIVEN = {"module": lambda node: build(node, Budget(2**32))}
+_GIVEN = {"module": lambda node: build(node, Budget(2**32, 2**32))}
 
 
 def _refuse(describer, module, path):

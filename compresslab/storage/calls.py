@@ -9,7 +9,7 @@ from torch.nn import functional
 _ELEMENTWISE = (
     "abs add addcdiv addcmul ceil clamp clip cos cumprod cumsum deg2rad div eq erf exp expm1 fix floor floor_divide "
     "fmod ge gt isfinite isinf isnan le lerp log log10 log1p log2 logical_and logical_not logical_or logical_xor lt "
-    "maximum minimum mul multiply nan_to_num ne neg negative pow reciprocal relu remainder round rsqrt selu sigmoid "
+    "maximum minimum mul multiply nan_to_num ne neg negative pow reciprocal relu remainder round rsqrt sigmoid "
     "sign sin sqrt square sub subtract tan tanh true_divide trunc where"
 )
 _SHAPING = (
@@ -26,7 +26,7 @@ _TORCH = (
     f"{_ELEMENTWISE} {_SHAPING} {_REDUCING} {_PRODUCTS} arange cat clone concat concatenate detach einsum full "
     "full_like hstack linspace meshgrid numel ones ones_like stack tensordot unique vstack zeros zeros_like conv1d "
     "conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d avg_pool1d max_pool1d max_pool2d max_pool3d "
-    "adaptive_avg_pool1d dropout layer_norm group_norm batch_norm instance_norm pixel_shuffle prelu celu rrelu"
+    "adaptive_avg_pool1d dropout layer_norm group_norm batch_norm instance_norm pixel_shuffle prelu celu rrelu selu"
 )
 _FUNCTIONAL = (
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d "
@@ -52,7 +52,7 @@ _MODULES = {
     "operator": (operator, _OPERATORS),
     "math": (math, "ceil exp floor log sqrt"),
 }
-ATTRIBUTES = frozenset("T device dtype imag itemsize mT mH H ndim real shape".split())
+ATTRIBUTES = frozenset("T device dtype imag indices itemsize mT mH H ndim real shape values".split())
 METHODS = frozenset(
     f"{_ELEMENTWISE} {_SHAPING} {_REDUCING} {_PRODUCTS} {_IN_PLACE} bfloat16 bool clone contiguous detach dim double "
     "expand float half int ndimension new_full new_ones new_zeros numel repeat reshape_as size t to type type_as "

@@ -114,7 +114,7 @@ def check_header(found, length):
     lists = [key for key in (*_INDICES, "flipped") if key in found]
     if set(found) != {*kinds, *lists} or not all(isinstance(found[key], kind) for key, kind in kinds.items()):
         raise CorruptFileError(f"header has {sorted(found)[:10]}, or values of other types than it should")
-    if len(found["tensors"]) > architecture.MODULES_PAID + length // 4:
+    if len(found["tensors"]) > architecture.PAID + length // 4:
         raise CorruptFileError(f"{len(found['tensors'])} tensors are more than a file of {length} bytes holds")
     for key in lists:
         wanted = str if key == "flipped" else int
@@ -146,15 +146,16 @@ def check_size(listed, limit):
 def read(parts, listed):
     """The Content of an unpacked file (container.Parts) whose entries have been checked."""
     reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length), [], []
-    for entry in listed:
+    sets = {key: set(parts.header.get(key, ())) for key in (*_INDICES, "flipped")}
+    masked = {index if (tied := listed[index].tied) is None else tied for index in sets["masked"]}
+    for index, entry in enumerate(listed):
         if entry.tied is None:
             value, kept = tensors.read(reader, entry.dtype, entry.shape)
         else:
             value, kept = values[entry.tied], keeps[entry.tied]
         values.append(value)
-        keeps.append(kept)
+        keeps.append(kept if index in masked or entry.tied is not None else None)
     reader.close()
-    sets = {key: set(parts.header.get(key, ())) for key in (*_INDICES, "flipped")}
     if dense := [listed[index].name for index in sets["masked"] if keeps[index] is None]:
         raise CorruptFileError(f"tensor {dense[0]!r} is to have a mask, but is stored without one")
     return Content(listed, values, keeps, training=parts.header["training"], **sets)

@@ -40,13 +40,14 @@ def dumps(model):
     """The bytes that `save` writes; the same model gives the same bytes."""
     content.check_model(model)
     flat = layers.plain(model)
-    masks, described, extra = content.masks(model, flat), *_describe(flat)
-    state = content.state_of(flat) | extra
-    header, writer = content.header(flat, state, masks, described, extra), streams.Writer()
-    for name, dtype_or_tied, *_ in header["tensors"]:
-        if isinstance(dtype_or_tied, str):
-            tensors.write(writer, state[name], masks.get(name))
-    return container.pack(header, bytes(writer.data), writer.words())
+    masks = content.masks(model, flat)
+    try:
+        node, extra = graph.describe(flat)
+        blob = _packed(flat, masks, node, extra)
+        _guarded(_decode, blob, float("inf"), True, False)
+    except (NotPlainError, CorruptFileError):  # no words for its architecture, or not what they stand for
+        blob = _packed(flat, masks, None, {})
+    return blob
 
 
 def loads(blob, into=None, max_bytes=None):
@@ -72,34 +73,36 @@ def file_bytes(model):
     return len(dumps(model))
 
 
-def _describe(flat):
-    """The architecture as a node and the tensors it needs beside the state dict; None and {} if it has no words for it.
+def _packed(flat, masks, node, extra):
+    """The bytes of a file.
 
-    The node is built again to make sure that it stands for the same tensors.
+    flat   model without parametrizations;  masks  name -> mask;  node  its architecture, or None
+    extra  name -> tensor of what the architecture needs beside the state dict
     """
-    try:
-        node, extra = graph.describe(flat)
-        state = content.state_of(flat) | extra
-        entries = content.entries([[name, tensors.NAMES[one.dtype], list(one.shape)] for name, one in state.items()])
-        filling.check_same(graph.build(node, entries, 2**32), entries)
-    except (NotPlainError, CorruptFileError):
-        return None, {}
-    return node, extra
+    state = content.state_of(flat) | extra
+    header, writer = content.header(flat, state, masks, node, extra), streams.Writer()
+    for name, dtype_or_tied, *_ in header["tensors"]:
+        if isinstance(dtype_or_tied, str):
+            tensors.write(writer, state[name], masks.get(name))
+    return container.pack(header, bytes(writer.data), writer.words())
 
 
-def _decode(blob, limit, wanted):
-    """What the file holds, and its model on the meta device (None if it holds tensors only or is not `wanted`)."""
+def _decode(blob, limit, model=True, numbers=True):
+    """What the bytes of a file hold, and their model on the meta device.
+
+    limit    most bytes of tensors;  model, numbers  whether the model is wanted, and the tensors of a file that has one
+    returns  Content (None if not wanted) and model (None if not wanted, or if the file holds tensors only)
+    """
     parts = container.unpack(blob)
     content.check_header(parts.header, parts.length)
     entries = content.entries(parts.header["tensors"])
     content.check_size(entries, limit)
-    model = None
-    if wanted and parts.header["model"] is not None:
-        model = graph.build(parts.header["model"], entries, parts.length)
-        filling.check_same(model, entries)
-    elif wanted:
-        return None, None
-    return content.read(parts, entries), model
+    built = None
+    if model and parts.header["model"] is not None:
+        built = graph.build(parts.header["model"], entries, parts.length)
+        filling.check_same(built, entries)
+    wanted = numbers and not (model and built is None)
+    return content.read(parts, entries) if wanted else None, built
 
 
 def _guarded(step, *arguments):

@@ -15,10 +15,8 @@ def check_same(model, entries, extra=()):
     listed = {entry.name: tuple(entry.shape) for entry in entries}
     if own != listed:
         odd = sorted(name for name in {*own, *listed} if own.get(name) != listed.get(name))
-        name = odd[0]
-        raise CorruptFileError(
-            f"tensor {name!r} is {listed.get(name, 'missing')} in the file, {own.get(name, 'missing')} in its model"
-        )
+        found, held = (str(one.get(odd[0], "missing"))[:100] for one in (listed, own))
+        raise CorruptFileError(f"tensor {odd[0][:100]!r} is {found} in the file, {held} in its model")
 
 
 def all_tensors(model):

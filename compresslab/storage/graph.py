@@ -13,6 +13,7 @@ Source: Reed et al. 2022, arXiv:2112.08429 (torch.fx).
 
 import copy
 import inspect
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +81,9 @@ def build(node, entries, length):
     raises   CorruptFileError
     """
     shapes = {entry.name: entry.shape for entry in entries}
-    model = architecture.build(node, architecture.Budget(length), lambda *one: _custom_module(*one, shapes))
+    model = architecture.build(
+        node, architecture.Budget(length, len(entries)), lambda *one: _custom_module(*one, shapes)
+    )
     if model is None:
         raise CorruptFileError("the architecture is empty")
     for module in model.modules():
@@ -123,10 +126,24 @@ class _Custom:
         return {key: value for key, value in names.items() if value}
 
 
+_TRACING = threading.Lock()  # fx patches nn.Module while it traces
+
+
 class _Tracer(fx.Tracer):
     """Stops at standard layers; only the inputs that forward demands are traced, the others have their default."""
 
     proxy_buffer_attributes = True
+
+    def trace(self, root):
+        self._thread = threading.get_ident()
+        with _TRACING:
+            return super().trace(root)
+
+    def call_module(self, module, forward, arguments, keywords):
+        """Record a call; one by another thread, which fx redirects here too, just runs."""
+        if threading.get_ident() != self._thread:
+            return forward(*arguments, **keywords)
+        return super().call_module(module, forward, arguments, keywords)
 
     def is_leaf_module(self, module, path):
         inner = module.modules() if isinstance(module, nn.Sequential) else [module]

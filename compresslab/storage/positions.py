@@ -124,6 +124,8 @@ def _read_odds(reader, count, rows):
         values.read(reader, levels, "unsigned")
         if levels.max() >= LEVELS:
             raise CorruptFileError(f"a density level is {levels.max()}, not below {LEVELS}")
+    if base:
+        reader.check(np.count_nonzero(row_levels) * np.count_nonzero(column_levels))
     kept, live = (row_levels > 0)[:, None] & (column_levels > 0), np.flatnonzero(column_levels)
     if base:
         for some, probabilities in _blocks(base, row_levels, column_levels):

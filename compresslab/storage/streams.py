@@ -103,6 +103,11 @@ class Reader:
         self._spend(len(probabilities))
         return self._decode(_models.Bernoulli(perfect=False), probabilities).astype(bool)
 
+    def check(self, count):
+        """Refuse early that so many symbols will be read."""
+        if count > self.budget:
+            raise CorruptFileError("more symbols are claimed than a file of this length holds")
+
     def close(self):
         """Check that both sections were used to their ends."""
         if self._at != len(self._data):
@@ -111,9 +116,8 @@ class Reader:
             raise CorruptFileError("entropy-coded words are left over after the last tensor")
 
     def _spend(self, count):
+        self.check(count)
         self.budget -= count
-        if self.budget < 0:
-            raise CorruptFileError("more symbols are claimed than a file of this length holds")
 
     def _decode(self, model, argument):
         self._unused = False

@@ -93,8 +93,9 @@ def read(reader, name, shape):
     _spread(words, tail, kept)
     if form == SIGNED_SPARSE:
         _read_signs(reader, words, kept)
-    mask = torch.from_numpy(kept.reshape(-1, stored.parts).any(axis=1).reshape(shape))
-    return _tensor(words, stored, shape), mask
+    if stored.parts > 1:
+        kept = kept.reshape(-1, stored.parts).any(axis=1)
+    return _tensor(words, stored, shape), torch.from_numpy(kept).reshape(shape)
 
 
 def _plan_dense(words, stored):

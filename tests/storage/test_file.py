@@ -1,0 +1,260 @@
+"""Saving whole or not at all, loading what was saved: masks, into=, errors that say what to do."""
+
+import copy
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import compresslab as cl
+from compresslab import layers
+from compresslab.storage import container
+
+
+def pruned(*sizes, keep=0.3, seed=0):
+    """An MLP of linear layers whose smaller weights are masked."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    for layer in model:
+        layers.set_mask(layer, layer.weight.detach().abs() > layer.weight.detach().abs().flatten().quantile(1 - keep))
+    return model
+
+
+class Own(nn.Module):
+    """A forward that no graph can hold."""
+
+    def __init__(self, width=5):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x))) if float(x.sum()) > 0 else self.last(self.first(x))
+
+
+def test_a_fresh_process_makes_the_same_predictions(tmp_path):
+    model, images = cl.models.lenet_300_100(seed=0), torch.randn(8, 1, 28, 28)
+    torch.save(images, tmp_path / "images.pt")
+    written = cl.save(model, tmp_path / "net.clab")
+    assert written == (tmp_path / "net.clab").stat().st_size == cl.storage.file_bytes(model)
+    code = """
+import sys, torch, compresslab as cl
+folder = sys.argv[1] + "/"
+torch.save(cl.load(folder + "net.clab")(torch.load(folder + "images.pt")), folder + "logits.pt")
+cl.save(cl.load(folder + "net.clab"), folder + "again.clab")
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), model(images))
+    assert (tmp_path / "again.clab").read_bytes() == (tmp_path / "net.clab").read_bytes()
+
+
+def test_masks_come_back_and_hold_while_the_model_trains_on():
+    model = pruned(20, 15, 4)
+    same = cl.storage.loads(cl.storage.dumps(model))
+    masks = [layers.get_mask(layer) for layer in same]
+    assert all(torch.equal(mask, layers.get_mask(layer)) for mask, layer in zip(masks, model, strict=True))
+    optimizer = torch.optim.Adam(same.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        same(torch.randn(5, 20)).square().sum().backward()
+        optimizer.step()
+    for mask, layer, before in zip(masks, same, model, strict=True):
+        assert not layer.weight[~mask].any()
+        assert (layer.weight[mask] != before.weight[mask]).any()
+
+
+def test_a_kept_weight_may_be_zero_and_stays_in_the_mask():
+    model = pruned(20, 4)
+    mask = layers.get_mask(model[0])
+    with torch.no_grad():
+        model[0].parametrizations.weight.original[mask.nonzero()[0][0], mask.nonzero()[0][1]] = 0
+    same = cl.storage.loads(cl.storage.dumps(model))
+    assert torch.equal(layers.get_mask(same[0]), mask)
+    assert torch.equal(same[0].weight, model[0].weight)
+
+
+def test_masks_of_torch_become_masks_and_other_parametrizations_are_baked():
+    model = nn.Sequential(nn.Linear(6, 5), parametrizations.weight_norm(nn.Linear(5, 4)), nn.Linear(4, 2))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    batch, untouched = torch.randn(3, 6), copy.deepcopy(model.state_dict())
+    same = cl.storage.loads(cl.storage.dumps(model))
+    assert torch.equal(same(batch), model(batch))
+    assert torch.equal(layers.get_mask(same[0]), model[0].weight_mask.bool())
+    assert list(same.state_dict()) == [
+        *("0.bias", "0.parametrizations.weight.original", "0.parametrizations.weight.0.mask"),
+        *("1.weight", "1.bias", "2.weight", "2.bias"),
+    ] or set(same[1].state_dict()) == {"weight", "bias"}
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in untouched.items())
+
+
+def test_tied_layers_keep_tie_and_mask():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = model[0].weight
+    mask = torch.rand(6, 6) < 0.5
+    for layer in model:
+        layers.set_mask(layer, mask)
+    same = cl.storage.loads(cl.storage.dumps(model))
+    assert same[0].parametrizations.weight.original is same[1].parametrizations.weight.original
+    assert all(torch.equal(layers.get_mask(layer), mask) for layer in same)
+    batch = torch.randn(2, 6)
+    assert torch.equal(same(batch), model(batch))
+
+
+def test_into_fills_a_module_of_any_class_in_place():
+    torch.manual_seed(1)
+    model, target = Own().eval(), Own()
+    layers.set_mask(model.first, torch.rand(5, 4) < 0.5)
+    model.last.bias.requires_grad_(False)
+    model.norm.running_mean += 1
+    weight = target.last.weight
+    same = cl.storage.loads(cl.storage.dumps(model), into=target)
+    assert same is target and target.last.weight is weight
+    assert torch.equal(same(torch.ones(2, 4)), model(torch.ones(2, 4)))
+    assert not same.training and not same.last.bias.requires_grad and same.last.weight.requires_grad
+    assert torch.equal(layers.get_mask(same.first), layers.get_mask(model.first))
+
+
+def test_into_replaces_masks_dtypes_and_meta_tensors():
+    model = pruned(6, 5).half()
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(6, 5))
+    masked, torchs = pruned(6, 5, keep=0.9, seed=3), nn.Sequential(nn.Linear(6, 5))
+    prune.random_unstructured(torchs[0], "weight", 0.5)
+    twin = copy.deepcopy(masked)
+    for target in (empty, masked, torchs, nn.Sequential(nn.Linear(6, 5))):
+        cl.storage.loads(cl.storage.dumps(model), into=target)
+        assert torch.equal(target[0].weight, model[0].weight) and target[0].weight.dtype == torch.half
+        assert torch.equal(layers.get_mask(target[0]), layers.get_mask(model[0]))
+    dense = nn.Sequential(nn.Linear(6, 5))
+    cl.storage.loads(cl.storage.dumps(dense), into=masked)
+    assert torch.equal(masked[0].weight, dense[0].weight) and layers.get_mask(masked[0]) is None
+    assert layers.get_mask(twin[0]) is not None and twin[0].weight.shape == (5, 6)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda: Own(6), r"first.weight.*\(6, 4\).*file has.*\(5, 4\)"),
+        (lambda: nn.Sequential(nn.Linear(4, 5)), r"lacks 9 .*first.weight.*has 2 \(0.weight, 0.bias\)"),
+        (lambda: nn.Sequential(), "lacks 9 .*has nothing"),
+        (lambda: Own().to(torch.complex64), "first.weight.*complex64"),
+        (lambda: 3, "into is 3"),
+    ],
+    ids=["shapes", "names", "empty", "kind", "no module"],
+)
+def test_into_of_another_shape_is_refused_and_unchanged(target, message):
+    model = target()
+    before = copy.deepcopy(model.state_dict()) if isinstance(model, nn.Module) else {}
+    with pytest.raises(ValueError, match=message) as caught:
+        cl.storage.loads(cl.storage.dumps(Own()), into=model)
+    assert not isinstance(caught.value, cl.storage.CorruptFileError)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+def test_into_with_other_parametrizations_or_ties_is_refused():
+    source = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="0.weight.*parametrized"):
+        cl.storage.loads(cl.storage.dumps(source), into=normed)
+    tied = copy.deepcopy(source)
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="0.weight.*1.weight.*one tensor"):
+        cl.storage.loads(cl.storage.dumps(source), into=tied)
+    free = cl.storage.loads(cl.storage.dumps(tied), into=copy.deepcopy(source))
+    assert torch.equal(free[0].weight, free[1].weight) and free[0].weight is not free[1].weight
+    assert free[0].weight.data_ptr() != free[1].weight.data_ptr()
+
+
+def test_saving_twice_gives_the_same_bytes_and_leaves_the_model_alone(tmp_path):
+    model = pruned(30, 20, 5)
+    before = copy.deepcopy(model.state_dict())
+    assert cl.storage.dumps(model) == cl.storage.dumps(model) == cl.storage.dumps(copy.deepcopy(model))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+def test_the_file_follows_the_mask_down():
+    sizes = [cl.storage.file_bytes(pruned(100, 100, keep=keep)) for keep in (1.0, 0.5, 0.2, 0.1, 0.02)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] < 100 * 101 * 4 and sizes[3] < 0.1 * 100 * 101 * 4 * 1.2
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (3, "model is a int"),
+        (nn.LazyLinear(3), "lazy"),
+        (nn.Linear(2, 2, device="meta"), "meta"),
+    ],
+    ids=["no module", "lazy", "meta"],
+)
+def test_models_without_values_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        cl.storage.dumps(model)
+
+
+def test_extra_state_and_sparse_tensors_are_refused_by_name():
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"a": 1}
+
+    model = nn.Sequential(nn.Identity())
+    model.register_buffer("table", torch.eye(3).to_sparse())
+    with pytest.raises(ValueError, match="'table'.*sparse"):
+        cl.storage.dumps(model)
+    with pytest.raises(ValueError, match="'0'.*extra state"):
+        cl.storage.dumps(nn.Sequential(Extra(2, 2)))
+
+
+def test_paths_may_be_text_and_errors_name_them(tmp_path):
+    model, path = nn.Linear(2, 2), tmp_path / "net.clab"
+    assert cl.save(model, str(path)) == cl.save(model, path)
+    for call, wrong, error in [
+        (lambda where: cl.save(model, where), tmp_path / "missing" / "net.clab", FileNotFoundError),
+        (lambda where: cl.save(model, where), tmp_path, IsADirectoryError),
+        (cl.load, tmp_path / "missing.clab", FileNotFoundError),
+        (cl.load, tmp_path, IsADirectoryError),
+    ]:
+        with pytest.raises(error, match=wrong.name):
+            call(wrong)
+    assert [one.name for one in tmp_path.iterdir()] == ["net.clab"]
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "net.clab"
+    cl.save(nn.Linear(2, 2), path)
+    before = path.read_bytes()
+
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if step == "write":
+        monkeypatch.setattr(container, "_write_synced", lambda where, blob: (where.write_bytes(blob[:9]), full()))
+    else:
+        monkeypatch.setattr(os, step, full)
+    with pytest.raises(OSError, match=r"No space left.*unchanged.*net\.clab") as caught:
+        cl.save(nn.Linear(3, 3), path)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["net.clab"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=r"net\.clab"):
+        cl.save(nn.Linear(2, 2), tmp_path / "net.clab")
+
+
+def test_a_link_is_followed_and_a_device_is_not_replaced(tmp_path):
+    cl.save(nn.Linear(2, 2), tmp_path / "real.clab")
+    (tmp_path / "link.clab").symlink_to(tmp_path / "real.clab")
+    cl.save(nn.Linear(3, 3), tmp_path / "link.clab")
+    assert (tmp_path / "link.clab").is_symlink() and cl.load(tmp_path / "real.clab").in_features == 3
+    with pytest.raises(OSError, match="not a regular file"):
+        cl.save(nn.Linear(2, 2), os.devnull)

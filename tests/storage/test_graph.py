@@ -1,0 +1,268 @@
+"""Models with a forward of their own come back without their class, as a graph of allowed calls, or say they cannot."""
+
+import copy
+import operator
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import compresslab as cl
+from compresslab.storage import calls, graph
+from compresslab.storage.container import CorruptFileError
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.norm = nn.Linear(8, 6), nn.Linear(6, 3), nn.BatchNorm1d(6)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.fc1(x.flatten(1))))
+        x = functional.dropout(x, 0.5, training=self.training)
+        return functional.log_softmax(self.fc2(x), dim=1)
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
+        self.scale = nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, x):
+        return x + self.scale * self.layers(x)
+
+
+class Residual(nn.Module):
+    """Nested modules of own classes, a hidden buffer, a tensor constant, an optional input, several outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(2), Block(2)])
+        self.blocks.append(self.blocks[0])
+        self.register_buffer("hidden", torch.tensor([2.0, 3.0]), persistent=False)
+        self.constant = torch.tensor([[1.0], [2.0]])
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x, mask=None):
+        for block in self.blocks:
+            x = block(x)
+        if mask is not None:
+            x = x * mask
+        x = functional.adaptive_avg_pool2d(functional.max_pool2d(x, 2), 1).view(x.size(0), -1) * self.hidden
+        y = torch.cat([self.head(x), x[:, :1]], dim=1)
+        y += (x @ self.constant).mean()
+        return y[..., 1:], {"rows": y.shape[0], "best": [y.argmax(1), y.max(dim=1).values]}
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True), nn.Linear(10, 3)
+
+    def forward(self, x):
+        steps, (hidden, _) = self.lstm(x)
+        return self.out(steps[:, -1]) + hidden.sum()
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.position = nn.Linear(8, 24), nn.Parameter(torch.ones(1, 3, 8))
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        q, k, v = self.qkv(x + self.position).reshape(batch, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = torch.softmax(q @ k.transpose(-2, -1) / width**0.5, dim=-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def mixed():
+    return nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (8, 1)), Net())
+
+
+def results(model, batch):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return copy.deepcopy(model)(batch)
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, (tuple, list)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a) if isinstance(a, dict) else a == b
+
+
+MODELS = {
+    "mlp": (Net, (5, 2, 4)),
+    "residual": (Residual, (2, 2, 8, 8)),
+    "recurrent": (Recurrent, (2, 3, 4)),
+    "attention": (Attentive, (2, 3, 8)),
+    "inside a Sequential": (mixed, (5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_traced_model_comes_back_with_equal_outputs_in_both_modes(name):
+    make, shape = MODELS[name]
+    model, batch = make(), torch.randn(shape)
+    blob = cl.storage.dumps(model)
+    same = cl.storage.loads(blob)
+    assert list(same.state_dict()) == list(model.state_dict())
+    for training in (True, False):
+        assert equal(results(same.train(training), batch), results(model.train(training), batch))
+    assert blob == cl.storage.dumps(same.train()) == cl.storage.dumps(copy.deepcopy(model).train())
+
+
+def test_a_real_network_comes_back_without_torchvision():
+    from torchvision.models import resnet18
+
+    model = resnet18(num_classes=10).half().eval()
+    same = cl.storage.loads(cl.storage.dumps(model))
+    batch = torch.randn(1, 3, 40, 40).half()
+    with torch.no_grad():
+        assert torch.equal(same(batch), model(batch))
+    assert {type(one).__module__.split(".")[0] for one in same.modules()} == {"torch", "compresslab"}
+
+
+def test_a_loaded_graph_trains_copies_and_travels():
+    same = cl.storage.loads(cl.storage.dumps(Net()))
+    batch = torch.randn(5, 8)
+    same(batch).sum().backward()
+    assert all(one.grad is not None for one in same.parameters())
+    for twin in (copy.deepcopy(same), pickle.loads(pickle.dumps(same))):
+        assert torch.equal(twin.eval()(x=batch), same.eval()(batch))
+    with pytest.raises(TypeError, match=r"takes \(x\)"):
+        same(batch, batch)
+
+
+def test_saving_changes_neither_the_model_nor_the_random_state():
+    model = Residual()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    attributes = set(vars(model))
+    cl.storage.dumps(model)
+    assert set(vars(model)) == attributes and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+class Branching(Net):
+    def forward(self, x):
+        return self.fc2(self.fc1(x)) if x.sum() > 0 else x
+
+
+class Drawing(Net):
+    def forward(self, x):
+        return self.fc1(x) + torch.randn(6)
+
+
+class Foreign(Net):
+    def forward(self, x):
+        return torch.linalg.svdvals(self.fc1(x))
+
+
+class Remembering(Net):
+    def forward(self, x):
+        self.last = self.fc1(x)
+        return functional.relu(self.last)
+
+
+@pytest.mark.parametrize("make", [Branching, Drawing, Foreign], ids=lambda one: one.__name__)
+def test_what_cannot_be_traced_is_saved_as_tensors_only(make):
+    model = make()
+    blob = cl.storage.dumps(model)
+    with pytest.raises(ValueError, match=r"tensors only.*into=module") as caught:
+        cl.storage.loads(blob)
+    assert not isinstance(caught.value, CorruptFileError)
+    same = cl.storage.loads(blob, into=make())
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_forward_that_keeps_what_it_saw_can_be_traced():
+    model, batch = Remembering(), torch.randn(3, 8)
+    assert torch.equal(cl.storage.loads(cl.storage.dumps(model))(batch), model(batch))
+    assert cl.storage.loads(cl.storage.dumps(model))(batch).shape == (3, 6)
+
+
+def test_parts_in_different_modes_are_not_merged():
+    model = Residual()
+    model.blocks[0].eval()
+    batch = torch.randn(2, 2, 8, 8)
+    assert equal(results(cl.storage.loads(cl.storage.dumps(model)), batch), results(model, batch))  # no part asks
+    model = nn.Sequential()
+    model.add_module("net", Net())
+    outer = Wrapper(model)
+    model.net.eval()
+    with pytest.raises(ValueError, match="tensors only"):
+        cl.storage.loads(cl.storage.dumps(outer))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_other_threads_use_models_while_one_is_traced():
+    inside, outcomes = threading.Event(), []
+
+    class Slow(Net):
+        def forward(self, x):
+            inside.set()
+            worker.join(10)
+            return self.fc1(x)
+
+    def use():
+        inside.wait(10)
+        outcomes.append(cl.models.article_mlp(seed=0)(torch.zeros(2, 1, 28, 28)).shape)
+
+    worker = threading.Thread(target=use)
+    worker.start()
+    model = Slow()
+    same = cl.storage.loads(cl.storage.dumps(model))
+    assert outcomes == [(2, 10)]
+    assert torch.equal(same(torch.ones(1, 8)), model.fc1(torch.ones(1, 8)))
+
+
+GOOD = {"inputs": ["x"], "steps": [["function", "operator.add", [{"node": 0}, 1]]], "output": {"node": 1}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": [["function", "os.system", [{"node": 0}]]]},
+        {"steps": [["function", "attribute", [{"node": 0}]], ["method", "__class__", [{"node": 0}]]]},
+        {"steps": [["method", "__reduce__", [{"node": 0}]]]},
+        {"steps": [["function", "operator.add", [{"node": 1}, 1]]]},
+        {"steps": [["function", "operator.add", [{"node": True}, 1]]]},
+        {"steps": [["code", "print", []]]},
+        {"steps": [["function", ["operator.add"], []]]},
+        {"steps": [["function", "operator.add", {"node": 0}]]},
+        {"steps": 7},
+        {"inputs": ["x", "x"]},
+        {"output": {"node": 2}},
+        {"output": {"eval": "1"}},
+        {"more": 1},
+    ],
+    ids=lambda one: str(one)[:60],
+)
+def test_a_graph_that_no_writer_makes_is_refused(change):
+    assert graph.GraphModel({True: GOOD, False: GOOD})(torch.ones(2)).tolist() == [2, 2]
+    with pytest.raises(CorruptFileError):
+        graph.GraphModel({True: GOOD | change, False: GOOD})
+
+
+def test_the_lists_of_calls_name_what_is_there():
+    assert calls.FUNCTIONS["operator.add"] is operator.add and calls.FUNCTIONS["F.relu"] is functional.relu
+    assert not any(name.startswith("_") for name in calls.METHODS - {"__getitem__"})
+    assert all(hasattr(torch.Tensor, name) for name in calls.METHODS)
+    assert calls.attribute(torch.ones(2, 3), "shape") == (2, 3)
+    with pytest.raises(ValueError, match="__class__"):
+        calls.attribute(torch.ones(1), "__class__")

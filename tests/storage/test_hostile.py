@@ -1,0 +1,348 @@
+"""Whatever the bytes are: a model, or CorruptFileError; never another error, a hang, or memory nobody allowed."""
+
+import copy
+import hashlib
+import json
+import random
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+import compresslab as cl
+from compresslab import layers
+from compresslab.storage import CorruptFileError, container
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.shift = nn.Linear(6, 5), nn.Linear(5, 4), nn.Parameter(torch.ones(2, 2))
+        self.register_buffer("scale", torch.ones(4), persistent=False)
+
+    def forward(self, x):
+        x = functional.dropout(functional.relu(self.first(x.flatten(1))), training=self.training)
+        return self.last(x)[:, :4] * self.scale + self.shift.sum() + x.shape[0]
+
+
+def some_models():
+    """Small models that use every form of the format."""
+    torch.manual_seed(0)
+    masked, grid, signed = (nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)) for _ in range(3))
+    for layer in layers.weight_layers(masked).values():
+        layers.set_mask(layer, layer.weight.detach().abs() > layer.weight.detach().abs().median() * 1.5)
+    grid[0].weight.data = (grid[0].weight.data * 30).round() / 30
+    signed[0].weight.data *= signed[0].weight.data.abs() > 0.1
+    few, layer = nn.Linear(90, 90), nn.Linear(3, 3)
+    few.weight.data = torch.zeros(90, 90)
+    few.weight.data[5, 7] = 1
+    shared = nn.Sequential(layer, nn.Sequential(layer, nn.BatchNorm1d(3)))
+    recurrent = nn.ModuleDict({"e": nn.Embedding(5, 3), "g": nn.LSTM(2, 2, 2)})
+    transformer = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4, activation=nn.ReLU(), batch_first=True), 2)
+    conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.MaxPool2d(2)).half()
+    return [masked, grid, signed, few, shared, recurrent, transformer, conv, Net()]
+
+
+BLOBS = [cl.storage.dumps(model) for model in some_models()]
+PARTS = [container.unpack(blob) for blob in BLOBS]
+PLAIN = cl.storage.dumps(nn.Sequential(nn.Linear(3, 2)))
+ODD = [
+    *(None, True, 0, 1, -1, 2, 64, 2**31, 2**62, 2**63, 10**30, 1.5, 1e300, "", "a", [], {}, [[]]),
+    *("Sequential", "Linear", "LSTM", "Module", "num_layers", "node", "float32", "bool", "complex128", "operator.add"),
+    *({"same": ""}, {"same": "0"}, {"float": "inf"}, {"node": 0}, {"node": 99}, {"module": ["ReLU"]}, {"list": [1]}),
+    *({"dict": [[1, 2]]}, {"slice": [1, 2, 3]}, {"dtype": "float16"}, {"ellipsis": None}, ["ReLU"], ["Transformer"]),
+    ["LSTM", {"input_size": 3, "hidden_size": 4, "num_layers": 5000}],
+    ["Linear", {"in_features": 10**9, "out_features": 10**9}],
+]
+
+
+def signed(body):
+    """A file whose checksum is right."""
+    return body + hashlib.sha256(body).digest()[:8]
+
+
+def forged(header, data=b"", words=(), text=None):
+    """A file with any header, its lengths and checksum right; `text` in the place of the header's JSON."""
+    text = json.dumps(header, separators=(",", ":")).encode() if text is None else text
+    lengths = b"".join(container.varint(n) for n in (len(text), len(text), len(data), len(words)))
+    return signed(b"CLAB\x01" + lengths + text + data + np.array(words, dtype="<u4").tobytes())
+
+
+def outcome(blob, **keywords):
+    """ "loaded", "corrupt" or "tensors only"; any other error goes on to the test."""
+    try:
+        cl.storage.loads(blob, **keywords)
+    except CorruptFileError:
+        return "corrupt"
+    except ValueError as error:
+        if "tensors only" not in str(error):
+            raise
+        return "tensors only"
+    return "loaded"
+
+
+def flipped(blob, chance):
+    """A few bytes of `blob` changed, cut out, put in or copied."""
+    blob = bytearray(blob)
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        at, action = chance.randrange(len(blob) + 1), chance.randrange(5)
+        if action == 0 and at < len(blob):
+            blob[at] ^= 1 << chance.randrange(8)
+        elif action == 1:
+            blob[at : at + 1] = chance.choice([b"\0", b"\x7f", b"\x80", b"\xff"])
+        elif action == 2:
+            del blob[at : at + chance.choice([1, 8, 10**6])]
+        elif action == 3:
+            blob[at:at] = chance.randbytes(chance.randrange(9))
+        else:
+            blob[at : at + 8] = blob[chance.randrange(len(blob) + 1) :][:8]
+    return bytes(blob)
+
+
+def places(value, path=()):
+    """Paths of everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def rewritten(header, chance):
+    """A header in which a value was replaced, removed, doubled or copied from elsewhere."""
+    header = copy.deepcopy(header)
+    for _ in range(chance.choice([1, 1, 2])):
+        known = list(places(header))
+        *path, last = chance.choice(known)
+        parent = at(header, path)
+        action = chance.randrange(5)
+        if action < 3:
+            parent[last] = copy.deepcopy(chance.choice(ODD) if action else at(header, chance.choice(known)))
+        elif action == 3:
+            del parent[last]
+        elif isinstance(parent, list):
+            parent.insert(last, copy.deepcopy(parent[last]))
+        if not header:
+            break
+    return header
+
+
+def at(value, path):
+    for key in path:
+        value = value[key]
+    return value
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changed_bytes_never_load(seed):
+    chance = random.Random(seed)
+    for _ in range(300):
+        blob = chance.choice(BLOBS)
+        changed = flipped(blob, chance)
+        assert outcome(changed) == "corrupt" or changed == blob
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changed_bytes_with_a_right_checksum_load_or_are_refused(seed):
+    chance = random.Random(seed)
+    seen = {outcome(signed(flipped(chance.choice(BLOBS)[:-8], chance))) for _ in range(150)}
+    for _ in range(150):
+        parts = chance.choice(PARTS)
+        words = flipped(parts.words.tobytes(), chance)
+        words = np.frombuffer(words[: len(words) // 4 * 4], dtype="<u4")
+        seen.add(outcome(forged(parts.header, flipped(parts.data, chance), words)))
+    assert seen >= {"loaded", "corrupt"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rewritten_headers_with_a_right_checksum_load_or_are_refused(seed):
+    chance = random.Random(seed)
+    parts = [chance.choice(PARTS) for _ in range(250)]
+    seen = {outcome(forged(rewritten(one.header, chance), one.data, one.words)) for one in parts}
+    assert "corrupt" in seen
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 255))
+def test_random_bytes_are_refused(junk, version):
+    for blob in (junk, b"CLAB" + junk, signed(b"CLAB\x01" + junk), signed(b"CLAB" + bytes([version]) + junk)):
+        assert outcome(blob) == "corrupt"
+
+
+def test_every_cut_and_every_flipped_bit_is_noticed():
+    assert outcome(PLAIN) == "loaded"
+    for length in range(len(PLAIN)):
+        assert outcome(PLAIN[:length]) == "corrupt"
+        assert outcome(signed(PLAIN[:length])) == ("loaded" if length == len(PLAIN) - 8 else "corrupt")
+    for bit in range(8 * len(PLAIN)):
+        changed = bytearray(PLAIN)
+        changed[bit // 8] ^= 1 << bit % 8
+        assert outcome(bytes(changed)) == "corrupt"
+
+
+def test_a_newer_version_says_so():
+    newer = signed(PLAIN[:4] + b"\x09" + PLAIN[5:-8])
+    with pytest.raises(CorruptFileError, match="format version 9.*reads up to 1.*update"):
+        cl.storage.loads(newer)
+
+
+def header(model=("Sequential", {}, {"0": ["Linear", {"in_features": 3, "out_features": 2}]}), tensors=None, **more):
+    tensors = [["0.weight", "float32", [2, 3]], ["0.bias", "float32", [2]]] if tensors is None else tensors
+    return {"model": list(model) if model is not None else None, "training": True, "tensors": tensors, **more}
+
+
+def raw(*sizes):
+    """Payload of dense raw tensors of so many bytes."""
+    return b"".join(b"\0\0" + bytes(size) for size in sizes)
+
+
+def test_forging_can_make_a_good_file():
+    assert outcome(forged(header(), raw(24, 8))) == "loaded"
+
+
+def nested(depth, inner, outer='["Sequential",{},{"0":%s}]'):
+    text = inner
+    for _ in range(depth):
+        text = outer % text
+    return text
+
+
+def doubling(levels):
+    """Each level holds the one below twice: 2**levels places, one module each."""
+    node = ["Sequential", {}, {"a": ["ReLU"], "b": {"same": "a"}}]
+    for level in range(levels):
+        path = ".".join("a" * (levels - level))
+        node = ["Sequential", {}, {"a": node, "b": {"same": path}}]
+    return relative(node, "")
+
+
+def relative(node, path):
+    name, arguments, children = [*node, {}, {}][:3]
+    made = {}
+    for key, child in children.items():
+        inside = f"{path}.{key}" if path else key
+        first = f"{path}.a" if path else "a"
+        made[key] = {"same": first} if isinstance(child, dict) else relative(child, inside)
+    return [name, arguments, made] if made else [name]
+
+
+def encoder(layers_inside, inner):
+    return ["TransformerEncoder", {"encoder_layer": {"module": inner}, "num_layers": layers_inside}]
+
+
+FORGERIES = {
+    "header is a list": dict(header=[1, 2]),
+    "no tensors": dict(header={"model": None, "training": True}),
+    "an unknown key": dict(header=header(code="print()")),
+    "unknown layer": dict(header=header(["os.system"])),
+    "a class of torch.nn that is no layer": dict(header=header(["DataParallel", {"module": {"module": ["ReLU"]}}])),
+    "dunder argument": dict(header=header(["Linear", {"__class__": 1}])),
+    "other shape": dict(header=header(tensors=[["0.weight", "float32", [3, 2]], ["0.bias", "float32", [2]]])),
+    "missing tensor": dict(header=header(tensors=[["0.weight", "float32", [2, 3]]])),
+    "doubled name": dict(header=header(tensors=[["0.weight", "float32", [2, 3]]] * 2)),
+    "negative size": dict(header=header(tensors=[["0.weight", "float32", [-2, -3]], ["0.bias", "float32", [2]]])),
+    "size is true": dict(header=header(tensors=[["0.weight", "float32", [True, 3]], ["0.bias", "float32", [2]]])),
+    "many dimensions": dict(header=header(None, [["a", "float32", [1] * 5000]])),
+    "zero times huge": dict(header=header(None, [["a", "float32", [0, 2**61]], ["b", "float32", [2**61, 2**61]]])),
+    "unknown dtype": dict(header=header(None, [["a", "object", [2]]])),
+    "tied to itself": dict(header=header(tensors=[["0.weight", 0], ["0.bias", "float32", [2]]])),
+    "tied to a later one": dict(header=header(tensors=[["0.weight", 1], ["0.bias", "float32", [2]]])),
+    "tied to another shape": dict(header=header(tensors=[["0.weight", "float32", [2, 3]], ["0.bias", 0]])),
+    "tied to nothing": dict(header=header(tensors=[["0.weight", None], ["0.bias", "float32", [2]]])),
+    "mask of a dense tensor": dict(header=header(masked=[0]), data=raw(24, 8)),
+    "mask out of range": dict(header=header(masked=[2]), data=raw(24, 8)),
+    "mode of no module": dict(header=header(flipped=["9"]), data=raw(24, 8)),
+    "data left over": dict(header=header(), data=raw(24, 8) + b"0"),
+    "data cut": dict(header=header(), data=raw(24, 4)),
+    "words nobody reads": dict(header=header(), data=raw(24, 8), words=[1]),
+    "name that is a method": dict(header=header(["Sequential", {}, {"forward": ["ReLU"]}], [])),
+    "name with a dot": dict(header=header(["Sequential", {}, {"a.b": ["ReLU"]}], [])),
+    "module inside itself": dict(header=header(["Sequential", {}, {"a": ["Sequential", {}, {"b": {"same": ""}}]}], [])),
+    "module of later": dict(header=header(["Sequential", {}, {"a": {"same": "b"}, "b": ["ReLU"]}], [])),
+    "doubling": dict(header=header(doubling(60), [])),
+    "many layers": dict(header=header(["LSTM", {"input_size": 1, "hidden_size": 1, "num_layers": 10**9}], [])),
+    "many copies": dict(header=header(encoder(10**9, ["ReLU"]), [])),
+    "copies of copies": dict(header=header(encoder(999, encoder(999, encoder(999, ["ReLU"]))), [])),
+    "transformer of many": dict(header=header(["Transformer", {"num_encoder_layers": 10**7}], [])),
+    "many small layers": dict(header=header(["Sequential", {}, {str(n): ["Transformer"] for n in range(2000)}], [])),
+    "huge layer": dict(header=header(["Linear", {"in_features": 2**40, "out_features": 2**40}], [])),
+    "long tuple": dict(header=header(["LayerNorm", {"normalized_shape": [1] * 30_000}], [])),
+    "deep modules": dict(text=nested(50_000, '["ReLU"]').encode()),
+    "deep arguments": dict(text=b'{"model":["ReLU",{"inplace":%s}]}' % (b"[" * 100_000 + b"]" * 100_000)),
+    "key twice": dict(text=b'{"model":null,"model":null,"training":true,"tensors":[]}'),
+    "not a number": dict(text=b'{"model":null,"training":true,"tensors":[NaN]}'),
+    "beyond a float": dict(text=b'{"model":null,"training":true,"tensors":[1e999]}'),
+    "long number": dict(text=b'{"model":null,"training":true,"tensors":[%s]}' % (b"9" * 10_000)),
+    "no text": dict(text=b"\xff\xfe"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_files_are_refused(name):
+    blob = forged(**{"header": None, **FORGERIES[name]})
+    with pytest.raises(CorruptFileError) as caught:
+        cl.storage.loads(blob)
+    assert len(str(caught.value)) < 1500
+
+
+def peak(blob, **keywords):
+    """Outcome, and most bytes that were held while loading (numpy's and Python's; torch holds numpy's)."""
+    tracemalloc.start()
+    try:
+        return outcome(blob, **keywords), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def one_tensor(dtype, shape, data, words=()):
+    node = ["Module", {"buffers": ["a"], "graph": {"inputs": [], "steps": [], "output": None}}]
+    return forged(header(node, [["a", dtype, shape]]), data, words)
+
+
+def test_declared_sizes_are_held_against_max_bytes():
+    constant = one_tensor("float32", [5, 2**20], b"\0\1abcd")  # 20 MiB in 200 bytes is allowed
+    assert peak(constant) == ("loaded", pytest.approx(20 * 2**20, rel=0.1))
+    assert peak(constant, max_bytes=20 * 2**20)[0] == "loaded"
+    with pytest.raises(CorruptFileError, match="20971520 bytes, more than max_bytes, 20971519"):
+        cl.storage.loads(constant, max_bytes=20 * 2**20 - 1)
+    for shape in ([2**20, 2**20], [2**61, 4], [2**25]):
+        found, held = peak(one_tensor("float32", shape, b"\0\1abcd"))
+        assert found == "corrupt" and held < 2**20
+    with pytest.raises(ValueError, match="max_bytes is -1"):
+        cl.storage.loads(constant, max_bytes=-1)
+
+
+def test_a_few_bytes_cannot_claim_hours_of_decoding_or_much_memory():
+    size = 2**26
+    nearly = container.varint(2**14 - 1) + container.varint(1)  # frequencies of an almost certain symbol
+    planes = b"\0\2\1\0\1" + nearly
+    palette = b"\0\3\2\0\1\0\1" + nearly
+    levels = b"\1\x10"  # constant: level 16
+    odds = b"\1\4\1" + levels + levels + b"\1\0"
+    for data in (planes, palette, odds):
+        found, held = peak(one_tensor("uint8", [2**13, 2**13], data, [0] * 20))
+        assert found == "corrupt" and held < size + 2**26, data
+
+
+def test_a_packed_header_cannot_claim_much_memory():
+    text = b'{"model":[' + b"[]," * 10**7 + b"1]}"
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, container.DICTIONARY)
+    stored = packer.compress(text) + packer.flush()
+    for claimed in (len(text), 2**21):
+        lengths = b"".join(container.varint(n) for n in (claimed, len(stored), 0, 0))
+        found, held = peak(signed(b"CLAB\x01" + lengths + stored))
+        assert found == "corrupt" and held < 2**26
+
+
+def test_a_damaged_file_changes_nothing_in_the_module_it_was_to_fill():
+    model = nn.Sequential(nn.Linear(3, 2))
+    before = copy.deepcopy(model.state_dict())
+    for damaged in (PLAIN[:-1], forged(header(), raw(24, 4)), forged(header(), raw(24, 8) + b"0")):
+        assert outcome(damaged, into=model) == "corrupt"
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())

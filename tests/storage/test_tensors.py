@@ -1,0 +1,183 @@
+"""Every tensor comes back to the bit, in no more bytes than it has, the fewer the more there is to know about it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compresslab.storage import positions, streams, tensors
+from compresslab.storage.container import CorruptFileError
+
+SLACK = 4  # bytes that say "dense and raw", and the end of the range coder
+
+
+def written(tensor, mask=None):
+    writer = streams.Writer()
+    tensors.write(writer, tensor, mask)
+    return bytes(writer.data), writer.words()
+
+
+def read(data, words, tensor):
+    reader = streams.Reader(data, words, 100 + len(data) + 4 * len(words))
+    found = tensors.read(reader, tensors.NAMES[tensor.dtype], tuple(tensor.shape))
+    reader.close()
+    return found
+
+
+def size(tensor, mask=None):
+    """Bytes of a tensor, after checking that it comes back to the bit, and its mask with it."""
+    data, words = written(tensor, mask)
+    found, kept = read(data, words, tensor)
+    assert found.dtype == tensor.dtype and found.shape == tensor.shape
+    assert torch.equal(bits(found), bits(tensor))
+    if mask is not None:
+        assert torch.equal(kept, mask)
+    return len(data) + 4 * len(words)
+
+
+def bits(tensor):
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("name", tensors.TYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3), (7, 5), (2, 3, 4, 5)], ids=str)
+def test_every_type_and_shape_comes_back_to_the_bit(name, shape):
+    kind = tensors.TYPES[name]
+    count = math.prod(shape) * kind.size * kind.parts
+    raw = np.random.default_rng(0).integers(0, 2 if name == "bool" else 256, count, dtype=np.uint8)
+    tensor = torch.from_numpy(raw).view(kind.dtype).reshape(shape) if count else torch.empty(shape, dtype=kind.dtype)
+    assert size(tensor) <= tensor.nbytes + SLACK
+    assert size(torch.zeros_like(tensor)) <= 2 + 8 * 2
+
+
+def test_special_values_come_back_to_the_bit():
+    values = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf, 1e-45, -1e-45, 1e-38, 3.4e38] * 50)
+    values[7] = torch.tensor([0x7FC00123], dtype=torch.int32).view(torch.float32)[0]  # a nan with a payload
+    assert size(values) < values.nbytes
+    assert size(values.reshape(45, 10)) < values.nbytes
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 40),
+    st.integers(1, 40),
+    st.sampled_from(["float32", "float16", "int8", "int64", "uint8", "bool", "complex64"]),
+    st.floats(0, 1),
+    st.integers(1, 300),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_tensor_comes_back_to_the_bit_and_is_never_longer_than_raw(rows, columns, name, zeros, levels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-levels, levels + 1, (rows, columns), generator=generator) * 0.37
+    values[torch.rand(rows, columns, generator=generator) < zeros] = 0
+    tensor = values.to(tensors.TYPES[name].dtype)
+    assert size(tensor) <= tensor.nbytes + SLACK
+    signed = values.float() * -torch.ones(())  # its zeros are -0
+    assert size(signed) <= signed.nbytes + SLACK
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 60), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_any_mask_comes_back_with_its_tensor(rows, columns, density, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, columns, generator=generator) < density
+    values = torch.randn(rows, columns, generator=generator).round()  # kept weights that are 0 belong to the mask
+    size(torch.where(mask, values, 0.0), mask)
+    size(torch.where(mask, values, 0.0).to(torch.complex64), mask)
+
+
+def test_sparse_bytes_are_near_the_entropy_of_positions_and_values():
+    weight = noise(300, 784)
+    for density in (0.5, 0.1, 0.01):
+        mask = weight.abs() > weight.abs().flatten().quantile(1 - density)
+        entropy = -(density * math.log2(density) + (1 - density) * math.log2(1 - density)) * weight.numel() / 8
+        values = 27 / 8 * density * weight.numel()  # sign and mantissa raw, exponent at most 3 bits
+        pruned = torch.where(mask, weight, 0.0)
+        assert entropy + 2.9 * mask.sum() < size(pruned) < entropy + values
+        assert abs(size(pruned) - size(pruned, mask)) < 10
+
+
+def test_rows_and_columns_of_unequal_density_cost_less_than_equal_ones():
+    generator = torch.Generator().manual_seed(0)
+    likely = torch.rand(300, 1, generator=generator) ** 2 * torch.rand(1, 784, generator=generator) ** 2
+    uneven = torch.rand(300, 784, generator=generator) < likely
+    even = torch.rand(300, 784, generator=generator) < uneven.float().mean()
+    assert size(uneven.float(), uneven) < 0.85 * size(even.float(), even)
+
+
+def test_structure_costs_next_to_nothing():
+    rows, most, one = (torch.ones(300, 784, dtype=torch.bool) for _ in range(3))
+    rows[::3] = False
+    rows[:, 100:500] = False
+    most[5, 7] = most[100, 300] = False
+    one[:] = False
+    one[200, 3] = True
+    for mask, limit in ((rows, 200), (most, 30), (one, 20), (torch.ones_like(rows), 10), (torch.zeros_like(rows), 10)):
+        assert size(mask.float(), mask) < limit
+        assert mask is most or size(mask.float() * 3) < limit
+
+
+def test_few_distinct_values_cost_their_index():
+    grid = (noise(300, 784) * 2).round().clamp(-7, 8) / 16 + 0.0  # 16 levels, 3.05 bits
+    assert size(grid) < grid.numel() * 3.1 / 8
+    assert size(grid.to(torch.bfloat16)) < grid.numel() * 3.1 / 8
+    assert size((grid * 16).to(torch.int64)) < grid.numel() * 3.1 / 8
+
+
+def test_exponents_of_dense_weights_are_coded():
+    assert size(noise(200, 300)) < 0.85 * 4 * 60_000
+    assert size(noise(200, 300).to(torch.bfloat16)) < 0.7 * 2 * 60_000
+
+
+def test_the_same_tensor_gives_the_same_bytes_whatever_its_strides():
+    weight = noise(6, 4, 5, 5)
+    data, words = written(weight)
+    for same in (weight.clone(), weight.to(memory_format=torch.channels_last), weight[:, :].expand(6, 4, 5, 5)):
+        again, others = written(same)
+        assert again == data and (others == words).all()
+
+
+def test_large_tensors_are_coded_in_chunks():
+    weight = noise(700, 800)  # more than streams.CHUNK
+    weight[weight.abs() < 1.5] = 0
+    negative = weight * -torch.ones(())
+    assert size(weight) < size(negative) < 0.6 * weight.nbytes
+    assert size(noise(700, 800)) < 0.85 * weight.nbytes
+
+
+def test_odds_are_the_same_whole_numbers_everywhere():
+    table = positions._probabilities(positions.ONE // 9)  # about one in ten
+    assert table[16, 16] == 2**16 // 10 or abs(int(table[16, 16]) - 6553) <= 1
+    assert positions.FACTORS[[14, 16, 18]].tolist() == [2**19, 2**20, 2**21]
+    assert (np.diff(table[1:, 16]) >= 0).all() and table[1:, 1:].min() >= 1 and table[1:, 1:].max() < 2**16
+
+
+def test_frequencies_are_whole_and_leave_nobody_out():
+    table = streams.frequencies([1, 0, 10**9, 5, 0])
+    assert table.sum() == streams.TOTAL and table[1] == 0 and table[0] == 1 and table[3] == 1 and len(table) == 4
+
+
+def test_a_reader_refuses_more_symbols_than_its_file_pays_for():
+    writer = streams.Writer()
+    table = streams.frequencies([10**6, 1])
+    reader = streams.Reader(bytes(writer.data), writer.words(), 10)
+    with pytest.raises(CorruptFileError, match="more symbols"):
+        list(reader.symbols(2**23, table))
+
+
+@pytest.mark.parametrize("cut", ["data", "words", "both"])
+def test_what_is_missing_or_left_over_is_noticed(cut):
+    tensor = torch.where(noise(40, 50).abs() > 1, noise(40, 50, seed=1), 0.0)
+    data, words = written(tensor)
+    with pytest.raises(CorruptFileError):
+        read(data + b"0" if cut != "words" else data, np.append(words, [1, 2, 3]) if cut != "data" else words, tensor)
+    with pytest.raises(CorruptFileError):
+        read(data[:-9] if cut != "words" else data, words[:5] if cut != "data" else words, tensor)
