@@ -78,6 +78,8 @@ class Weight:
 def weight_layers(model, layers=None):
     """Layers whose weight a technique may compress: Linear, Conv and ConvTranspose in 1, 2 and 3 dimensions.
 
+    Of a MultiheadAttention that is the output projection (a Linear); embeddings and recurrent layers are not there.
+
     layers   names to keep, as in model.named_modules(); None for all of them
     returns  dict of qualified name -> module, in module order; a module used twice is there once, by its first name
     raises   ValueError for a name that is not such a layer, and for a lazy layer whose size is not known yet

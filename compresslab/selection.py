@@ -50,7 +50,8 @@ def _select(scores, dtype, rank):
             keys = _keys(chunk, dtype)
             if shift + DIGIT < bits:
                 keys = keys[keys >> (shift + DIGIT) == prefix]
-            histogram += torch.bincount((keys >> shift) & (2**DIGIT - 1), minlength=2**DIGIT).cpu()
+            digits = keys.bitwise_right_shift_(shift).bitwise_and_(2**DIGIT - 1)  # keys are a copy, of no more use
+            histogram += torch.bincount(digits, minlength=2**DIGIT).cpu()
         cumulative = histogram.cumsum(0)
         digit = int(torch.searchsorted(cumulative, rank - below, right=True))
         below += int(cumulative[digit] - histogram[digit])

@@ -228,6 +228,8 @@ def test_the_mask_follows_a_changed_buffer_and_dtype_while_training():
     state = masked(nn.Linear(6, 5), keep=0.1).state_dict()
     layer.load_state_dict(state)
     assert torch.equal(layer.weight != 0, state["parametrizations.weight.0.mask"])
+    cl.layers.get_mask(layer).fill_(False)
+    assert not layer.weight.any()
     assert layer.double().weight.dtype == torch.float64
 
 
