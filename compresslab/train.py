@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from compresslab import checks, paths
 from compresslab.data import split_of
+from compresslab.layers import duplicate
 
 ARITHMETIC = ("fp32", "medium", "bf16")
 
@@ -264,28 +265,38 @@ def _draws(module):
     return chance or not known or (isinstance(dropout, float) and dropout > 0)
 
 
-def evaluate(model, data, batch_size=1000):
+def evaluate(model, data, batch_size=None):
     """Logits of a model over images, in evaluation mode, without gradients, in fp32 arithmetic.
 
     data        a Split, a pair (images, labels), or the images alone, (N, …)
-    batch_size  images at a time
+    batch_size  images at a time; by default 1000, and 100, laid out channels last, for 2-d convolutions on the CPU,
+                which takes a third of the time
     returns     (N, classes) float32 on the CPU; the model, its mode and its running statistics are left as they were
     raises      ValueError for no images, images the model does not take, or an output that is not (N, classes)
     """
     images = data if isinstance(data, torch.Tensor) else split_of(data).images
     if not len(images):
         raise ValueError("images is empty; give at least one image")
-    checks.integer("batch_size", batch_size, 1)
-    weight = next((w for w in model.parameters() if w.is_floating_point()), torch.empty(0))
+    weight = next((w for w in [*model.parameters(), *model.buffers()] if w.is_floating_point()), torch.empty(0))
+    precision = Precision(channels_last=weight.device.type == "cpu" and _convolves_images(model))
+    if precision.channels_last:
+        model = duplicate(model).to(memory_format=precision.layout)
+    size = (100 if precision.channels_last else 1000) if batch_size is None else batch_size
+    parts = images.split(checks.integer("batch_size", size, 1))
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.no_grad(), Precision().active(weight.device):
-            parts = [_logits(model, part.to(weight.device, weight.dtype)) for part in images.split(batch_size)]
-        return torch.cat(parts)
+        with torch.no_grad(), precision.active(weight.device):
+            return torch.cat([_logits(model, part.to(weight.device, weight.dtype)) for part in parts])
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _convolves_images(model):
+    """Whether a model has 2-d convolutions, and no 3-d ones, for which channels last is another layout."""
+    kinds = {type(module) for module in model.modules()}
+    return any(issubclass(kind, nn.Conv2d) for kind in kinds) and not any(issubclass(kind, nn.Conv3d) for kind in kinds)
 
 
 def _logits(model, images):
@@ -349,7 +360,7 @@ def calibrate(model, images, batch_size=None, device=None):
 def _fastest(model, batch, device, budget=2.0):
     """Time the candidates, plain fp32 first, and stop when `budget` seconds are spent."""
     start = time.perf_counter()
-    layouts = (False, True) if any(isinstance(module, nn.Conv2d) for module in model.modules()) else (False,)
+    layouts = (False, True) if _convolves_images(model) else (False,)
     plain = Precision()
     timed = {plain: _seconds_per_step(model, batch, plain, device)}
     for candidate in (Precision(kind, last) for last in reversed(layouts) for kind in reversed(ARITHMETIC)):

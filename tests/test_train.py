@@ -171,6 +171,15 @@ def test_evaluate_equals_a_forward_pass_and_leaves_the_model(blobs):
     assert torch.allclose(logits, model.eval()(blobs[0]), atol=1e-6)
 
 
+def test_evaluate_of_a_convolution_equals_a_forward_pass():
+    images, model = torch.rand(130, 3, 8, 8), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    model = cl.layers.duplicate(model)
+    cl.layers.set_mask(model[0], torch.rand(4, 3, 3, 3) < 0.5)
+    logits = train.evaluate(model, images)
+    assert torch.allclose(logits, model(images), atol=1e-5)
+    assert all(weight.is_contiguous() for weight in model.parameters())
+
+
 def test_a_row_with_nan_is_wrong():
     logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [2.0, 1.0]])
     assert train.accuracy_of(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)
