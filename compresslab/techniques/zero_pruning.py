@@ -136,10 +136,10 @@ def _run_gradual(model, data, plan, options, run, bar):
                 shown.update()
             done += steps
             if is_level:
-                twin = prune(model, sparsity, **options).to(origin)
+                twin = prune(model, sparsity, **options).to(origin, memory_format=torch.contiguous_format)
                 for name, training in modes:
                     twin.get_submodule(name).training = training
-                accuracy = train.accuracy_of(train.evaluate(model, data.validation), data.validation.labels)
+                accuracy = train.accuracy_of(train.evaluate(twin, data.validation), data.validation.labels)
                 yield Snapshot(sparsity, twin, accuracy, done, total)
 
 
