@@ -41,7 +41,7 @@ def explore(
     model      name of a pretrained network, or any nn.Module
     data       "mnist", "fashion_mnist", or a data.Data
     setting    values to begin with, by the names of the technique's parameters
-    steps      retraining steps of 512 images; None takes what fits into a second (50 for lenet_5, 100 for the others)
+    steps      retraining steps; None takes a number by the model's name that leaves a point within a second or two
     seed       of the retraining
     journal    a Journal or a path; None takes the default one
     threads    False computes inside the callback, for places that show nothing from threads (Colab, known by itself)
@@ -84,12 +84,13 @@ def _choosers(model, own_model, data, own_data, steps, seed):
     common = {"style": style, "layout": layout}
     model_names = [*models.names(), *([YOURS] if own_model is not None else [])]
     data_names = [*DATA, *([YOURS] if own_data is not None else [])]
+    wide = {"style": style, "layout": widgets.Layout(width="300px", margin="2px 14px 2px 2px")}
     most = max(MOST_STEPS, steps)
     return {
         "model": widgets.Dropdown(options=model_names, value=model, description="model", **common),
         "data": widgets.Dropdown(options=data_names, value=data, description="data", **common),
         "steps": widgets.IntSlider(
-            steps, min=0, max=most, step=10, description="steps", tooltip="Retraining steps; 0 for none", **common
+            steps, min=0, max=most, step=5, description="steps", tooltip="Retraining steps; 0 for none", **wide
         ),
         "seed": widgets.BoundedIntText(
             seed, min=0, max=2**31 - 1, description="seed", tooltip="Order of the training images", **common

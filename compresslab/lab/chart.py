@@ -9,7 +9,7 @@ from compresslab.lab import plots
 from compresslab.lab.canvas import Panel
 
 COLUMNS = ["accuracy", "file_bytes", "stage", "family"]
-PLACE = (0.135, 0.15, 0.845, 0.66)  # of the axes: two lines of legend fit above them
+PLACE = (0.135, 0.15, 0.845, 0.64)  # of the axes: the title and two lines of legend fit above them
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Chart:
     def _paint(self, ax, subject, groups):
         plots.frame(ax, *self._limits, worst=self._worst)
         plots.baseline(ax, subject.accuracy, subject.sizes.file_bytes, subject.sizes.dense_bytes)
+        ax.figure.text(PLACE[0], 0.985, "Accuracy against size", fontsize=plots.TEXT + 1, va="top")
         for (label, frame), (color, marker) in zip(groups, plots.SERIES, strict=False):
             for hollow in (True, False):
                 points = frame[(frame["stage"] == "one-shot") == hollow]

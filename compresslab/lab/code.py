@@ -22,7 +22,10 @@ def reproduce(technique, choice, result):
     if result.steps:
         training = {"steps": result.steps, "seed": result.seed, "lr": result.lr, "batch_size": result.batch_size}
         training |= {"precision": result.precision, "bar": False}
-        lines += [f"    small = cl.train.finetune(small, data.train, {_keywords(training)})"]
+        lines += [
+            f"    training = dict({_keywords(training)})",
+            "    small = cl.train.finetune(small, data.train, **training)",
+        ]
     lines += ["    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"]
     return "\n".join(lines)
 

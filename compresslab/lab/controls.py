@@ -8,7 +8,7 @@ from compresslab import checks
 from compresslab.lab.curve import makes_curve, whole
 
 LABEL = "110px"  # room for the longest name before a slider
-DIM = "0.45"  # how strongly an alternative that is not in use is shown
+UNUSED = "compresslab-unused"  # class of an alternative that is not in use; the page shows it dimmed
 
 
 class Controls:
@@ -60,7 +60,7 @@ class Controls:
 
     def _dim(self):
         for name, widget in self.widgets.items():
-            widget.layout.opacity = "1" if self.in_use(name) else DIM
+            (widget.remove_class if self.in_use(name) else widget.add_class)(UNUSED)
 
 
 def make(control, value=None):
@@ -70,7 +70,7 @@ def make(control, value=None):
         "description": control.name,
         "tooltip": control.help or control.name,
         "style": {"description_width": LABEL},
-        "layout": widgets.Layout(width="auto", min_width="300px"),
+        "layout": widgets.Layout(width="auto", min_width="300px", max_width="420px" if control.choices else None),
     }
     if control.choices:
         return widgets.Dropdown(options=[(str(choice), choice) for choice in control.choices], value=value, **common)

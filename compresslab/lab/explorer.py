@@ -1,6 +1,7 @@
 """The live lab: a page of widgets that really compresses, retrains and measures while a slider moves."""
 
 import functools
+from contextlib import suppress
 
 import ipywidgets as widgets
 
@@ -30,8 +31,8 @@ class Lab(widgets.VBox):
         self._page = Page(choosers.values(), controls.widgets.values(), fair, self._chart.panel)
         self.buttons, self.guess = self._page.buttons, self._page.guess
         self._jobs = Jobs(session, self._page, self._chart, Gallery(), self._record, threaded)
-        self._jobs.on_rest = self._write_code
         self._worker = Worker(self._jobs.next_background, self._jobs.show_error, threaded)
+        self._jobs.on_rest = self._write_code
         super().__init__(self._page.children, layout=widgets.Layout(width="100%"))
         self.add_class("compresslab")
         self._listen()
@@ -69,6 +70,8 @@ class Lab(widgets.VBox):
 
     def measure(self):
         """Measure what is chosen on the page; what a slider's move does."""
+        with suppress(ValueError):  # the worker meets it again, and shows it
+            self._jobs.announce(self.choice)
         self._submit(self._jobs.measure)
 
     def wait(self, timeout=30):

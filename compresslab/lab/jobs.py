@@ -32,6 +32,15 @@ class Jobs:
         self.on_rest = lambda: None
         self._said, self._caught = "", []  # the status line, and warnings of the technique for the newest choice
 
+    def announce(self, choice):
+        """What can be shown of a choice in the moment in which a slider moves, while the worker may be in the middle of
+        something: its setting, and its point if that is measured. Called from the slider's callback.
+        """
+        if self.opened == (choice.model, choice.data, choice.steps, choice.seed):
+            self._caught = []
+            self._say(choice, "measuring …")
+            self._chart.move(**(NO_POINT | self._places(self._results(choice))))
+
     def measure(self, choice):
         """Measure a choice: what is known at once, then one-shot, then retrained; then all that goes with it."""
         self.settled, self._caught = None, []
@@ -43,8 +52,6 @@ class Jobs:
             yield
             yield from self._look_inside(choice)
         else:
-            self._chart.move(**NO_POINT)
-            yield
             yield from self._compute(choice)
             self._settle(choice)
             yield
@@ -204,7 +211,7 @@ class Jobs:
     def _weigh(self, choice):
         """The ledger of the chosen point."""
         model = yield from self._model(choice)
-        self._page.ledger.value = ledger_table(measure.sizes(model), f"Size of {self._words(choice)}")
+        self._page.ledger.value = ledger_table(measure.sizes(model), f"What {self._words(choice)} costs")
         self._weighed = choice
         yield
 
@@ -220,10 +227,9 @@ class Jobs:
         """The chosen point is measured: draw it, say it, and compare it with a guess."""
         results = self._results(choice)
         self._record.choose(*results)
-        one_shot, measured = results[0], results[-1]
+        measured = results[-1]
         self._make_room(choice, measured)
-        places = [(result.file_bytes, result.accuracy) for result in (one_shot, measured)]
-        self._chart.move(one_shot=places[0], trail=(), retrained=places[1] if choice.steps else None)
+        self._chart.move(**(NO_POINT | self._places(results)))
         self._page.progress.value = 1
         self.error = None
         subject = self._session.subject(choice)
@@ -238,6 +244,11 @@ class Jobs:
         stages = dict.fromkeys(("one-shot", choice.last_stage))
         found = [self._session.result(choice, stage) for stage in stages]
         return [result for result in found if result is not None]
+
+    def _places(self, results):
+        """Results as what the chart's moving point is made of."""
+        places = {result.stage: (result.file_bytes, result.accuracy) for result in results}
+        return {"one_shot": places.get("one-shot"), "retrained": places.get("retrained")}
 
     def _show_one_shot(self, choice, result):
         self._record.add(result)

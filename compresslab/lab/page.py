@@ -14,6 +14,8 @@ STYLE = """<style>
 .compresslab-caption .widget-html-content { line-height: 1.35; white-space: normal; }
 .compresslab-status .widget-html-content { font-size: 16px; line-height: 1.4; white-space: normal; }
 .compresslab-status b { font-weight: 600; }
+.compresslab-unused { opacity: 0.45; }
+.compresslab-note .widget-html-content { line-height: 1.4; white-space: normal; }
 .compresslab-error { color: #A33B00; font-weight: 600; }
 .compresslab table.ledger { border-collapse: collapse; font-size: 14px; line-height: 1.3; margin: 2px 0; }
 .compresslab table.ledger td, .compresslab table.ledger th { padding: 3px 10px; text-align: right; }
@@ -54,7 +56,8 @@ class Page:
         self.buttons["lock in"] = _button(
             "lock in", "lock", "Draw your guess; the measurement then says how far off it is"
         )
-        self.ledger, self.note = widgets.HTML(), widgets.HTML(layout=widgets.Layout(margin="2px 0"))
+        self.ledger, self.note = widgets.HTML(), widgets.HTML(layout=widgets.Layout(margin="4px 0"))
+        self.note.add_class("compresslab-note")
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
         self.pictures = _row([chart.widget], align_items="flex-start")
         compare = [_label("compare with"), *fair.values()] if fair else []
@@ -111,7 +114,7 @@ def _guess():
 
 
 def _label(text):
-    return widgets.Label(text, layout=widgets.Layout(width=LABEL, justify_content="flex-end"))
+    return widgets.Label(text, layout=widgets.Layout(width=LABEL, margin="2px 6px 2px 2px", justify_content="flex-end"))
 
 
 def _button(name, icon, tooltip):

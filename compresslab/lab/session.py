@@ -19,8 +19,9 @@ from compresslab.lab.curve import even_settings, nearest_first, neighbours, wide
 YOURS = "yours"  # how an own model or own data is called in a chooser
 SUBSET = 2000  # validation images for the accuracies on the way
 MODEL_ROOM = 128 * 2**20  # bytes of retrained models that are kept
-STEPS = 100  # of retraining, unless told otherwise: measured within a second for the MLPs
-FEWER_STEPS = {"lenet_5": 50}  # for a slow network
+STEPS = 100  # of retraining, unless told otherwise: a measured point within a second for the MLPs
+FEWER_STEPS = {"article_mlp": 60, "lenet_5": 50}  # for slower networks
+BATCH_SIZE = {"lenet_5": 64}  # images a step, where many small steps recover more in the same time than few large ones
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Session:
     own_model, own_data  what a person brought, or None
     journal    where every Result goes
     known      key -> Result: what the journal holds and what was measured here
+    warned     the technique's warnings for the newest choice that was compressed
     """
 
     def __init__(self, technique, own_model, own_data, journal):
@@ -104,7 +106,10 @@ class Session:
 
     def recipe(self, choice):
         """The sweep's Recipe of a choice."""
-        return recipe.Recipe(self.technique, dict(choice.setting), steps=choice.steps, seed=choice.seed)
+        batch_size = BATCH_SIZE.get(choice.model)
+        return recipe.Recipe(
+            self.technique, dict(choice.setting), steps=choice.steps, seed=choice.seed, batch_size=batch_size
+        )
 
     def key(self, choice, stage=None):
         """The key that a measured point of this choice has in the journal; by default that of its last stage."""

@@ -2,11 +2,18 @@
 
 import html
 
+from compresslab.lab.curve import makes_curve
+
 
 def setting(technique, values):
-    """A setting as a person reads it: "sparsity 90%, scope global"."""
+    """A setting as a person reads it, choices at their defaults left out: "sparsity 90%", "rank 8, scope layer"."""
     declared = {control.name: control for control in technique.controls}
-    return ", ".join(f"{name} {value_of(declared.get(name), value)}" for name, value in values.items())
+    told = {
+        name: value
+        for name, value in values.items()
+        if name not in declared or makes_curve(declared[name]) or value != declared[name].default
+    }
+    return ", ".join(f"{name} {value_of(declared.get(name), value)}" for name, value in told.items()) or technique.name
 
 
 def value_of(control, value):
@@ -61,11 +68,8 @@ def error(problem):
 def chart(subject, result):
     """A sentence that says what the accuracy-versus-size picture shows."""
     dense = f"{subject.accuracy:.2%}, {kib(subject.sizes.file_bytes)}"
-    text = (
-        "Measured validation accuracy against measured file size; the accuracy axis is stretched near 100%. "
-        f"Dashed: the dense model ({dense}). Dotted: dense fp32, right of it nothing is gained."
-    )
-    return text if result is None else f"{text} Chosen point: {result.accuracy:.2%}, {kib(result.file_bytes)}."
+    text = f"Measured accuracy (axis stretched near 100%) and file size. Dense model: {dense} (cross, dashed)"
+    return f"{text}." if result is None else f"{text}; chosen point: {result.accuracy:.2%}, {kib(result.file_bytes)}."
 
 
 def test_report(setting_words, found, dense, images):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import compresslab as cl
+from compresslab.lab.controls import UNUSED
 
 
 def text(lab):
@@ -117,12 +118,13 @@ def test_every_control_works_at_both_ends(open_lab):
 
 def test_of_alternatives_the_one_moved_last_counts_and_the_other_is_dimmed(open_lab):
     lab = open_lab(threads=False)
-    assert float(lab.controls["limit"].layout.opacity) < 1
+    assert UNUSED in lab.controls["limit"]._dom_classes
     lab.controls["limit"].value = 0.2
     last = lab.results.iloc[-1]
     assert last["limit"] == 0.2
     assert np.isnan(last["share"])
-    assert float(lab.controls["share"].layout.opacity) < 1
+    assert UNUSED in lab.controls["share"]._dom_classes
+    assert UNUSED not in lab.controls["limit"]._dom_classes
     lab.controls["share"].value = 0.4
     assert np.isnan(lab.results.iloc[-1]["limit"])
     assert lab.results.iloc[-1]["share"] == 0.4
