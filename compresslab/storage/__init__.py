@@ -5,8 +5,8 @@
 Written specification, by module:
     container     magic, version, lengths, header, two payload sections, checksum; written whole or not at all
     content       the header: tensors by name, modes, masks
-    architecture  the layers of torch.nn as JSON;  graph, calls  a class of the user's own as a graph of allowed calls
-    plain         arguments as JSON
+    architecture  the layers of torch.nn as JSON (which: standard);  plain  their arguments
+    graph, calls  a class of the user's own as a graph of allowed calls (made by tracing)
     tensors       a tensor dense or sparse;  values  words of bits in their cheapest form;  positions  what is kept
     streams       varints, histograms, and the range coder
 

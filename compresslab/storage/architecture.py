@@ -135,7 +135,8 @@ class _Builder:
     def _check_repeats(self, arguments):
         """Refuse a layer that would repeat another more often than the file pays for, before it does."""
         given = [_cost(value) for value in arguments.values() if isinstance(value, nn.Module)]
-        modules, tensors = map(sum, zip(*given, strict=True)) if given else (0, 2)  # a recurrent layer has 2 or more
+        # A recurrent layer's tensors, 2 or more, are all listed: times 4, see Budget.
+        modules, tensors = map(sum, zip(*given, strict=True)) if given else (0, 8)
         for key, times in arguments.items():
             if key.endswith("_layers") and isinstance(times, int):
                 each = (modules, tensors) if key == "num_layers" else (10, 12)  # nn.Transformer's own layers

@@ -3,7 +3,7 @@
 from torch import nn
 
 from compresslab import checks, layers
-from compresslab.storage import container, content, filling, graph, streams, tensors
+from compresslab.storage import container, content, filling, graph, streams, tensors, tracing
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
 
@@ -42,7 +42,7 @@ def dumps(model):
     flat = layers.plain(model)
     masks = content.masks(model, flat)
     try:
-        node, extra = graph.describe(flat)
+        node, extra = tracing.describe(flat)
         blob = _packed(flat, masks, node, extra)
         _guarded(_decode, blob, float("inf"), True, False)
     except (NotPlainError, CorruptFileError):  # no words for its architecture, or not what they stand for

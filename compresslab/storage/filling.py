@@ -20,9 +20,9 @@ def check_same(model, entries, extra=()):
 
 
 def all_tensors(model):
-    """Name -> Parameter or buffer, those that are not persistent included."""
+    """Name -> Parameter or buffer, those that are not persistent included (once, if their module is shared)."""
     found = state_of(model)
-    for name, buffer in model.named_buffers(remove_duplicate=False):
+    for name, buffer in model.named_buffers():
         found.setdefault(name, buffer)
     return found
 

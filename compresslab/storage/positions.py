@@ -1,10 +1,14 @@
-"""Exact coding of which entries of a tensor are kept, in the cheapest of four forms.
+"""Exact coding of which entries of a tensor are kept, in the cheapest of these forms.
 
-none, all  nothing more to say
-gaps       how many entries are skipped before each kept one; for very few kept entries
-odds       one range-coded bit for each entry of the matrix (first dimension × the rest), with probability from
-           odds = base · row factor · column factor. A factor is 2**((level - 16) / 2), level 1 to 31, chosen for a
-           row or column by how many of its entries are kept; level 0 is a row or column that keeps none at all
+A varint says which:
+0 none, 1 all  nothing more to say
+2 few, 3 most  how many there are (a varint) and how many entries are skipped before each (`values`): of the kept ones
+               (few), or of those that are not kept (most)
+4 odds         the base (a varint, over 2**20), a level for each row, one for each column (both `values`), then one
+               range-coded bit for each entry of the matrix (first dimension × the rest), row after row. Its probability
+               is that of odds = base · row factor · column factor, where a factor is 2**((level - 16) / 2), level 1 to
+               31, chosen by how many entries the row or column keeps. Level 0: none are kept, no bits.
+               Base 0: every entry of other rows and columns is kept, no bits
 """
 
 import math

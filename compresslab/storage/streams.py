@@ -1,5 +1,6 @@
 """The two payload sections: plain bytes, and the words of one range coder that all tensors share.
 
+A histogram is two varints, the first symbol and how many follow it, then their frequencies, varints that sum to 2**14.
 Entropy coding is constriction's range coder (Bamler 2022, arXiv:2201.01741) with 24-bit probabilities. Every
 probability is a whole number over a power of two, so that each machine computes the same one.
 """

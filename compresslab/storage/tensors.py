@@ -1,8 +1,10 @@
 """Exact coding of one tensor: its numbers as words of bits, dense or with the kept positions apart.
 
-dense   every word, in the cheapest form of `values`
-sparse  the kept positions (`positions`), then the kept words alone. A masked tensor keeps what its mask keeps, though a
-        kept weight may be 0; any other keeps what is not zero. The rest is +0, or by one more bit each -0
+    0 dense          every word, in the cheapest form of `values`
+    1 sparse         the kept positions (`positions`), then the kept words alone. A masked tensor keeps what its mask
+                     keeps, though a kept weight may be 0; any other keeps what is not zero. The rest is +0
+    2 signed sparse  as sparse, then the share of -0 in the rest (a varint, over 2**16), then a bit each, 1 for -0
+A varint before says which.
 """
 
 import sys

@@ -1,10 +1,13 @@
 """Exact coding of a one-dimensional array of words (the bits of numbers), in the cheapest of four forms.
 
-raw       the words as they are, little-endian
-constant  one word, repeated
-planes    each byte of the words by itself: raw, or entropy-coded with a histogram. Floats are rotated left by one
-          bit first, so that one byte holds the whole exponent, the predictable part; signed integers are zigzagged
-palette   up to 4096 distinct words, ascending, then one entropy-coded index each: weights on a grid or codebook
+A varint says which:
+0 raw       the words as they are, little-endian
+1 constant  one word, repeated
+2 planes    each byte of the words by itself, the least significant first: 0 and the raw bytes, or 1, a histogram, and
+            the bytes in the range coder. Floats are rotated left by one bit before, so that one byte holds the whole
+            exponent, the predictable part; signed integers are zigzagged
+3 palette   how many distinct words there are (a varint, 4096 at most), those words ascending, a histogram of indices,
+            and an index for each word in the range coder: weights on a grid or from a codebook
 """
 
 from dataclasses import dataclass

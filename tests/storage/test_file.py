@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,39 @@ cl.save(cl.load(folder + "net.clab"), folder + "again.clab")
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), model(images))
     assert (tmp_path / "again.clab").read_bytes() == (tmp_path / "net.clab").read_bytes()
+
+
+def golden():
+    """A model whose numbers are the same everywhere: masked, on a grid, tied, with buffers and a forward of its own."""
+
+    def numbers(*shape):
+        count = torch.Size(shape).numel()
+        return (torch.arange(count) * 37 % 101 - 50).reshape(shape) / 64
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.scale = nn.Linear(8, 3), nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return torch.relu(self.last(x)) * self.scale + x.shape[1]
+
+    model = nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), Head())
+    model[4].weight = model[2].weight
+    with torch.no_grad():
+        for one in model.parameters():
+            one.copy_(numbers(*one.shape))
+    layers.set_mask(model[0], numbers(8, 20) > 0.2)
+    return model.eval(), numbers(4, 20)
+
+
+def test_a_file_of_version_1_loads():
+    """tests/storage/version1.clab was written by the first version of the format; it is never written again."""
+    model, batch = golden()
+    same = cl.load(Path(__file__).with_name("version1.clab"))
+    assert torch.equal(same(batch), model(batch))
+    assert torch.equal(layers.get_mask(same[0]), layers.get_mask(model[0]))
+    assert same[2].weight is same[4].weight and not same.training
 
 
 def test_masks_come_back_and_hold_while_the_model_trains_on():

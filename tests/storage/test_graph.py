@@ -30,10 +30,10 @@ class Block(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
-        self.scale = nn.Parameter(torch.full((1,), 0.5))
+        self.scale, self.offset = nn.Parameter(torch.full((1,), 0.5)), torch.tensor(0.25)
 
     def forward(self, x):
-        return x + self.scale * self.layers(x)
+        return x + self.scale * self.layers(x) + self.offset
 
 
 class Residual(nn.Module):
