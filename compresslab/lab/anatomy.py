@@ -30,7 +30,7 @@ def histogram(picture, ax, limits=None):
     low, high = limits or value_limits(values)
     counts, edges = np.histogram(values, bins=BINS, range=(low, high))
     ax.stairs(counts, edges, fill=True, color=BLUE, alpha=0.75)
-    ax.set(xlim=(low, high), yscale="log", ylim=(0.7, 2 * max(counts.max(initial=0), 1)))
+    ax.set(xlim=(low, high), ylim=(0.7, 2 * max(counts.max(initial=0), 1)), yscale="log" if counts.any() else "linear")
     ax.set_xlabel(picture.axis or "value", fontsize=TEXT)
     ax.set_ylabel("count", fontsize=TEXT)
     few_ticks(ax.xaxis)
@@ -89,7 +89,7 @@ def images(picture, ax, limits=None):
 
 def bars(picture, ax, limits=None):
     """One bar for each value, with its label."""
-    values = np.asarray(picture.values, dtype=float).ravel()
+    values = np.nan_to_num(np.asarray(picture.values, dtype=float).ravel())
     labels = picture.labels or [str(number) for number in range(len(values))]
     dress(ax, picture.title).grid(False, axis="y")
     ax.barh(np.arange(len(values)), values, color=BLUE, height=0.7)

@@ -46,8 +46,11 @@ class Panel:
         """
         with _drawing:
             self.figure.clear()
+            layout = layout or self._places is None
+            if layout:
+                self.figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
             still(self.figure.add_subplot())
-            if layout or self._places is None:
+            if layout:
                 self._places = self._lay_out()
             for ax, place in zip(self.figure.axes, self._places, strict=False):
                 ax.set_position(place)
@@ -69,7 +72,6 @@ class Panel:
 
     def _lay_out(self):
         """Places of all axes (a colour bar has its own) as the constrained layout finds them; 60 ms, so once."""
-        self.figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
         return [ax.get_position().bounds for ax in self.figure.axes]

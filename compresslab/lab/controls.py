@@ -5,7 +5,7 @@ import threading
 import ipywidgets as widgets
 
 from compresslab import checks
-from compresslab.lab.curve import makes_curve, whole
+from compresslab.lab.span import makes_curve, whole
 
 LABEL = "110px"  # room for the longest name before a slider
 UNUSED = "compresslab-unused"  # class of an alternative that is not in use; the page shows it dimmed
@@ -70,7 +70,7 @@ def make(control, value=None):
         "description": control.name,
         "tooltip": control.help or control.name,
         "style": {"description_width": LABEL},
-        "layout": widgets.Layout(width="auto", min_width="300px", max_width="420px" if control.choices else None),
+        "layout": widgets.Layout(width="auto", min_width="300px"),
     }
     if control.choices:
         return widgets.Dropdown(options=[(str(choice), choice) for choice in control.choices], value=value, **common)

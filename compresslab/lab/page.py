@@ -60,14 +60,16 @@ class Page:
         self.note.add_class("compresslab-note")
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
         self.pictures = _row([chart.widget], align_items="flex-start")
+        sliders = [one for one in technique if isinstance(one, widgets.IntSlider | widgets.FloatSlider)]
+        others = [one for one in technique if one not in sliders]
         compare = [_label("compare with"), *fair.values()] if fair else []
         guess = [_label("your guess"), *self.guess.values(), self.buttons["lock in"]]
         self.children = [
             widgets.HTML(STYLE, layout=widgets.Layout(display="none")),
             _row(list(choosers)),
-            widgets.VBox(list(technique), layout=widgets.Layout(width="100%")),
-            *([_row(compare)] if compare else []),
-            _row(guess),
+            *sliders,
+            *([_row(others)] if others else []),
+            _row([*compare, *guess]),
             self.status,
             self.progress,
             self.pictures,

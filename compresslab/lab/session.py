@@ -14,7 +14,7 @@ from torch import nn
 
 from compresslab import data as datasets
 from compresslab import measure, models, recipe, sweep, train
-from compresslab.lab.curve import even_settings, nearest_first, neighbours, widest_gap
+from compresslab.lab.span import even_settings, nearest_first, neighbours, widest_gap
 
 YOURS = "yours"  # how an own model or own data is called in a chooser
 SUBSET = 2000  # validation images for the accuracies on the way

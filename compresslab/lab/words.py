@@ -2,7 +2,7 @@
 
 import html
 
-from compresslab.lab.curve import makes_curve
+from compresslab.lab.span import makes_curve
 
 
 def setting(technique, values):

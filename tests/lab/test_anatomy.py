@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from compresslab.lab import anatomy
+from compresslab.lab.canvas import Panel
+from compresslab.lab.gallery import Gallery
+from compresslab.techniques import Picture
+
+GENERATOR = np.random.default_rng(0)
+PICTURES = [
+    Picture("h", "histogram", GENERATOR.normal(size=500), "Weights", "caption", cut=0.5, axis="weight"),
+    Picture("m", "matrix", GENERATOR.normal(size=(4, 6)), "Matrix"),
+    Picture("s", "spectrum", np.exp(-np.arange(20.0)), "Spectrum", cut=5),
+    Picture("i", "images", GENERATOR.normal(size=(7, 3, 3)), "Images"),
+    Picture("b", "bars", np.array([0.2, 0.9]), "Bars", labels=("fc1", "fc2"), axis="sparsity"),
+]
+
+
+@pytest.fixture
+def ax():
+    return Figure(figsize=(5, 4)).add_subplot()
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda one: one.kind)
+def test_every_kind_is_drawn(ax, picture):
+    assert anatomy.draw(picture, ax) is ax
+    assert ax.get_title(loc="left") == picture.title
+    ax.figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("kind", list(anatomy.KINDS))
+@pytest.mark.parametrize("fill", [0.0, np.nan, 1e30], ids=["zeros", "nan", "huge"])
+def test_every_kind_bears_a_constant(ax, kind, fill):
+    shape = {"matrix": (2, 3), "images": (4, 2, 2)}.get(kind, (5,))
+    picture = Picture("x", kind, np.full(shape, fill), "Constant", cut=1.0)
+    anatomy.draw(picture, ax, anatomy.limits(picture))
+    anatomy.cut(picture, ax)
+    ax.figure.draw_without_rendering()
+    assert np.isfinite(ax.get_xlim()).all()
+
+
+def test_an_unknown_kind_is_named(ax):
+    with pytest.raises(ValueError, match="kind 'pie'; choose one of histogram, matrix"):
+        anatomy.draw(Picture("p", "pie", np.ones(3), "Pie"), ax)
+
+
+def test_a_histogram_counts_every_value(ax):
+    anatomy.histogram(PICTURES[0], ax)
+    assert ax.patches[0].get_data().values.sum() == 500
+
+
+def test_the_cut_of_a_histogram_lies_on_both_sides_of_zero(ax):
+    anatomy.histogram(PICTURES[0], ax)
+    _, *lines = anatomy.cut(PICTURES[0], ax)
+    assert sorted(line.get_xdata()[0] for line in lines) == [-0.5, 0.5]
+
+
+def test_the_cut_of_magnitudes_lies_on_one(ax):
+    picture = Picture("h", "histogram", np.abs(PICTURES[0].values), "Magnitudes", cut=0.5)
+    anatomy.histogram(picture, ax)
+    _, *lines = anatomy.cut(picture, ax)
+    assert [line.get_xdata()[0] for line in lines] == [0.5]
+
+
+def test_tile_keeps_every_image_and_leaves_gaps():
+    stack = np.arange(7 * 6.0).reshape(7, 2, 3)
+    sheet = anatomy.tile(stack, np.nan)
+    assert sheet[1:3, 1:4].tolist() == stack[0].tolist()
+    assert sorted(sheet[np.isfinite(sheet)]) == sorted(stack.ravel())
+    assert np.isnan(sheet[0]).all() and np.isnan(sheet[:, 0]).all()
+
+
+def test_tile_of_one_hundred_leaves_no_empty_place():
+    sheet = anatomy.tile(np.ones((100, 5, 5)), np.nan)
+    rows, columns = ((length - 1) // 6 for length in sheet.shape)
+    assert rows * columns == 100
+
+
+def test_bars_of_fractions_are_in_percent(ax):
+    anatomy.bars(PICTURES[4], ax, anatomy.limits(PICTURES[4]))
+    ax.figure.draw_without_rendering()
+    assert "100%" in [tick.get_text() for tick in ax.get_xticklabels()]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["fc1", "fc2"]
+
+
+def test_a_panel_keeps_its_size_and_its_layout():
+    panel = Panel(300, 200)
+    places = []
+    for picture in PICTURES[1], PICTURES[1]:
+        panel.draw(lambda ax, picture=picture: anatomy.draw(picture, ax))
+        places.append([ax.get_position().bounds for ax in panel.figure.axes])
+        assert bytes(panel.image.value).startswith(b"\x89PNG")
+    assert places[0] == places[1]
+    chart, bar = places[0]
+    assert chart[0] + chart[2] < bar[0]  # the colour bar stands beside the matrix
+
+
+def test_what_moves_leaves_no_trace():
+    panel = Panel(300, 200)
+    panel.draw(lambda ax: anatomy.draw(PICTURES[0], ax))
+    still = panel.image.value
+    panel.move(lambda ax: anatomy.cut(PICTURES[0], ax))
+    assert panel.image.value != still
+    panel.move()
+    assert panel.image.value == still
+
+
+def test_a_caption_is_text_not_markup():
+    panel = Panel(300, 200)
+    panel.say("1 < 2 & so on")
+    assert panel.caption.value == "1 &lt; 2 &amp; so on"
+    assert panel.image.tooltip == "1 < 2 & so on"
+
+
+def test_a_gallery_only_moves_the_cut_where_the_values_stay():
+    gallery, first = Gallery(), PICTURES[0]
+    gallery.arrange([first])
+    list(gallery.draw([first]))
+    panel = gallery.panels["h"]
+    background, drawn = panel._background, panel.image.value
+    moved = Picture("h", "histogram", first.values.copy(), "Weights", "caption", cut=1.0, axis="weight")
+    list(gallery.draw([moved], moving=True))
+    assert panel._background is background
+    assert panel.image.value != drawn
+    other = Picture("h", "histogram", first.values * 0.5, "Weights", "caption", cut=1.0)
+    list(gallery.draw([other], moving=True))
+    assert panel._background is background
+    list(gallery.draw([other]))
+    assert panel._background is not background
