@@ -17,6 +17,7 @@ from compresslab.storage import plain, standard
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
 
+DEEPEST = 256  # layers inside one recurrent layer or nn.Transformer; torch takes the square of it to make them
 PAID = 2_000  # modules, and tensors, that any file may have, beside one for every 4 bytes of it
 
 
@@ -135,12 +136,13 @@ class _Builder:
     def _check_repeats(self, arguments):
         """Refuse a layer that would repeat another more often than the file pays for, before it does."""
         given = [_cost(value) for value in arguments.values() if isinstance(value, nn.Module)]
-        # A recurrent layer's tensors, 2 or more, are all listed: times 4, see Budget.
-        modules, tensors = map(sum, zip(*given, strict=True)) if given else (0, 8)
+        modules, tensors = map(sum, zip(*given, strict=True)) if given else (0, 2)  # a recurrent layer has 2 or more
         for key, times in arguments.items():
             if key.endswith("_layers") and isinstance(times, int):
                 each = (modules, tensors) if key == "num_layers" else (10, 12)  # nn.Transformer's own layers
                 self._budget.check(times * each[0], times * each[1])
+                if not given and times > DEEPEST:
+                    raise CorruptFileError(f"{key} is {times}, more than {DEEPEST}")
 
     def _earlier(self, node):
         path = node.get("same")

@@ -9,6 +9,7 @@ A varint says which:
                is that of odds = base · row factor · column factor, where a factor is 2**((level - 16) / 2), level 1 to
                31, chosen by how many entries the row or column keeps. Level 0: none are kept, no bits.
                Base 0: every entry of other rows and columns is kept, no bits
+5 bitmap       a bit for each entry, eight to a byte, the first the highest, as bytes (`values`)
 """
 
 import math
@@ -19,8 +20,8 @@ from compresslab.storage import values
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.streams import CHUNK, affordable
 
-NONE, ALL, FEW, MOST, ODDS = range(5)
-SMALL, SPARSE = 4096, 32  # gaps are tried up to this many entries, or if fewer than one in so many is kept (or is not)
+NONE, ALL, FEW, MOST, ODDS, BITMAP = range(6)
+SMALL, SPARSE = 4096, 32  # gaps are for so many positions, or for one in so many entries
 MIDDLE, LEVELS = 16, 32
 ONE = 2**20  # odds of 1, in whole numbers
 GRID = 2**16  # probabilities are whole numbers over this
@@ -39,18 +40,20 @@ def plan(kept, rows):
     matrix = kept.reshape(rows, -1)
     plans = list(_plan_odds(matrix))
     minority = min(count, len(kept) - count)
-    if not plans or len(kept) <= SMALL or minority * SPARSE < len(kept):
+    if minority <= _most_gaps(len(kept)):
         plans.append(_plan_gaps(kept, MOST if minority < count else FEW))
-    return min(plans, key=lambda one: one.bits)
+    return min(plans or [_plan_bitmap(kept)], key=lambda one: one.bits)
 
 
 def read(reader, count, rows):
     """Bool array of `count` entries, as it was written; rows as for `plan`."""
-    form = reader.uint(ODDS)
+    form = reader.uint(BITMAP)
     if form in (NONE, ALL):
         return np.full(count, form == ALL)
     if form == ODDS:
         return _read_odds(reader, count, rows)
+    if form == BITMAP:
+        return _read_bitmap(reader, count)
     at = _read_gaps(reader, count)
     kept = np.full(count, form == MOST)
     kept[at] = form == FEW
@@ -71,18 +74,40 @@ def _write_gaps(writer, form, count, numbers):
 
 
 def _read_gaps(reader, count):
-    gaps = np.empty(reader.uint(count), dtype=_gap_type(count))
+    gaps = np.empty(reader.uint(_most_gaps(count)), dtype=_gap_type(count))
     values.read(reader, gaps, "unsigned")
     if len(gaps) and int(gaps.max()) >= count:
         raise CorruptFileError(f"a gap of {gaps.max()} lies outside a tensor of {count} entries")
-    at = np.cumsum(gaps.astype(np.int64) + 1) - 1
+    at = np.cumsum(gaps, dtype=np.int64)
+    at += np.arange(len(at))
     if len(at) and at[-1] >= count:
         raise CorruptFileError(f"position {at[-1]} lies outside a tensor of {count} entries")
     return at
 
 
+def _most_gaps(count):
+    """How many gaps are tried, and read, for `count` entries: they take many times the memory of the entries."""
+    return max(min(count, SMALL), count // SPARSE)
+
+
 def _gap_type(count):
     return "<u4" if count < 2**32 else "<u8"
+
+
+def _plan_bitmap(kept):
+    numbers = values.plan(np.packbits(kept), "unsigned")
+
+    def write(writer):
+        writer.uint(BITMAP)
+        numbers.write(writer)
+
+    return values.Plan(8 + numbers.bits, write)
+
+
+def _read_bitmap(reader, count):
+    packed = np.empty(-(-count // 8), dtype=np.uint8)
+    values.read(reader, packed, "unsigned")
+    return np.unpackbits(packed, count=count).view(bool)
 
 
 def _plan_odds(matrix):

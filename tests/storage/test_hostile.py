@@ -325,7 +325,8 @@ def test_a_few_bytes_cannot_claim_hours_of_decoding_or_much_memory():
     palette = b"\0\3\2\0\1\0\1" + nearly
     levels = b"\1\x10"  # constant: level 16
     odds = b"\1\4\1" + levels + levels + b"\1\0"
-    for data in (planes, palette, odds):
+    gaps = b"\1\2" + container.varint(2**26) + b"\1\0\0\0\0" + b"\1\1"
+    for data in (planes, palette, odds, gaps):
         found, held = peak(one_tensor("uint8", [2**13, 2**13], data, [0] * 20))
         assert found == "corrupt" and held < size + 2**26, data
 

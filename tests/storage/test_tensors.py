@@ -125,6 +125,13 @@ def test_structure_costs_next_to_nothing():
         assert mask is most or size(mask.float() * 3) < limit
 
 
+def test_nearly_structured_masks_cost_a_bit_an_entry_at_most():
+    mask = torch.zeros(1000, 1000, dtype=torch.bool)
+    mask[:500] = True
+    mask[3, 4:7] = False
+    assert size(mask.float(), mask) < 1000 * 1000 / 8 + 100
+
+
 def test_few_distinct_values_cost_their_index():
     grid = (noise(300, 784) * 2).round().clamp(-7, 8) / 16 + 0.0  # 16 levels, 3.05 bits
     assert size(grid) < grid.numel() * 3.1 / 8
