@@ -80,11 +80,12 @@ def _own(given, kind, name, allowed):
 
 def _choosers(model, own_model, data, own_data, steps, seed):
     """The widgets that every lab has, by name."""
-    style, layout = {"description_width": "initial"}, widgets.Layout(width="auto", margin="2px 14px 2px 2px")
+    style, layout = {"description_width": "initial"}, widgets.Layout(width="auto", margin="2px 8px 2px 2px")
     common = {"style": style, "layout": layout}
     model_names = [*models.names(), *([YOURS] if own_model is not None else [])]
     data_names = [*DATA, *([YOURS] if own_data is not None else [])]
-    wide = {"style": style, "layout": widgets.Layout(width="300px", margin="2px 14px 2px 2px")}
+    wide = {"style": style, "layout": widgets.Layout(width="230px", margin="2px 8px 2px 2px")}
+    narrow = {"style": style, "layout": widgets.Layout(width="130px", margin="2px 8px 2px 2px")}
     most = max(MOST_STEPS, steps)
     return {
         "model": widgets.Dropdown(options=model_names, value=model, description="model", **common),
@@ -93,7 +94,7 @@ def _choosers(model, own_model, data, own_data, steps, seed):
             steps, min=0, max=most, step=5, description="steps", tooltip="Retraining steps; 0 for none", **wide
         ),
         "seed": widgets.BoundedIntText(
-            seed, min=0, max=2**31 - 1, description="seed", tooltip="Order of the training images", **common
+            seed, min=0, max=2**31 - 1, description="seed", tooltip="Order of the training images", **narrow
         ),
     }
 

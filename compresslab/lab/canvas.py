@@ -14,9 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-DPI = 100
-WIDTH, HEIGHT = 540, 400  # pixels
-SHARE = {"flex": "1 1 400px", "max_width": "660px", "min_width": "0", "margin": "0 8px 0 0"}  # of a row of pictures
+DPI = 120
+WIDTH, HEIGHT = 648, 480  # pixels: 5.4 x 4 inches
 _drawing = threading.RLock()  # matplotlib's caches of fonts and text are shared by all figures
 
 
@@ -35,7 +34,9 @@ class Panel:
         self.image.layout = widgets.Layout(width="100%", height="auto", margin="0")
         self.caption = widgets.HTML(layout=widgets.Layout(margin="0"))
         self.caption.add_class("compresslab-caption")
-        self.widget = widgets.VBox([self.image, self.caption], layout=widgets.Layout(**SHARE))
+        self.widget = widgets.VBox(
+            [self.image, self.caption], layout=widgets.Layout(width="100%", max_width="720px", margin="0")
+        )
         self._places = place and [place]
         self._background = None
 

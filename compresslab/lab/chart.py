@@ -77,8 +77,8 @@ class Chart:
                 plots.series(ax, other, color, marker, hollow=hollow, joined=False, alpha=0.35)
                 plots.series(ax, family, color, marker, hollow=hollow, label=legend)
         ax.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncol=3, frameon=False, fontsize=plots.TEXT,
-            columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2,
+            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncol=3 if len(groups) == 1 else 2, frameon=False,
+            fontsize=plots.TEXT, columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2, labelspacing=0.3,
         )  # fmt: skip
 
     def _lay(self, ax):

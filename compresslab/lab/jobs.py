@@ -67,7 +67,7 @@ class Jobs:
         yield from self.measure(choice)
         self.settled, count = None, 0
         self.tell("")
-        while missing := self._session.missing(choice):
+        while missing := self._missing(choice):
             self._say(choice, f"measuring the whole curve: {self._words(missing)} …")
             yield from self._fill_quietly(choice, missing)
         for _, result in self._session.along(choice):
@@ -117,7 +117,7 @@ class Jobs:
             return None
         if self._weighed != choice:
             return lambda: self._weigh(choice)
-        missing = self._session.missing(choice)
+        missing = self._missing(choice)
         return missing and (lambda: self._fill_quietly(choice, missing))
 
     def show_error(self, problem):
@@ -133,6 +133,11 @@ class Jobs:
     def fair(self, choice, label):
         """The choice of a fair control: its settings laid over the chosen ones."""
         return replace(choice.at(**self._session.technique.fair_controls[label]), compare=())
+
+    def _missing(self, choice):
+        """The next setting that the curves on the chart lack: that of the choice first, then the fair controls'."""
+        chosen = [choice, *(self.fair(choice, label) for label in choice.compare)]
+        return next((missing for one in chosen if (missing := self._session.missing(one))), None)
 
     def _rest(self, choice):
         """The newest choice is measured, with all that goes with it."""

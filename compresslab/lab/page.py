@@ -26,6 +26,12 @@ STYLE = """<style>
 .compresslab table.ledger tr.file td { font-weight: 600; background: rgba(0, 114, 178, 0.09); }
 .compresslab textarea { font-family: monospace; font-size: 14px; line-height: 1.4; }
 </style>"""
+PICTURES = {  # two beside one another, or one where the page is narrow
+    "grid_template_columns": "repeat(auto-fit, minmax(max(380px, 40%), 1fr))",
+    "grid_gap": "6px 12px",
+    "width": "100%",
+    "align_items": "flex-start",
+}
 BUTTONS = {  # name: (icon, tooltip)
     "whole curve": ("line-chart", "Measure settings from one end of the slider to the other"),
     "report on test": ("flag-checkered", "The chosen point on the test images, once, with its interval"),
@@ -59,11 +65,11 @@ class Page:
         self.ledger, self.note = widgets.HTML(), widgets.HTML(layout=widgets.Layout(margin="4px 0"))
         self.note.add_class("compresslab-note")
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
-        self.pictures = _row([chart.widget], align_items="flex-start")
+        self.pictures = widgets.GridBox([chart.widget], layout=widgets.Layout(**PICTURES))
         sliders = [one for one in technique if isinstance(one, widgets.IntSlider | widgets.FloatSlider)]
         others = [one for one in technique if one not in sliders]
         compare = [_label("compare with"), *fair.values()] if fair else []
-        guess = [_label("your guess"), *self.guess.values(), self.buttons["lock in"]]
+        guess = [_label("your guess", "auto" if fair else LABEL), *self.guess.values(), self.buttons["lock in"]]
         self.children = [
             widgets.HTML(STYLE, layout=widgets.Layout(display="none")),
             _row(list(choosers)),
@@ -108,19 +114,21 @@ def _ledger_row(row):
 
 
 def _guess():
-    number = {"style": {"description_width": "initial"}, "layout": widgets.Layout(width="190px")}
+    number = {"style": {"description_width": "initial"}, "layout": widgets.Layout(width="174px")}
     return {
         "accuracy": widgets.BoundedFloatText(97, min=0, max=100, step=0.1, description="accuracy (%)", **number),
         "size": widgets.BoundedFloatText(50, min=0, max=1e7, step=1, description="file size (KiB)", **number),
     }
 
 
-def _label(text):
-    return widgets.Label(text, layout=widgets.Layout(width=LABEL, margin="2px 6px 2px 2px", justify_content="flex-end"))
+def _label(text, width=LABEL):
+    margin = "2px 6px 2px 2px" if width == LABEL else "2px 6px 2px 24px"
+    layout = widgets.Layout(width=width, margin=margin, justify_content="flex-end")
+    return widgets.Label(text, layout=layout)
 
 
 def _button(name, icon, tooltip):
-    layout = widgets.Layout(width="auto", min_width="96px")
+    layout = widgets.Layout(width="auto", min_width="84px")
     return widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=layout)
 
 

@@ -51,10 +51,12 @@ def kib(file_bytes):
 
 def miss(guess, result):
     """How far a locked-in guess (accuracy, file_bytes or None) lies from a measured point."""
-    off = f"your guess was {guess[0]:.1%}: {points(guess[0] - result.accuracy)} off"
+    off = guess[0] - result.accuracy
+    text = f"your guess {guess[0]:.1%} was {abs(100 * off):.2f} points too {'high' if off > 0 else 'low'}"
     if guess[1] is None:
-        return off
-    return f"{off}; {kib(guess[1])} for {kib(result.file_bytes)}"
+        return text
+    ratio = guess[1] / result.file_bytes
+    return f"{text}, {kib(guess[1])} was {max(ratio, 1 / ratio):.3g}× too {'large' if ratio > 1 else 'small'}"
 
 
 def error(problem):

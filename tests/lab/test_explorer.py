@@ -356,7 +356,7 @@ def test_a_locked_guess_is_drawn_and_compared_with_the_measurement(open_lab):
     assert lab.guess["accuracy"].disabled
     lab.controls["share"].value = 0.9
     accuracy = lab.results.iloc[-1]["accuracy"]
-    assert "your guess was 70.0%" in text(lab)
+    assert "your guess 70.0% was" in text(lab)
     assert f"{abs(100 * (0.7 - accuracy)):.2f} points" in text(lab)
     lab.buttons["lock in"].click()
     assert not lab.guess["accuracy"].disabled

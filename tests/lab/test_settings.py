@@ -101,8 +101,8 @@ def test_differences_in_words():
 
 def test_a_guess_is_compared_in_points_and_kib():
     result = SimpleNamespace(accuracy=0.98, file_bytes=2048)
-    assert words.miss((0.97, None), result) == "your guess was 97.0%: −1.00 points off"
-    assert words.miss((0.97, 1024), result).endswith("1.0 KiB for 2.0 KiB")
+    assert words.miss((0.97, None), result) == "your guess 97.0% was 1.00 points too low"
+    assert words.miss((0.97, 1024), result).endswith("1.0 KiB was 2× too small")
 
 
 @pytest.mark.parametrize(
