@@ -1,10 +1,10 @@
 """compresslab: compress neural networks and measure what it costs.
 
-    import compresslab as cl
-    data = cl.data.load("mnist")
-    net = cl.models.pretrained("lenet_300_100", "mnist")
-    small = cl.zero_pruning.prune(net, sparsity=0.9)
-    cl.measure.measure(small, data.test)
+import compresslab as cl
+data = cl.data.load("mnist")
+net = cl.models.pretrained("lenet_300_100", "mnist")
+small = cl.zero_pruning.prune(net, sparsity=0.9)
+cl.measure.measure(small, data.test)
 """
 
 import importlib
