@@ -357,22 +357,26 @@ def calibrate(model, images, batch_size=None, device=None):
     return _calibrated[key]
 
 
-def _fastest(model, batch, device, rounds=5, budget=2.0):
+def _fastest(model, batch, device, rounds=7, budget=2.0):
     """Time a training step in every candidate, in turns, so that a busy moment of the machine meets them all alike.
 
-    The least time of each counts. After `budget` seconds no further round begins, after twice that no candidate.
+    The least time of each counts, its first step, slow as it is, left out; one half as slow again as the fastest is
+    timed no more. After `budget` seconds of warming up no further candidate begins, after as many no further round.
     """
     start = time.perf_counter()
     layouts = (False, True) if _convolves_images(model) else (False,)
     plain = Precision()
     steps, least = {}, {}
     for candidate in (Precision(kind, last) for last in layouts for kind in ARITHMETIC):
-        if candidate == plain or time.perf_counter() - start < 2 * budget:
+        if candidate == plain or time.perf_counter() - start < budget:
             steps[candidate] = _timed_steps(model, batch, candidate, device)
             next(steps[candidate])
+    start = time.perf_counter()
     for _ in range(rounds):
         for candidate, seconds in steps.items():
             least[candidate] = min(next(seconds), least.get(candidate, math.inf))
+        best = min(least.values())
+        steps = {candidate: seconds for candidate, seconds in steps.items() if least[candidate] < 1.5 * best}
         if time.perf_counter() - start > budget:
             break
     best = min(least, key=least.get)
