@@ -137,7 +137,7 @@ def describe(error):
 def _feedback(name, answer):
     asked, function = _EXERCISES[name]
     try:
-        if any(answer is stub for stub in _STUBS) or isinstance(answer, NotImplementedError):
+        if _is_stub(answer):
             raise _Nothing
         return Feedback(name, True, f"✓ {name}: right. {function(answer)}")
     except NotYet as hint:
@@ -146,6 +146,13 @@ def _feedback(name, answer):
         return Feedback(name, False, f"… {name}: nothing here yet. {asked}")
     except Exception as error:
         return Feedback(name, False, f"✗ {name}: not yet. This answer cannot be used: {describe(error)}")
+
+
+def _is_stub(answer):
+    """Whether the answer is what was handed out: None, `...` and the like, or a tuple of nothing else."""
+    if isinstance(answer, tuple) and answer:
+        return all(map(_is_stub, answer))
+    return any(answer is stub for stub in _STUBS) or isinstance(answer, NotImplementedError)
 
 
 def _sentence(text):
