@@ -11,7 +11,7 @@ import compresslab as cl
 from compresslab.classroom import feedback
 from compresslab.classroom.feedback import NotYet, call, number, truth
 
-STUBS = [None, ..., NotImplemented, NotImplementedError, NotImplementedError("write me"), (None, None)]
+STUBS = [None, ..., NotImplemented, NotImplementedError, NotImplementedError("write me"), (None, None, None)]
 
 
 def handed_out(*arguments):
