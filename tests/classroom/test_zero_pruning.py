@@ -148,7 +148,7 @@ def test_a_wrong_pair_of_networks_or_verdict_fails_with_a_hint_that_fits():
         "Both kept": [(at_once, at_once, "can't tell")],
         "Neither kept": [(gradually, gradually, "can't tell")],
         "not been retrained": [(cut, gradually, verdict), (at_once, cut, verdict)],
-        "0.0% sparse": [(dense, gradually, verdict)],
+        "% sparse; both should be 95%": [(dense, gradually, verdict)],
         "98.0% sparse": [(at_once, cl.zero_pruning.prune(gradually, sparsity=0.98), verdict)],
         "no LeNet-300-100": [(nn.Linear(784, 10), gradually, verdict), (at_once, 0.97, verdict)],
         "Give three things": [at_once, (at_once, gradually), [0.95, 0.96], (at_once, gradually, 1, 2)],
