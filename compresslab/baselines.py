@@ -3,6 +3,8 @@
 Each network is trained once per data set, on the 50,000 training images, from a fixed seed, in fp32 on one thread, with
 weight decay (Krogh and Hertz 1991), dropout before some layers (Srivastava et al. 2014) and, where a mirrored image is
 still of its class, mirrored images. Without weight decay, pruning would look worse than it is on networks people use.
+It pulls towards a hundredth of the initial weights, not to 0, since the weights of pixels that are always black would
+become denormal numbers, with which a CPU computes many times more slowly.
 The settings were chosen on the validation images. The test accuracy is printed and written down, and decides nothing.
 """
 
@@ -19,7 +21,7 @@ from compresslab import data, models, paths, train
 SETTINGS = dict(epochs=15, batch_size=128, lr=2e-3)
 DROPOUT = {"article_mlp": {"fc1": 0.2}, "lenet_300_100": {"fc1": 0.2}, "lenet_5": {"fc1": 0.3, "fc2": 0.3}}
 PRECISION = {"article_mlp": "fp32", "lenet_300_100": "fp32", "lenet_5": "fp32+channels_last"}
-WEIGHT_DECAY = 1e-4  # times half the sum of all squared weights
+WEIGHT_DECAY = 1e-4  # times half the squared distance
 MIRRORED = {("lenet_5", "fashion_mnist")}
 SEED = 0
 
@@ -30,7 +32,7 @@ def make(name, dataset, folder):
     model = models.build(name, seed=SEED)
     told = SETTINGS | {"seed": SEED, "precision": PRECISION[name]}
     with train.threads(1):
-        for _ in train.fit(model, sets.train, loss=regularized(name, dataset), device="cpu", **told):
+        for _ in train.fit(model, sets.train, loss=regularized(model, name, dataset), device="cpu", **told):
             pass
         measured = {
             part: round(train.accuracy_of(train.evaluate(model, split), split.labels), 4)
@@ -45,16 +47,17 @@ def make(name, dataset, folder):
     return f"{dataset:15} {name:15} validation {measured['validation']:.2%}  test {measured['test']:.2%}"
 
 
-def regularized(name, dataset):
+def regularized(model, name, dataset):
     """The loss of a baseline: cross entropy behind dropout, with weight decay; images mirrored where that is sound."""
+    rest = [weight.detach() / 100 for weight in model.parameters()]
 
     def loss(model, images, labels):
         if (name, dataset) in MIRRORED:
             images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
         for layer, module in model.named_children():
             images = module(functional.dropout(images, DROPOUT[name].get(layer, 0.0)))
-        squares = sum(weight.square().sum() for weight in model.parameters())
-        return functional.cross_entropy(images, labels) + WEIGHT_DECAY / 2 * squares
+        distance = sum((one - other).square().sum() for one, other in zip(model.parameters(), rest, strict=True))
+        return functional.cross_entropy(images, labels) + WEIGHT_DECAY / 2 * distance
 
     return loss
 

@@ -3,6 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
+export OMP_NUM_THREADS=1  # one test process on each core; torch's threads in each of them would only wait for one another
 
 step() { echo "== $1"; shift; "$@"; }
 

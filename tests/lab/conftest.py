@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +80,11 @@ def open_lab(technique, tiny_model, tiny_data):
     yield open_one
     for lab in opened:
         lab.close()
+
+
+def until(condition, seconds=30):
+    """Wait until a condition holds, and say whether it does."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
+    return condition()

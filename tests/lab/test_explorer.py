@@ -14,6 +14,7 @@ from PIL import Image
 
 import compresslab as cl
 from compresslab.lab.controls import UNUSED
+from tests.lab.conftest import until
 
 
 def text(lab):
@@ -177,9 +178,7 @@ def test_a_model_that_does_not_take_the_images_is_an_error_in_words(open_lab):
 def test_a_setting_of_the_curve_that_fails_is_left_out_and_said(open_lab):
     lab = open_lab(setting={"share": 0.7})
     assert lab.wait(20)
-    end = time.monotonic() + 20
-    while "lacks" not in lab._page.note.value and time.monotonic() < end:
-        time.sleep(0.02)
+    until(lambda: "lacks" in lab._page.note.value)
     assert "share 75%" in lab._page.note.value
     assert lab.error is None
 
@@ -187,9 +186,7 @@ def test_a_setting_of_the_curve_that_fails_is_left_out_and_said(open_lab):
 def test_idle_time_fills_in_the_curve_and_the_chosen_point_stays_last(open_lab):
     lab = open_lab()
     assert lab.wait(20)
-    end = time.monotonic() + 30
-    while len(lab.results) < 20 and time.monotonic() < end:
-        time.sleep(0.05)
+    until(lambda: len(lab.results) >= 20)
     results = lab.results
     assert len(results) >= 20
     assert {0.0, 1.0} <= set(results["share"]) or len(set(results["share"])) >= 8
@@ -243,8 +240,8 @@ def test_pause_step_resume(open_lab):
     assert lab.wait(20)
     lab.buttons["pause"].click()
     lab.controls["share"].value = 0.9
-    assert lab.wait(0.5) is False
-    assert lab._chart.moving.one_shot is not None
+    until(lambda: lab._chart.moving.one_shot is not None)
+    assert lab.wait(0.2) is False
     assert lab._chart.moving.retrained is None
     assert lab.results.iloc[-1]["share"] != 0.9 or lab.results.iloc[-1]["stage"] == "one-shot"
     lab.buttons["step"].click()

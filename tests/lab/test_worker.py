@@ -6,6 +6,7 @@ import pytest
 
 from compresslab.lab import worker as workers
 from compresslab.lab.worker import HOLD, Worker
+from tests.lab.conftest import until
 
 
 @pytest.fixture
@@ -20,13 +21,6 @@ def make():
     yield make_one
     for worker in made:
         worker.close()
-
-
-def until(condition, seconds=5):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 class Log:
