@@ -61,6 +61,14 @@ def test_baselines_reach_their_accuracy(name, dataset):
     assert not model.training
 
 
+@pytest.mark.parametrize(("name", "dataset"), TARGETS)
+def test_baselines_hold_no_denormal_number(name, dataset):
+    """A CPU computes many times more slowly with them, and any comparison of speed would be one of denormals."""
+    for weight in cl.models.pretrained(name, dataset).parameters():
+        small = weight.abs() < torch.finfo(torch.float32).tiny
+        assert not weight[small].any()
+
+
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match="name is 'lenet'; choose one of 'article_mlp'"):
         cl.models.build("lenet")

@@ -20,7 +20,7 @@ _MEASURED = {
 
 
 def curve(results, ax=None, dense=None, label=None):
-    """Measured accuracy against measured size, one more series on `ax` each time it is called.
+    """Measured accuracy against measured size, one more series on `ax` each time it is called; the axes make room.
 
     results  DataFrame with accuracy (0 to 1), file_bytes and, if it has one, stage: retrained points are filled and
              joined, one-shot points hollow; several seeds of one setting give their mean and a band
@@ -32,13 +32,15 @@ def curve(results, ax=None, dense=None, label=None):
     if missing := {"accuracy", "file_bytes"} - set(results.columns):
         raise ValueError(f"results has no column {', '.join(sorted(missing))}; give the frame of a sweep or a lab")
     ax = _new_axes() if ax is None else ax
-    drawn = getattr(ax, "_compresslab_series", 0)
-    ax._compresslab_series = drawn + 1
+    drawn, low, high, worst = getattr(ax, "_compresslab", (0, np.inf, 0, 1.0))
     accuracy, size = _dense(dense)
     sizes = [*results["file_bytes"], *([size] if size else [])]
-    if not drawn:
-        low, high = size_limits(sizes) if len(sizes) else (KIB, 1000 * KIB)
-        frame(ax, low, high, worst=min([*results["accuracy"], accuracy or 1.0]))
+    if len(sizes):
+        low, high = size_limits(sizes, low, high)
+    worst = min([worst, *results["accuracy"], accuracy or 1.0])
+    ax._compresslab = drawn + 1, low, high, worst
+    frame(ax, *((low, high) if high else (KIB, 1000 * KIB)), worst=worst)
+    if dense is not None:
         baseline(ax, accuracy, size)
     color, marker = SERIES[drawn % len(SERIES)]
     stages = results["stage"] if "stage" in results else np.full(len(results), "retrained")

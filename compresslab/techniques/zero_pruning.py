@@ -103,7 +103,7 @@ def gradual(
     steps     training steps in all, shared out by the cubic schedule; fewer are left out near the dense end
     seed      whole number, 0 or more: order of the batches (and criterion "random"); same seed, same run
     scope, criterion, layers  as in `prune`
-    interval  training steps between two prunings, at most
+    interval  training steps between two prunings, at most: with fewer steps in all it is pruned once, at the start
     training  lr, batch_size, loss, precision, device: as in compresslab.train.fit, in one run with one optimizer;
               its learning rate falls to half of `lr`
     returns   generator of Snapshot; closing it, or leaving its loop, cancels the run

@@ -39,14 +39,12 @@ def test_curve_draws_what_was_measured_joined_in_the_order_of_size(ax, results):
     assert one_shot.get_ydata() == pytest.approx([80, 97])
 
 
-def test_a_second_curve_has_another_colour_and_marker_and_the_same_limits(ax, results):
+def test_a_second_curve_has_another_colour_and_marker(ax, results):
     cl.lab.curve(results, ax=ax, label="a")
-    limits = ax.get_xlim(), ax.get_ylim()
     cl.lab.curve(results.assign(accuracy=0.5), ax=ax, label="b")
     (first,), (second,) = lines(ax, "a"), lines(ax, "b")
     assert first.get_color() != second.get_color()
     assert first.get_marker() != second.get_marker()
-    assert (ax.get_xlim(), ax.get_ylim()) == limits
 
 
 @pytest.mark.parametrize("dense", [0.985, (0.985, 900_000)], ids=["accuracy", "pair"])
@@ -130,3 +128,11 @@ def test_a_guess_without_a_size_is_a_line(ax):
 def test_the_frame_shows_the_worst_point(ax, worst):
     plots.frame(ax, 1000, 1_000_000, worst)
     assert ax.get_ylim()[0] <= 100 * worst
+
+
+def test_a_later_curve_is_inside_the_axes():
+    ax = cl.lab.curve(pd.DataFrame({"accuracy": [0.97, 0.98], "file_bytes": [40_000, 80_000]}), dense=0.98)
+    cl.lab.curve(pd.DataFrame({"accuracy": [0.2, 0.9], "file_bytes": [2_000, 900_000]}), ax, label="random")
+    low, high = ax.get_xlim()
+    assert low < 2_000 and high > 900_000
+    assert ax.get_ylim()[0] < 20
