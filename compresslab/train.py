@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from compresslab import checks, paths
 from compresslab.data import split_of
-from compresslab.layers import duplicate
+from compresslab.layers import plain
 
 ARITHMETIC = ("fp32", "medium", "bf16")
 
@@ -178,7 +178,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
                     batches = torch.randperm(len(labels), generator=order).to(device).split(batch_size)
                 batch = batches[step % per_epoch]
                 with chance, precision.active(device):
-                    batch_loss = loss(model, layout(images.index_select(0, batch), precision), labels[batch])
+                    batch_loss = loss(model, laid_out(images.index_select(0, batch), precision), labels[batch])
                 optimizer.zero_grad()
                 batch_loss.backward()
                 optimizer.step()
@@ -203,9 +203,14 @@ def adam(model, lr):
     return torch.optim.Adam(weights, lr=lr, fused=fused)
 
 
-def layout(images, precision):
+def laid_out(images, precision):
     """Images in the memory format of a precision; only 4-d batches (batch, channels, height, width) have one."""
-    return images.contiguous(memory_format=precision.layout) if images.dim() == 4 else images
+    if images.dim() != 4:
+        return images
+    images = images.contiguous(memory_format=precision.layout)
+    if precision.channels_last and images.shape[1] == 1:  # both layouts fit a single channel; torch goes by the strides
+        return images.as_strided(images.shape, (images[0].numel(), 1, images.shape[3], 1))
+    return images
 
 
 def _steps(epochs, steps, per_epoch):
@@ -280,14 +285,15 @@ def evaluate(model, data, batch_size=None):
     weight = next((w for w in [*model.parameters(), *model.buffers()] if w.is_floating_point()), torch.empty(0))
     precision = Precision(channels_last=weight.device.type == "cpu" and _convolves_images(model))
     if precision.channels_last:
-        model = duplicate(model).to(memory_format=precision.layout)
+        model = plain(model).to(memory_format=precision.layout)
     size = (100 if precision.channels_last else 1000) if batch_size is None else batch_size
     parts = images.split(checks.integer("batch_size", size, 1))
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad(), precision.active(weight.device):
-            return torch.cat([_logits(model, part.to(weight.device, weight.dtype)) for part in parts])
+            batches = (laid_out(part.to(weight.device, weight.dtype), precision) for part in parts)
+            return torch.cat([_logits(model, batch) for batch in batches])
     finally:
         for module, training in modes.items():
             module.training = training
@@ -387,7 +393,7 @@ def _timed_steps(model, batch, precision, device):
     """Train a copy for ever, yielding the seconds of each step; infinite where this arithmetic is not to be had."""
     try:
         model = copy.deepcopy(model).train().to(device, memory_format=precision.layout)
-        optimizer, batch, chance = adam(model, 1e-3), layout(batch, precision), _PrivateChance(model, 0, device)
+        optimizer, batch, chance = adam(model, 1e-3), laid_out(batch, precision), _PrivateChance(model, 0, device)
         while True:
             start = time.perf_counter()
             with chance, precision.active(device):

@@ -180,6 +180,15 @@ def test_evaluate_of_a_convolution_equals_a_forward_pass():
     assert all(weight.is_contiguous() for weight in model.parameters())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_images_hold_the_same_pixels(channels):
+    images = torch.rand(4, channels, 5, 6)
+    laid = train.laid_out(images, train.Precision(channels_last=True))
+    assert torch.equal(laid, images)
+    assert laid.stride() == (30 * channels, 1, 6 * channels, channels)
+    assert train.laid_out(images, train.Precision()).stride() == images.stride()
+
+
 def test_a_row_with_nan_is_wrong():
     logits = torch.tensor([[0.0, 1.0], [float("nan"), 0.0], [2.0, 1.0]])
     assert train.accuracy_of(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)

@@ -59,4 +59,4 @@ def test_another_network_comes_with_its_own_steps():
     assert lab.controls["steps"].value == 100
     with pytest.raises(RuntimeError, match="closed"):
         lab.controls["model"].value = "lenet_5"
-    assert lab.controls["steps"].value == 50
+    assert lab.controls["steps"].value == 30
