@@ -100,7 +100,7 @@ def baseline(ax, accuracy, file_bytes=None, dense_bytes=None):
         ax.axvline(dense_bytes, color=GREY, linestyle=":", linewidth=1.5)
         ax.annotate(
             "break-even",
-            (dense_bytes, 0.03),
+            (dense_bytes, 0.12),  # above the points that are as good as guessing
             xycoords=("data", "axes fraction"),
             xytext=(-5, 0),
             textcoords="offset points",
@@ -109,6 +109,7 @@ def baseline(ax, accuracy, file_bytes=None, dense_bytes=None):
             va="bottom",
             fontsize=TEXT - 1,
             color=GREY,
+            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
         )
     if accuracy is not None and file_bytes is not None:
         ax.plot([file_bytes], [100 * accuracy], "X", color=GREY, markersize=10, label="_dense file")
