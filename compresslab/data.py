@@ -312,6 +312,13 @@ def _class_names(classes, labels):
     return tuple(map(str, classes))
 
 
+def _colours(image):
+    """A PIL image of 8 bits a channel, a palette replaced by its colours; raises ValueError for wider numbers."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError(f"an image has mode {image.mode!r}; give 8-bit images, or a transform to tensors in [0, 1]")
+    return image.convert("RGB") if image.mode == "P" else image
+
+
 def _items(name, dataset):
     """Images and labels of a data set of (image, label) items, each as a list of tensors."""
     from torchvision.transforms.functional import to_tensor
@@ -323,7 +330,9 @@ def _items(name, dataset):
         raise ValueError(f"{name} is no data set of (image, label) items with a length: {error}") from error
     if not pairs:
         raise ValueError(f"{name} is empty; give at least one image")
-    images = [to_tensor(image) if hasattr(image, "getbands") else torch.as_tensor(image) for image, _ in pairs]
+    images = [
+        to_tensor(_colours(image)) if hasattr(image, "getbands") else torch.as_tensor(image) for image, _ in pairs
+    ]
     for position, image in enumerate(images):
         if image.shape != images[0].shape:
             shapes = f"{tuple(image.shape)}, image 0 {tuple(images[0].shape)}"

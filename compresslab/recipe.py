@@ -141,19 +141,43 @@ def takes_seed(technique):
 
 
 def fingerprint(model):
-    """SHA-256 (hex) of a model: its layers, the code of those that torch did not write, its tensors as they act.
+    """SHA-256 (hex) of a model: its layers with their plain attributes, the code of those that torch did not write, its
+    tensors as they act.
 
     A copy, and the same model saved and loaded, have the same fingerprint; whether it is in training mode is left out.
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        told = (name, kind_of(module), module.extra_repr(), *_own_code(type(module)))
+        told = (name, kind_of(module), module.extra_repr(), _attributes(module), *_own_code(type(module)))
         digest.update(repr(told).encode())
     for name, tensor in [*layers.effective_state(model).items(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(_bytes(tensor))
     digest.update(repr([name for name, weight in model.named_parameters() if not weight.requires_grad]).encode())
     return digest.hexdigest()
+
+
+def _attributes(module):
+    """What a module's forward may read beside parameters and buffers: public attributes, of plain values or tensors."""
+    told = {}
+    for name, value in sorted(vars(module).items()):
+        if isinstance(value, torch.Tensor):
+            value = hashlib.sha256(_bytes(value)).hexdigest()
+        if not name.startswith("_") and name != "training" and _is_plain(value):
+            told[name] = list(value) if isinstance(value, tuple) else value
+    return told
+
+
+def _bytes(tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _is_plain(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def name_of(model):

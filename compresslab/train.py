@@ -6,7 +6,6 @@ Arithmetic (fp32, bf16, channels_last) is picked by a short calibration and name
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from compresslab import checks, paths
 from compresslab.data import split_of
-from compresslab.layers import plain
+from compresslab.layers import duplicate, plain
 
 ARITHMETIC = ("fp32", "medium", "bf16")
 
@@ -149,12 +148,13 @@ def fit(
     _check_takes(model, split, classes=loss is cross_entropy)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else trained[0].device))
     wanted = calibrate(model, split.images, batch_size, device) if precision == "auto" else Precision.named(precision)
+    _check_dtype(trained, wanted)
     return _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, wanted, device, bar)
 
 
 def finetune(model, data, **settings):
     """Train a copy of `model` to the end and return it; the same arguments and errors as `fit`."""
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     for _ in fit(model, data, **settings):
         pass
     return model
@@ -169,7 +169,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
     description = f"training ({precision.name})"
     try:
         model.train().to(device, memory_format=precision.layout)
-        images, labels = split.images.to(device), split.labels.to(device)
+        images, labels = split.images.to(device, _dtype(model)), split.labels.to(device)
         optimizer = adam(model, lr)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
         with tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar) as shown:
@@ -222,6 +222,23 @@ def _steps(epochs, steps, per_epoch):
     return math.ceil(epochs * per_epoch)
 
 
+def _dtype(model):
+    """The floating-point type that a model's weights have, and its images should have."""
+    return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
+
+
+def _check_dtype(trained, precision):
+    """Raise ValueError for weights that cannot be trained in a precision."""
+    dtypes = {weight.dtype for weight in trained}
+    if torch.float16 in dtypes:
+        raise ValueError(
+            "model has float16 weights, in which small steps of training are lost; call model.float() first"
+        )
+    if dtypes != {torch.float32} and precision.arithmetic != "fp32":
+        found = ", ".join(map(str, dtypes))
+        raise ValueError(f"precision is {precision.name!r} and the weights are {found}; choose 'fp32', as they are")
+
+
 def _check_takes(model, split, classes):
     """Raise ValueError unless the model takes the images and, with `classes`, has a logit for every label."""
     logits = evaluate(model, split.images[:2])
@@ -263,7 +280,7 @@ class _PrivateChance:
 def _draws(module):
     """Whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
     dropout = getattr(module, "dropout", 0)
-    known = type(module).__module__.startswith(("torch.nn.", "compresslab."))
+    known = type(module).__module__.startswith(("torch.nn.", "compresslab.layers"))
     chance = isinstance(
         module, nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
     )
@@ -346,12 +363,14 @@ def calibrate(model, images, batch_size=None, device=None):
 
     model       any nn.Module; a copy is timed
     images      (N, …) float32, at least one batch is taken from them
-    returns     the fastest; fp32 unless another is at least 10% faster
+    returns     the fastest; fp32 unless another is at least 10% faster, and where the weights are not float32
 
     Layer types, size (to a factor of ten), image shape, batch size and machine are the key under which the answer is
     kept, in `paths.home()/calibration.json`, so that a later run on the same machine computes in the same arithmetic.
     """
     device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
+    if _dtype(model) != torch.float32:
+        return Precision()
     batch = images[: batch_size or min(512, len(images))].to(device)
     key = _calibration_key(model, batch, device)
     if key not in _calibrated:
@@ -392,7 +411,7 @@ def _fastest(model, batch, device, rounds=7, budget=2.0):
 def _timed_steps(model, batch, precision, device):
     """Train a copy for ever, yielding the seconds of each step; infinite where this arithmetic is not to be had."""
     try:
-        model = copy.deepcopy(model).train().to(device, memory_format=precision.layout)
+        model = duplicate(model).train().to(device, memory_format=precision.layout)
         optimizer, batch, chance = adam(model, 1e-3), laid_out(batch, precision), _PrivateChance(model, 0, device)
         while True:
             start = time.perf_counter()

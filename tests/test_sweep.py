@@ -608,3 +608,31 @@ def test_time_between_yields_is_not_counted(net, data):
         event = next(events)
         inside += time.perf_counter() - start
     assert 0 < event.result.seconds < inside
+
+
+class Scaled(nn.Module):
+    """Its output depends on numbers that are neither parameters nor buffers."""
+
+    def __init__(self, scale, offset=0.0):
+        super().__init__()
+        self.linear, self.scale, self.offset = nn.Linear(3, 2), scale, torch.tensor(offset)
+
+    def forward(self, images):
+        return self.linear(images) * self.scale + self.offset
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda other: Scaled(-1.0 if other else 1.0),
+        lambda other: Scaled(1.0, 1.0 if other else 0.0),
+        lambda other: nn.MultiheadAttention(8, 4 if other else 1),
+    ],
+    ids=["number", "tensor", "heads"],
+)
+def test_what_forward_reads_is_part_of_the_fingerprint(make):
+    one, same, other = make(False), make(False), make(True)
+    for model in (same, other):
+        model.load_state_dict(one.state_dict())
+    assert recipes.fingerprint(one) == recipes.fingerprint(same)
+    assert recipes.fingerprint(one) != recipes.fingerprint(other)

@@ -64,20 +64,46 @@ def test_the_global_generator_neither_decides_nor_changes(net, blobs):
     assert torch.equal(weights(train.finetune(net, blobs, epochs=1, precision="fp32")), weights(first))
 
 
-def test_dropout_is_active_and_seeded_in_a_module_of_ones_own(blobs):
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(8, 3)
+class Dropping(nn.Module):
+    """Dropout that no module shows."""
 
-        def forward(self, images):
-            return self.linear(functional.dropout(images, 0.5, self.training))
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 3)
 
-    model = Own()
+    def forward(self, images):
+        return self.linear(functional.dropout(images, 0.5, self.training))
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["own class", "loaded without it"])
+def test_dropout_in_forward_is_seeded_too(blobs, loaded):
+    model = cl.storage.loads(cl.storage.dumps(Dropping())) if loaded else Dropping()
     before = torch.get_rng_state()
     one, two = (train.finetune(model, blobs, steps=5, precision="fp32") for _ in range(2))
     assert torch.equal(weights(one), weights(two))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_pruned_by_torch_trains_on_with_its_zeros(net, blobs):
+    torch.nn.utils.prune.l1_unstructured(net[0], "weight", 0.4)
+    zero = net[0].weight == 0
+    tuned = train.finetune(net, blobs, steps=5)
+    assert zero.any() and (tuned[0].weight[zero] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_type_train_in_it(blobs, dtype):
+    model = nn.Linear(8, 3).to(dtype)
+    list(train.fit(model, blobs, epochs=20, lr=0.01))
+    assert model.weight.dtype == dtype
+    assert train.accuracy_of(train.evaluate(model, blobs), blobs[1]) > 0.9
+
+
+def test_weights_that_cannot_be_trained_are_refused(blobs):
+    with pytest.raises(ValueError, match="float16 weights"):
+        train.fit(nn.Linear(8, 3).half(), blobs)
+    with pytest.raises(ValueError, match="precision is 'bf16'"):
+        train.fit(nn.Linear(8, 3).double(), blobs, precision="bf16")
 
 
 def test_finetune_leaves_its_argument_alone(net, blobs):

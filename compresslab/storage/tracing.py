@@ -92,6 +92,8 @@ class _Tracer(fx.Tracer):
         ]
         if any(one.kind is one.KEYWORD_ONLY for one in demanded):
             raise NotPlainError("forward demands keyword arguments")
+        if not demanded:
+            raise NotPlainError("forward names no input")
         return forward, [self.root, *(self.create_proxy("placeholder", one.name, (), {}) for one in demanded)]
 
 
