@@ -20,7 +20,7 @@ YOURS = "yours"  # how an own model or own data is called in a chooser
 SUBSET = 2000  # validation images for the accuracies on the way
 MODEL_ROOM = 128 * 2**20  # bytes of retrained models that are kept
 STEPS = 100  # of retraining, unless told otherwise: a measured point within a second for the MLPs
-FEWER_STEPS = {"article_mlp": 60, "lenet_5": 30}  # for slower networks
+FEWER_STEPS = {"article_mlp": 40, "lenet_5": 30}  # for slower networks
 BATCH_SIZE = {"lenet_5": 64}  # images a step, where many small steps recover more in the same time than few large ones
 
 
