@@ -3,8 +3,7 @@
 #
 # Options: ARGS="--port=8890 --no-browser"  passed on to jupyter lab
 #          PYTHON=python3.12                the Python to set up with (3.11 or newer)
-#          TORCH=cpu                        at the first time: PyTorch's CPU builds, from its own index (Linux without
-#                                           a GPU: 0.2 GB instead of the 3 GB of CUDA builds)
+#          TORCH=cpu                        at the first time: PyTorch's own CPU builds, far smaller (Linux, no GPU)
 
 PYTHON ?=
 TORCH ?=

@@ -205,8 +205,7 @@ def _length(recipe, images):
     """Batch size and number of training steps, as `train.fit` makes them from the same arguments."""
     if recipe.steps is not None and recipe.epochs is not None:
         raise ValueError(f"steps is {recipe.steps!r} and epochs is {recipe.epochs!r}; give one of the two")
-    chosen = min(512, max(16, images // 64)) if recipe.batch_size is None else recipe.batch_size
-    batch_size = min(checks.integer("batch_size", chosen, 1), images)
+    batch_size = train.batch_size_for(images, recipe.batch_size)
     if recipe.steps is not None:
         return batch_size, checks.integer("steps", recipe.steps, 0)
     epochs = checks.real("epochs", 1 if recipe.epochs is None else recipe.epochs, 0, math.inf)

@@ -135,9 +135,7 @@ def fit(
     Adam: Kingma and Ba 2015, arXiv:1412.6980.
     """
     split = split_of(data)
-    if batch_size is None:
-        batch_size = min(512, max(16, len(split) // 64))
-    batch_size = min(checks.integer("batch_size", batch_size, 1), len(split))
+    batch_size = batch_size_for(len(split), batch_size)
     per_epoch = len(split) // batch_size
     steps = _steps(epochs, steps, per_epoch)
     checks.integer("seed", seed, 0)
@@ -150,6 +148,12 @@ def fit(
     wanted = calibrate(model, split.images, batch_size, device) if precision == "auto" else Precision.named(precision)
     _check_dtype(trained, wanted)
     return _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, wanted, device, bar)
+
+
+def batch_size_for(count, batch_size=None):
+    """Images in a training step, of `count` in all: `batch_size`; by default 512, fewer where those make few steps."""
+    chosen = min(512, max(16, count // 64)) if batch_size is None else batch_size
+    return min(checks.integer("batch_size", chosen, 1), count)
 
 
 def finetune(model, data, **settings):
