@@ -77,7 +77,7 @@ def _seeded(seed, make):
     if seed is None:
         return make()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(checks.integer("seed", seed, 0))
+        torch.default_generator.manual_seed(checks.integer("seed", seed, 0))  # CUDA's generators stay as they are
         return make()
 
 

@@ -166,38 +166,41 @@ def finetune(model, data, **settings):
 
 def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precision, device, bar):
     """The loop itself."""
-    start, origin = time.perf_counter(), next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    order = torch.Generator().manual_seed(seed)
-    chance = _PrivateChance(model, seed, device, loss)
-    description = f"training ({precision.name})"
-    try:
-        model.train().to(device, memory_format=precision.layout)
+    start, description = time.perf_counter(), f"training ({precision.name})"
+    order, chance = torch.Generator().manual_seed(seed), _PrivateChance(model, seed, device, loss)
+    bar = tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar)
+    with _trainable(model, device, precision), bar:
         images, labels = split.images.to(device, _dtype(model)), split.labels.to(device)
         optimizer = adam(model, lr)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
-        with tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar) as shown:
-            for step in range(steps):
-                if step % per_epoch == 0:
-                    batches = torch.randperm(len(labels), generator=order).to(device).split(batch_size)
-                batch = batches[step % per_epoch]
-                with chance, precision.active(device):
-                    batch_loss = loss(model, laid_out(images.index_select(0, batch), precision), labels[batch])
-                optimizer.zero_grad()
-                batch_loss.backward()
-                optimizer.step()
-                schedule.step()
-                shown.update()
-                if (step % 50 == 49 or step + 1 == steps) and not math.isfinite(batch_loss.item()):
-                    raise ArithmeticError(f"the loss is {batch_loss.item()} at step {step + 1}; try an lr below {lr:g}")
-                epoch, seconds = step // per_epoch + 1, time.perf_counter() - start
-                yield Progress(
-                    step + 1, steps, epoch, steps / per_epoch, seconds, precision.name, model, batch_loss.detach()
-                )
-    finally:
-        model.to(origin, memory_format=torch.contiguous_format)
-        for module, training in modes.items():
-            module.training = training
+        for step in range(steps):
+            if step % per_epoch == 0:
+                batches = torch.randperm(len(labels), generator=order).to(device).split(batch_size)
+            batch = batches[step % per_epoch]
+            with chance, precision.active(device):
+                batch_loss = loss(model, laid_out(images.index_select(0, batch), precision), labels[batch])
+            optimizer.zero_grad()
+            batch_loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+            if (step % 50 == 49 or step + 1 == steps) and not math.isfinite(batch_loss.item()):
+                raise ArithmeticError(f"the loss is {batch_loss.item()} at step {step + 1}; try an lr below {lr:g}")
+            epoch, seconds = step // per_epoch + 1, time.perf_counter() - start
+            yield Progress(
+                step + 1, steps, epoch, steps / per_epoch, seconds, precision.name, model, batch_loss.detach()
+            )
+
+
+@contextlib.contextmanager
+def _trainable(model, device, precision):
+    """The model in training mode, on a device, in a layout; at the end it is where and how it was."""
+    origin = next(model.parameters()).device
+    with _modes_kept(model):
+        try:
+            yield model.train().to(device, memory_format=precision.layout)
+        finally:
+            model.to(origin, memory_format=torch.contiguous_format)
 
 
 def adam(model, lr):
@@ -259,10 +262,10 @@ class _PrivateChance:
     def __init__(self, model, seed, device, loss=cross_entropy):
         self.needed = loss is not cross_entropy or any(map(_draws, model.modules()))
         self.devices = [device.index or 0] if device.type == "cuda" else []
-        self.states = None
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(seed)
-            self.states = self._read()
+        self.states = [torch.Generator(device).manual_seed(seed).get_state() for device in ("cpu", *self._cuda())]
+
+    def _cuda(self):
+        return [torch.device("cuda", index) for index in self.devices]
 
     def _read(self):
         return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
@@ -309,12 +312,18 @@ def evaluate(model, data, batch_size=None):
         model = plain(model).to(memory_format=precision.layout)
     size = (100 if precision.channels_last else 1000) if batch_size is None else batch_size
     parts = images.split(checks.integer("batch_size", size, 1))
+    with _modes_kept(model), torch.no_grad(), precision.active(weight.device):
+        model.eval()
+        batches = (laid_out(part.to(weight.device, weight.dtype), precision) for part in parts)
+        return torch.cat([_logits(model, batch) for batch in batches])
+
+
+@contextlib.contextmanager
+def _modes_kept(model):
+    """At the end, every module is in training or evaluation mode as it was before."""
     modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad(), precision.active(weight.device):
-            batches = (laid_out(part.to(weight.device, weight.dtype), precision) for part in parts)
-            return torch.cat([_logits(model, batch) for batch in batches])
+        yield
     finally:
         for module, training in modes.items():
             module.training = training

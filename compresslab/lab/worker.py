@@ -55,11 +55,6 @@ class Worker:
     def paused(self):
         return self._paused
 
-    @property
-    def pending(self):
-        """Whether a job is handed over or at work (background jobs do not count)."""
-        return self._pending
-
     def submit(self, job):
         """Hand a job over; the one at work is cancelled at its next yield. Returns at once where there are threads."""
         with self._changed:
