@@ -7,6 +7,7 @@ by torch.nn.utils.prune are read as masked ones.
 Source: Han et al. 2015, arXiv:1506.02626, section 3.3 (retraining keeps the removed connections out).
 """
 
+import contextlib
 import copy
 from dataclasses import dataclass
 
@@ -194,6 +195,32 @@ def effective_state(model):
     return state
 
 
+@contextlib.contextmanager
+def modes_kept(model):
+    """At the end, every module is in training or evaluation mode as it was before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def unsupported(model):
+    """Parts that hold weights which are not of `weight_layers`: embeddings, recurrent layers, attention's projections.
+
+    returns  dict of qualified name -> name of the kind ("LSTM"), in module order; normalisations, whose parameters are
+             a scale and a shift for each channel, are not there
+    """
+    known = {id(module) for module in weight_layers(model).values()}
+    found = {}
+    for prefix, module in _walk(model):
+        own = [source for source in _sources(module).values() if _is_trained(source)]
+        if id(module) not in known and any(_dimensions(source) > 1 for source in own):
+            found.setdefault(id(module), (prefix[:-1], type(module).__name__.removeprefix("Parametrized")))
+    return {name: kind for name, kind in found.values() if not isinstance(model.get_submodule(name), TYPES)}
+
+
 def count_parameters(model):
     """Number of effective parameters: pruned ones included, shared ones once, buffers not."""
     return sum(value.numel() for value in _effective_parameters(model))
@@ -270,6 +297,12 @@ def _is_trained(source):
     """Whether a source is a parameter, not a parametrized buffer."""
     own = source.parameters(recurse=False) if isinstance(source, nn.Module) else [source]
     return next(iter(own), None) is not None
+
+
+def _dimensions(source):
+    """Number of dimensions of the tensor that a source is made from."""
+    original = getattr(source, "original", source)
+    return original.dim() if isinstance(original, torch.Tensor) else 2
 
 
 def _value(module, name, source):

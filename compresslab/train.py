@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from compresslab import checks, paths
 from compresslab.data import split_of
-from compresslab.layers import duplicate, plain
+from compresslab.layers import duplicate, modes_kept, plain
 
 ARITHMETIC = ("fp32", "medium", "bf16")
 
@@ -196,7 +196,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
 def _trainable(model, device, precision):
     """The model in training mode, on a device, in a layout; at the end it is where and how it was."""
     origin = next(model.parameters()).device
-    with _modes_kept(model):
+    with modes_kept(model):
         try:
             yield model.train().to(device, memory_format=precision.layout)
         finally:
@@ -312,21 +312,10 @@ def evaluate(model, data, batch_size=None):
         model = plain(model).to(memory_format=precision.layout)
     size = (100 if precision.channels_last else 1000) if batch_size is None else batch_size
     parts = images.split(checks.integer("batch_size", size, 1))
-    with _modes_kept(model), torch.no_grad(), precision.active(weight.device):
+    with modes_kept(model), torch.no_grad(), precision.active(weight.device):
         model.eval()
         batches = (laid_out(part.to(weight.device, weight.dtype), precision) for part in parts)
         return torch.cat([_logits(model, batch) for batch in batches])
-
-
-@contextlib.contextmanager
-def _modes_kept(model):
-    """At the end, every module is in training or evaluation mode as it was before."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _convolves_images(model):

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "compresslab"
 
 # Lower ranks never import higher ones. Parts of one rank may import each other, but techniques never do.
 RANKS = {
-    **dict.fromkeys(["checks", "paths", "datafiles", "layers", "selection"], 0),
+    **dict.fromkeys(["checks", "paths", "datafiles", "layers", "selection", "grids"], 0),
     **dict.fromkeys(["data", "models"], 1),
-    "train": 2,
+    **dict.fromkeys(["train", "activations", "structure"], 2),
     "techniques": 3,
     "storage": 4,
     "measure": 5,

@@ -55,13 +55,8 @@ def sample_shape(model, shape=None):
 @contextlib.contextmanager
 def evaluating(model):
     """The model in eval mode; every part's own mode is put back afterwards."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for part, training in modes:
-            part.training = training
+    with layers.modes_kept(model):
+        yield model.eval()
 
 
 def _first_linear(model):

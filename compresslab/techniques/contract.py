@@ -5,6 +5,7 @@ the controls that the lab turns into sliders, the fair controls it is to be comp
 that show what happened inside. The lab draws; a technique never plots.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -64,7 +65,12 @@ class Technique:
     controls     its settings, in the order shown
     fair_controls  label -> settings laid over the chosen ones: the comparison that keeps a claim honest
     anatomy      anatomy(model, compressed, setting) -> list of Picture; quick, it runs at every slider move
+                 with a fourth parameter it is given the Data as well, to run images through both
     calibration  number of training images that `apply` wants as its second argument
+    training     training(model, compressed, split, setting, seed) -> (split, loss): on what, and with which loss of
+                 `train.fit`, the compressed model is trained; None for all of the split and cross entropy. Called anew
+                 for each training, so that a loss with parameters of its own begins fresh
+    steps        retraining steps that the lab begins with; None leaves it to the lab
     """
 
     name: str
@@ -73,3 +79,23 @@ class Technique:
     fair_controls: Mapping[str, Mapping] = field(default_factory=dict)
     anatomy: Callable | None = None
     calibration: int = 0
+    training: Callable | None = None
+    steps: int | None = None
+
+
+def warn_left_alone(technique, reasons):
+    """Say, in one UserWarning, which parts of a model a technique leaves as they are, and why.
+
+    reasons  dict of qualified layer name -> reason ("it is an LSTM"); empty: nothing is said
+    """
+    groups = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name or "the model itself")
+    told = "; ".join(f"{_listed(names)} ({reason})" for reason, names in groups.items())
+    if told:
+        warnings.warn(f"{technique} leaves alone {told}", UserWarning, stacklevel=4)
+
+
+def _listed(names, most=6):
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,74 @@
+"""Running calibration images through a model and looking at what its layers get and give.
+
+Techniques that need more than weights (activation statistics, correlations, input moments, ranges) look through
+`watch`, a batch at a time, so that memory does not grow with the number of images.
+"""
+
+from contextlib import ExitStack
+
+import torch
+
+from compresslab import checks
+from compresslab.data import Split
+from compresslab.layers import modes_kept
+
+
+def watch(model, images, watchers, batch_size=None):
+    """Run images through a model in evaluation mode, without gradients, and let watchers see some of its layers.
+
+    images      (N, …) calibration images, a tensor or a Split; moved to the model's device and dtype a batch at a time
+    watchers    dict of qualified module name ("" is the model) -> watcher(input, output), called once for each batch
+                and each time the module runs: its first positional input and its output, as the module had them.
+                Detach-free: no graph is recorded. Do not write to them
+    batch_size  images at a time; 256 by default
+    raises      ValueError for no images, images that the model does not take, and an unknown module name
+
+    The model, its modes and its running statistics are left as they were.
+    """
+    images = checked_images(images)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in watchers:
+        checks.choice("watchers", name, modules)
+    weight = next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
+    with ExitStack() as stack:
+        stack.enter_context(modes_kept(model))
+        stack.enter_context(torch.no_grad())
+        model.eval()
+        for name, watcher in watchers.items():
+            handle = modules[name].register_forward_hook(_hook(watcher))
+            stack.callback(handle.remove)
+        for batch in images.split(checks.integer("batch_size", 256 if batch_size is None else batch_size, 1)):
+            _run(model, batch.to(weight.device, weight.dtype if batch.is_floating_point() else batch.dtype))
+
+
+def checked_images(images, limit=None):
+    """Calibration images as a tensor (N, …), the first `limit` of them.
+
+    raises  ValueError for None, an empty tensor, anything but a tensor or a Split, and values that are not finite
+    """
+    if images is None:
+        raise ValueError("images is None; give calibration images (N, …), such as data.train.images[:1000]")
+    images = images.images if isinstance(images, Split) else images
+    if not isinstance(images, torch.Tensor) or images.dim() < 2:
+        found = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
+        raise ValueError(f"images is {found}; give a tensor (N, …) of calibration images, data.train.images[:1000]")
+    if not len(images):
+        raise ValueError("images is empty; give at least one calibration image")
+    images = images if limit is None else images[: checks.integer("limit", limit, 1)]
+    if images.is_floating_point() and not images.isfinite().all():
+        raise ValueError("images has values that are not finite (nan or inf)")
+    return images
+
+
+def _hook(watcher):
+    def hook(module, inputs, output):
+        watcher(inputs[0] if inputs else None, output)
+
+    return hook
+
+
+def _run(model, batch):
+    try:
+        model(batch)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"the model does not take images of shape {tuple(batch.shape)}: {error}") from error
