@@ -212,15 +212,21 @@ def _length(recipe, images):
     return batch_size, math.ceil(epochs * (images // batch_size))
 
 
+def code_digest(technique):
+    """Digest (16 hex digits) of what a technique's functions do, which changes with their code."""
+    seen, functions = set(), [one for one in (technique.apply, technique.training) if one is not None]
+    told = "".join(part for function in functions for part in _code(function, seen))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def _device(model):
     """Where `train.fit` trains the model."""
     return "cuda" if torch.cuda.is_available() else str(next(model.parameters(), torch.empty(0)).device)
 
 
 def _versions(technique, device):
-    code = hashlib.sha256("".join(_code(technique.apply, set())).encode()).hexdigest()[:16]
     versions = {"compresslab": compresslab.__version__, "python": platform.python_version()}
-    return versions | {"torch": str(torch.__version__), "device": device, "technique": code}
+    return versions | {"torch": str(torch.__version__), "device": device, "technique": code_digest(technique)}
 
 
 def _parameters(technique):

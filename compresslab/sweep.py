@@ -207,7 +207,8 @@ def _work(recipe, model, data, names):
     if not recipe.steps:
         return
     options = {name: getattr(recipe, name) for name in ("steps", "seed", "lr", "batch_size", "precision")}
-    with contextlib.closing(train.fit(compressed, data.train, bar=False, **options)) as training:
+    split, loss = _training(recipe, model, compressed, data)
+    with contextlib.closing(train.fit(compressed, split, loss=loss, bar=False, **options)) as training:
         for progress in training:
             yield Event("training", compressed, progress=progress)
     yield Event("retrained", compressed, _measured(retrained, compressed, data))
@@ -219,13 +220,28 @@ def _compressed(recipe, model, data):
     if takes_seed(technique):
         setting = {"seed": recipe.seed} | setting
     images = [data.train.images[: technique.calibration]] if technique.calibration else []
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
+    with _seeded(recipe.seed):
         compressed = technique.apply(model, *images, **setting)
     if not isinstance(compressed, nn.Module) or compressed is model:
         got = "the model itself" if compressed is model else f"a {type(compressed).__name__}"
         raise ValueError(f"{technique.name} returned {got}; a technique returns a new nn.Module")
     return compressed
+
+
+def _training(recipe, model, compressed, data):
+    """On what, and with which loss, the compressed model is trained."""
+    if recipe.technique.training is None:
+        return data.train, train.cross_entropy
+    with _seeded(recipe.seed):
+        return recipe.technique.training(model, compressed, data.train, dict(recipe.setting), recipe.seed)
+
+
+@contextlib.contextmanager
+def _seeded(seed):
+    """torch's global generator seeded, for code that draws from it; as it was, afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _measured(result, model, data):

@@ -124,7 +124,8 @@ def fit(
     seed        order of the batches and dropout: private generators, torch's global one is left alone
     lr          learning rate at the start; it falls linearly to 0 over the run
     batch_size  images a step; by default 512, fewer (16 at least) where the data would give under 64 steps an epoch
-    loss        loss(model, images, labels) -> scalar tensor; a teacher lives in here
+    loss        loss(model, images, labels) -> scalar tensor; a teacher lives in here. The parameters of a loss that is
+                an nn.Module are trained along with the model's, in place
     precision   "auto" (calibrated), or a `Precision` name such as "fp32" or "bf16+channels_last"
     device      where to train; by default CUDA if there is one, else where the model is; the model goes back after
     bar         show a tqdm bar (for runs of more than half a second)
@@ -171,7 +172,8 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
     bar = tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar)
     with _trainable(model, device, precision), bar:
         images, labels = split.images.to(device, _dtype(model)), split.labels.to(device)
-        optimizer = adam(model, lr)
+        own = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
+        optimizer = adam(own, lr)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
         for step in range(steps):
             if step % per_epoch == 0:

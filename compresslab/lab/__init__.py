@@ -12,15 +12,15 @@ from torch import nn
 from compresslab import checks, models, techniques
 from compresslab import data as datasets
 from compresslab import journal as journals
+from compresslab.lab.compare import compare
 from compresslab.lab.controls import Controls
 from compresslab.lab.explorer import Lab
 from compresslab.lab.plots import curve
-from compresslab.lab.session import YOURS, Session, default_steps
+from compresslab.lab.session import DATA, YOURS, Session, default_steps
 from compresslab.lab.worker import threads_work
 
-__all__ = ["Lab", "curve", "explore"]
+__all__ = ["Lab", "compare", "curve", "explore"]
 
-DATA = ("mnist", "fashion_mnist")  # with trained baselines
 MOST_STEPS = 500  # right end of the slider for retraining steps
 
 
@@ -61,7 +61,7 @@ def explore(
         raise ValueError(
             f"model is {model!r}, which has no trained weights for {own_data.name!r}; give a trained model"
         )
-    steps = default_steps(model) if steps is None else checks.integer("steps", steps, 0)
+    steps = default_steps(technique, model) if steps is None else checks.integer("steps", steps, 0)
     checks.integer("seed", seed, 0, 2**31 - 1)
     choosers = _choosers(model, own_model, data, own_data, steps, seed)
     controls = Controls(technique, dict(setting or {}))

@@ -22,9 +22,17 @@ def reproduce(technique, choice, result):
     if result.steps:
         training = {"steps": result.steps, "seed": result.seed, "lr": result.lr, "batch_size": result.batch_size}
         training |= {"precision": result.precision, "bar": False}
+        split = "data.train"
+        if technique.training:
+            split = "split"
+            owner = f"cl.{technique.name}.TECHNIQUE" if _packaged(technique) else "technique"
+            lines += [
+                f"    setting = dict({_keywords(result.setting)})",
+                f"    split, loss = {owner}.training(model, small, data.train, setting, {result.seed})",
+            ]
         lines += [
-            f"    training = dict({_keywords(training)})",
-            "    small = cl.train.finetune(small, data.train, **training)",
+            f"    training = dict({_keywords(training)}{', loss=loss' if technique.training else ''})",
+            f"    small = cl.train.finetune(small, {split}, **training)",
         ]
     lines += ["    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"]
     return "\n".join(lines)

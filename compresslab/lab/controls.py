@@ -49,14 +49,30 @@ class Controls:
     def _observer(self, name):
         def moved(change):
             with self._lock:
-                if makes_curve(self.declared[name]):
+                if makes_curve(self.declared[name]) and change["new"] is not None:
                     self.moved = name
                 if alternative := self.declared[name].alternative:
-                    self._active[alternative] = name
+                    self._active[alternative] = self._chosen(name, change["new"])
             self._dim()
+            self._empty(name)
             self.on_change()
 
         return moved
+
+    def _chosen(self, name, value):
+        """Name of the control in use now that this alternative has a value: another one, if it was emptied."""
+        alternative = self.declared[name].alternative
+        others = [one for one, control in self.declared.items() if control.alternative == alternative and one != name]
+        if value is not None:
+            return name
+        return self._active[alternative] if self._active[alternative] != name else next(iter(others), name)
+
+    def _empty(self, moved):
+        """Empty the choosers that the control just moved puts out of use, so that the same choice can be made again."""
+        for name, widget in self.widgets.items():
+            same = self.declared[name].alternative == self.declared[moved].alternative
+            if name != moved and same and not self.in_use(name) and self.declared[name].default is None:
+                widget.value = None
 
     def _dim(self):
         for name, widget in self.widgets.items():

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import ipywidgets as widgets
 
+from compresslab import journal as journals
 from compresslab.lab import code, files
 from compresslab.lab.chart import Chart
 from compresslab.lab.gallery import Gallery
@@ -47,6 +48,23 @@ class Lab(widgets.VBox):
     def error(self):
         """The last error shown to the person, or None; the next good result clears it."""
         return self._jobs.error
+
+    @property
+    def title(self):
+        """What the lab is of, in a few words: the technique, and the model and data if they are not the first ones."""
+        choice = self.choice
+        return ", ".join([self._session.technique.name, choice.model, choice.data])
+
+    @property
+    def dense_accuracy(self):
+        """Fraction of the validation images that the model has right before compression."""
+        return self._session.subject(self.choice).accuracy
+
+    def family(self):
+        """DataFrame of the curve through the chosen point, along the slider moved last, with every seed that the
+        journal holds.
+        """
+        return journals.frame(self._session.family(self.choice))
 
     @property
     def choice(self):
@@ -115,7 +133,8 @@ class Lab(widgets.VBox):
 
     def _model_chosen(self, change):
         """Another model comes with its own number of retraining steps, unless a person chose one."""
-        steps, before, after = self.controls["steps"], default_steps(change["old"]), default_steps(change["new"])
+        steps = self.controls["steps"]
+        before, after = (default_steps(self._session.technique, change[when]) for when in ("old", "new"))
         if steps.value == before != after:
             steps.value = after  # this measures, too
         else:

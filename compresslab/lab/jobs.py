@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 from time import perf_counter
 
-from compresslab import measure, train
+from compresslab import measure, techniques, train
 from compresslab.lab import words
 from compresslab.lab.chart import NO_POINT
 from compresslab.lab.page import ledger_table
@@ -222,9 +222,11 @@ class Jobs:
 
     def _pictures(self, choice, compressed):
         """The technique's pictures of what happened inside, with room made for them on the page."""
-        anatomy = self._session.technique.anatomy
-        dense = self._session.subject(choice).model
-        pictures = list(anatomy(dense, compressed, dict(choice.setting))) if anatomy else []
+        subject = self._session.subject(choice)
+        with train.threads(1):
+            pictures = techniques.pictures(
+                self._session.technique, subject.model, compressed, choice.setting, subject.data
+            )
         self._page.show_pictures(self._gallery.arrange(pictures))
         return pictures
 

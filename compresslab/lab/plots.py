@@ -13,7 +13,7 @@ TEXT = 12  # points: read from the last row of a classroom
 KIB = 1024
 _TICKS = np.array([0, 50, 75, 90, 95, 97, 98, 99, 99.5, 99.8, 99.9])  # percent
 _BEST = 99.95  # percent; the axis cannot show less error than this
-_MEASURED = {
+MEASURED = {
     *("technique", "model", "data", "stage", "accuracy", "file_bytes", "parameters", "nonzeros", "seconds", "seed"),
     *("steps", "epochs", "split", "precision", "versions", "created", "key", "compression_ratio", "compare"),
 }
@@ -51,6 +51,12 @@ def curve(results, ax=None, dense=None, label=None):
     if label or dense is not None:
         ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right")
     return ax
+
+
+def frame_around(points, ax=None):
+    """Empty accuracy-versus-size axes with room for all of `points` (file_bytes, accuracy); None makes new ones."""
+    low, high = size_limits(list(points["file_bytes"]))
+    return frame(_new_axes() if ax is None else ax, low, high, worst=points["accuracy"].min())
 
 
 def frame(ax, low, high, worst=0.0):
@@ -142,7 +148,7 @@ def series(ax, points, color=BLUE, marker="o", *, hollow=False, joined=True, lab
 
 def seeds_together(results):
     """One row for each setting: mean size, mean accuracy, and the lowest and highest of its seeds (low, high)."""
-    settings = [name for name in results.columns if name not in _MEASURED]
+    settings = [name for name in results.columns if name not in MEASURED]
     if not settings or "seed" not in results or results["seed"].nunique() < 2:
         return results
     grouped = results.groupby(settings, dropna=False, sort=False)
@@ -153,6 +159,14 @@ def seeds_together(results):
         accuracy=("accuracy", "mean"),
     )
     return together.reset_index()
+
+
+def front(ax, points):
+    """The Pareto front: a broad pale line through points (file_bytes, accuracy), smallest first, behind the curves."""
+    sizes, heights = points["file_bytes"].to_numpy(), 100 * points["accuracy"].to_numpy()
+    style = {"color": "#F0E442", "linewidth": 9, "solid_capstyle": "round", "alpha": 0.8, "zorder": 1}
+    ax.plot(sizes, heights, label="Pareto front", **style)
+    return ax
 
 
 def point(ax, file_bytes, accuracy, color=BLUE, marker="o", *, hollow=False):

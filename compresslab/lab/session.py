@@ -16,6 +16,7 @@ from compresslab import data as datasets
 from compresslab import measure, models, recipe, sweep, train
 from compresslab.lab.span import even_settings, nearest_first, neighbours, widest_gap
 
+DATA = ("mnist", "fashion_mnist")  # with trained baselines
 YOURS = "yours"  # how an own model or own data is called in a chooser
 SUBSET = 2000  # validation images for the accuracies on the way
 MODEL_ROOM = 128 * 2**20  # bytes of retrained models that are kept
@@ -70,9 +71,11 @@ class Subject:
     subset: datasets.Split
 
 
-def default_steps(model):
-    """Retraining steps of a model, by its name: fixed numbers, so that a point does not depend on the machine."""
-    return FEWER_STEPS.get(model, STEPS)
+def default_steps(technique, model):
+    """Retraining steps of a technique, or of a model by its name: fixed numbers, so that a point does not depend on the
+    machine.
+    """
+    return FEWER_STEPS.get(model, STEPS) if technique.steps is None else technique.steps
 
 
 class Session:
@@ -186,16 +189,32 @@ class Session:
 
     def along(self, choice):
         """The known Results, of all stages, that differ from a choice in its control alone, as pairs (key, Result)."""
-        setting = recipe.complete_setting(self.technique, choice.setting)
-        rest = {name: value for name, value in setting.items() if name != choice.control}
+        rest = self._rest(choice, choice.setting)
         for key, result in self.alike(choice):
-            if rest == {name: value for name, value in result.setting.items() if name != choice.control}:
-                if choice.control is None or choice.control in result.setting:
-                    yield key, result
+            if rest == self._rest(choice, result.setting):
+                yield key, result
+
+    def family(self, choice):
+        """What the journal holds of the curve through a choice, at its last stage, with every seed."""
+        subject, stage = self.subject(choice), choice.last_stage
+        where = {"technique": self.technique.name, "stage": stage, "data_fingerprint": subject.data.fingerprint}
+        where |= {"model_fingerprint": recipe.fingerprint(subject.model)}
+        found, rest = [], self._rest(choice, choice.setting)
+        for result in self.journal.results(steps=choice.steps if stage == "retrained" else 0, **where):
+            with suppress(ValueError):  # a setting that this version of the technique no longer takes
+                there = replace(choice, setting=result.setting, seed=result.seed)
+                if rest == self._rest(choice, result.setting) and result.key == self.key(there, stage):
+                    found.append(result)
+        return found
 
     def give_up(self, choice):
         """Do not try this setting for the curve again: it fails."""
         self._failed.add(self.key(choice))
+
+    def _rest(self, choice, setting):
+        """A complete setting without the control that the curve runs along, and whether it was there."""
+        setting = recipe.complete_setting(self.technique, setting)
+        return choice.control in setting, {name: one for name, one in setting.items() if name != choice.control}
 
     def _gap(self, choice, control):
         points = [result for _, result in self.along(choice) if result.stage == choice.last_stage]

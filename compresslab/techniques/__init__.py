@@ -4,9 +4,9 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from compresslab.techniques.contract import Control, Picture, Technique
+from compresslab.techniques.contract import Control, Picture, Technique, pictures
 
-__all__ = ["Control", "Picture", "Technique", "get", "names"]
+__all__ = ["Control", "Picture", "Technique", "get", "names", "pictures"]
 
 
 def names():

@@ -5,6 +5,7 @@ the controls that the lab turns into sliders, the fair controls it is to be comp
 that show what happened inside. The lab draws; a technique never plots.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -81,6 +82,17 @@ class Technique:
     calibration: int = 0
     training: Callable | None = None
     steps: int | None = None
+
+
+def pictures(technique, model, compressed, setting, data):
+    """The technique's anatomy of one compression, as a list of Picture; empty for a technique without one.
+
+    data  the Data, for an anatomy that takes it
+    """
+    if technique.anatomy is None:
+        return []
+    takes_data = len(inspect.signature(technique.anatomy).parameters) > 3
+    return list(technique.anatomy(model, compressed, dict(setting), *([data] if takes_data else [])))
 
 
 def warn_left_alone(technique, reasons):
