@@ -1,37 +1,197 @@
-"""Grids: parametrizations that keep a weight on few values while it trains on.
+"""Grids: numbers that keep to few values while a model trains on.
 
 A parametrization of this module is to quantization what `layers.Mask` is to pruning: it is part of the model, saved
-with it, and whatever trains the model trains the numbers behind it (straight-through estimator).
+with it, and whatever trains the model trains the numbers behind it. The rounding has a straight-through gradient: that
+of the identity where a number lies inside the grid's range, 0 where the range cuts it off.
 
-Jacob et al. 2018, arXiv:1712.05877 (scale and zero point); Bengio et al. 2013, arXiv:1308.3432 (straight-through).
+    code = clamp(round(w * (1 / step)) + zero_point, low, high)        value = (code - zero_point) * step
+
+Computed as torch.fake_quantize_per_tensor_affine and per_channel_affine compute it, bit for bit: times the rounded
+reciprocal, ties to even.
+
+Jacob et al. 2018, arXiv:1712.05877 (scale and zero point); Bengio et al. 2013, arXiv:1308.3432 (straight-through);
+Esser et al. 2020, arXiv:1902.08153 (learned step size).
 """
 
 import torch
 from torch import nn
 
+from compresslab import checks
+from compresslab.layers import Rounding
 
-class Grid(nn.Module):
-    """Parametrization that rounds a weight to an integer grid: (codes - zero_point) * scale.
+MOST_BITS = 16
+HALVES = (torch.float16, torch.bfloat16)
 
-    scale       float32, shape () or broadcastable to the weight (channels, 1, …), above 0
-    zero_point  float32 of the same shape, the code that stands for 0; a whole number but for 1 bit
-    low, high   smallest and largest code, whole numbers; high - low < 2**bits
-    bits        width at which a code is stored, 1 to 16
-    """
 
-    def __init__(self, scale, zero_point, low, high, bits):
+class _Steps(nn.Module):
+    """The integer grid behind `Grid` and `InputGrid`: scale, zero point, range; see there."""
+
+    def __init__(self, scale, zero_point, low, high, bits, learned=False):
         super().__init__()
+        self.bits = checks.integer("bits", bits, 1, MOST_BITS)
+        self.low, self.high = checks.integer("low", low, -(2**31)), checks.integer("high", high, low, 2**31 - 1)
+        if self.high - self.low >= 2**self.bits:
+            raise ValueError(f"low is {low} and high is {high}; {bits} bits have room for {2**bits} codes")
+        _check_scale(scale, zero_point)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
-        self.low, self.high, self.bits = low, high, bits
+        self.register_parameter("growth", nn.Parameter(torch.zeros_like(scale)) if learned else None)
+        self._settle()
 
-    def codes(self, weight):
-        """Codes of a weight, int32 of its shape, low to high: round(weight / scale) + zero_point, ties to even."""
-        return ((weight / self.scale).round() + self.zero_point).clamp(self.low, self.high).to(torch.int32)
+    @property
+    def step_size(self):
+        """Distance between two values, of the shape of `scale`: `scale` times e**growth, where growth is learned."""
+        return self.scale if self.growth is None else self.scale * self.growth.exp()
+
+    def codes(self, numbers):
+        """Codes of a tensor, int32 of its shape, low to high; a number between two values takes the nearest."""
+        with torch.no_grad():
+            return self._free(numbers, self.step_size).clamp_(self.low, self.high).to(torch.int32)
 
     def values(self, codes):
-        """float32 values of codes: exactly what a saved file gives back."""
-        return (codes - self.zero_point) * self.scale
+        """Values of codes, float32 (float64 where the scale is): exactly what `forward` gives, and a saved file."""
+        return (codes - self.zero_point) * self.step_size.detach()
+
+    def forward(self, numbers):
+        if torch.is_grad_enabled() and (numbers.requires_grad or self.growth is not None):
+            return _Straight.apply(numbers, self.step_size, self)
+        step = self.step_size
+        codes = self._free(numbers, step).clamp_(self.low, self.high)
+        return codes.sub_(self.zero_point).mul_(step).to(numbers.dtype)
+
+    def extra_repr(self):
+        """What tells two grids of one class apart, beside their tensors."""
+        learned = "" if self.growth is None else ", learned=True"
+        return f"bits={self.bits}, low={self.low}, high={self.high}, scale={tuple(self.scale.shape)}{learned}"
+
+    def share(self, numbers):
+        """Numbers that share one entry of `scale` (in one image, for activations), for the gradient's factor."""
+        return numbers.numel() / max(1, self.scale.numel())
+
+    def _free(self, numbers, step):
+        """Codes before the range cuts them off, as floats in memory of their own."""
+        wide = numbers.to(step.dtype)
+        scaled = wide / step if self._tiny else wide * step.reciprocal()
+        if self._empty:
+            scaled.nan_to_num_(0.0)
+        if self._whole:
+            return scaled.round_().add_(self.zero_point)  # the sum makes +0 of -0
+        first = self.zero_point + 0.5  # the code above a number of 0
+        return scaled.add_(first - first.floor()).floor_().add_(first.floor())
+
+    def _settle(self):
+        """Note what the tensors are like, so that `forward` need not ask them."""
+        self._whole = bool((self.zero_point == self.zero_point.round()).all())
+        self._tiny = bool((self.scale.reciprocal().isinf() & (self.scale != 0)).any())
+        self._empty = bool((self.scale == 0).any())
+
+    def _load_from_state_dict(self, *arguments, **keywords):
+        super()._load_from_state_dict(*arguments, **keywords)
+        self._settle()
+
+    def _apply(self, change, recurse=True):
+        """Go to a device with the model; stay as wide as it was when the model's weights go to 16 bits."""
+        before = dict(self._buffers)
+        super()._apply(change, recurse)
+        for name, now in self._buffers.items():
+            if now.dtype in HALVES:
+                self._buffers[name] = before[name].to(now.device)
+        return self
+
+
+class Grid(_Steps, Rounding):
+    """Parametrization that rounds a weight to an integer grid: (codes - zero_point) * scale.
+
+    scale       float32 (float64 for float64 weights), shape () or broadcastable to the weight (channels, 1, …): above
+                0, or 0 for a channel of zeros on a grid that has no zero
+    zero_point  of the same shape and dtype: the code that stands for 0, a whole number. Not whole: no code stands for
+                0, and a value lies above each step between two codes instead (at 0.5 and 1 bit: -scale/2, scale/2)
+    low, high   smallest and largest code, whole numbers; high - low < 2**bits
+    bits        width at which a code is stored, 1 to 16
+    learned     make the step size a parameter, `growth` (0 at first): the step is scale * e**growth, so that an
+                optimizer's step changes it by a share of itself. Its gradient is that of arXiv:1902.08153
+    raises      ValueError for tensors that do not fit one another or are not finite, and codes that do not fit `bits`
+    """
+
+
+class InputGrid(_Steps):
+    """Module that rounds the activations that pass through it to an integer grid; the arguments as of `Grid`."""
+
+    def share(self, numbers):
+        return super().share(numbers) / max(1, len(numbers) if numbers.dim() else 1)
+
+
+class Half(Rounding):
+    """Parametrization that rounds a float32 weight to the values of a 16-bit float, and keeps it a float32 tensor.
+
+    dtype   torch.float16 or torch.bfloat16
+    raises  ValueError for another dtype
+    """
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = checks.choice("dtype", dtype, HALVES)
 
     def forward(self, weight):
-        return weight + (self.values(self.codes(weight)) - weight).detach()
+        if torch.is_grad_enabled() and weight.requires_grad:
+            return _StraightHalf.apply(weight, self.dtype)
+        return weight.to(self.dtype).to(weight.dtype)
+
+    def extra_repr(self):
+        """The dtype: what tells two of them apart."""
+        return f"dtype={self.dtype}"
+
+
+class _Straight(torch.autograd.Function):
+    """Rounding to a grid with the straight-through gradient, and the learned step size's.
+
+    d value / d number = 1 inside the range, 0 outside; d value / d step = code - number / step inside, the code (less
+    the zero point) outside, times 1 / sqrt(numbers * largest code). arXiv:1902.08153, equation 3 and section 2.2.
+    """
+
+    @staticmethod
+    def forward(ctx, numbers, step, grid):
+        free = grid._free(numbers, step)
+        codes = free.clamp(grid.low, grid.high)
+        inside = codes == free
+        steps = codes.sub_(grid.zero_point)
+        ctx.grid = grid
+        ctx.save_for_backward(inside, *((numbers, steps, step) if ctx.needs_input_grad[1] else ()))
+        return (steps * step).to(numbers.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        inside, *rest = ctx.saved_tensors
+        to_step = None
+        if rest:
+            numbers, steps, step = rest
+            slope = steps - (numbers.to(step.dtype) / step).nan_to_num(0.0) * inside
+            largest = torch.maximum(ctx.grid.zero_point - ctx.grid.low, ctx.grid.high - ctx.grid.zero_point)
+            factor = (largest.clamp(min=1) * ctx.grid.share(numbers)).rsqrt()
+            to_step = (gradient * slope).sum_to_size(step.shape) * factor
+        return gradient * inside if ctx.needs_input_grad[0] else None, to_step, None
+
+
+class _StraightHalf(torch.autograd.Function):
+    """Rounding to 16 bits with the gradient of the identity, kept in the weight's own width."""
+
+    @staticmethod
+    def forward(ctx, weight, dtype):
+        return weight.to(dtype).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def _check_scale(scale, zero_point):
+    for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float32, torch.float64):
+            found = tensor.dtype if isinstance(tensor, torch.Tensor) else repr(tensor)
+            raise ValueError(f"{name} is {found}; give a float32 tensor")
+        if not tensor.isfinite().all() or (name == "scale" and (tensor < 0).any()):
+            raise ValueError(f"{name} has values that are not finite, or a negative scale; give finite ones, 0 or more")
+    if scale.shape != zero_point.shape:
+        raise ValueError(
+            f"zero_point has shape {tuple(zero_point.shape)} and scale {tuple(scale.shape)}; give one shape"
+        )

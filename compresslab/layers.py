@@ -2,7 +2,7 @@
 
 A mask is a parametrization (torch.nn.utils.parametrize) of a layer's weight: weight = where(mask, original, 0). The
 optimizer goes on training `original`, its gradient is 0 where the mask is False, and so zeros stay zero. Models pruned
-by torch.nn.utils.prune are read as masked ones.
+by torch.nn.utils.prune are read as masked ones. A rounding (`grids.Grid`, …) is another, which comes before a mask.
 
 Source: Han et al. 2015, arXiv:1506.02626, section 3.3 (retraining keeps the removed connections out).
 """
@@ -58,6 +58,17 @@ class Mask(nn.Module):
 
     def __getstate__(self):
         return {**super().__getstate__(), "_scale": None}
+
+
+class Rounding(nn.Module):
+    """Parametrization that keeps a weight on few values; a weight has one at most, and a mask comes after it.
+
+    Layers that share a weight share the rounding too: one object, registered on each of them.
+    """
+
+    def right_inverse(self, weight):
+        """What is kept as the original of a weight that is assigned: the weight itself."""
+        return weight
 
 
 @dataclass(frozen=True)
@@ -130,16 +141,59 @@ def set_mask(module, mask, name="weight"):
     mask = Mask(mask.to(weight.device))
     if isinstance(source, torch_prune.BasePruningMethod):
         torch_prune.remove(module, name)
-    if not isinstance(source, parametrize.ParametrizationList):
-        _give_own_class(module)
-        parametrize.register_parametrization(module, name, mask, unsafe=True)
-        return
     others = [one for one in _parametrizations(source) if not isinstance(one, Mask)]
-    del source[:]
-    source.extend([*others, mask.train(module.training)])
-    if not others:
+    _set_parametrizations(module, name, [*others, mask])
+    if all(isinstance(one, Rounding) for one in others):
         with torch.no_grad():
-            mask.right_inverse(source.original)
+            mask.right_inverse(_sources(module)[name].original)
+
+
+def get_rounding(module, name="weight"):
+    """The `Rounding` (a grid, …) of a module's tensor, or None if it has none."""
+    found = [one for one in _parametrizations(_sources(module).get(name)) if isinstance(one, Rounding)]
+    return found[0] if found else None
+
+
+def set_rounding(module, rounding, name="weight"):
+    """Keep a module's tensor on few values, in place; an earlier rounding is replaced, a mask still comes last.
+
+    rounding  a `Rounding` that fits the tensor, the same object for all layers that share it; None takes it away
+    raises    ValueError if `rounding` is no Rounding, or the module has no such parameter
+
+    An earlier rounding's values become the weight that the new one rounds: what there is to see is what is quantized.
+    """
+    source = _sources(module).get(name)
+    if source is None:
+        raise ValueError(f"name is {name!r}; {type(module).__name__} has {', '.join(_sources(module)) or 'none'}")
+    if rounding is not None and not isinstance(rounding, Rounding):
+        raise ValueError(f"rounding is {rounding!r}; give a Rounding such as grids.Grid, or None")
+    if isinstance(source, torch_prune.BasePruningMethod):
+        set_mask(module, get_mask(module, name), name)
+        source = _sources(module)[name]
+    made = [one for one in _parametrizations(source) if not isinstance(one, Rounding | Mask)]
+    masks = [one for one in _parametrizations(source) if isinstance(one, Mask)]
+    if not made and get_rounding(module, name) is not None:
+        with torch.no_grad():
+            source.original.copy_(_value(module, name, source))
+    _set_parametrizations(module, name, [*made, *([] if rounding is None else [rounding]), *masks])
+
+
+def _set_parametrizations(module, name, wanted):
+    """Make `wanted` the parametrizations of a tensor, in this order; the parameter behind it stays the same object."""
+    source = _sources(module)[name]
+    if not wanted:
+        if isinstance(source, parametrize.ParametrizationList):
+            _bake(module, name, source.original)
+        return
+    for one in wanted:
+        one.train(module.training)
+    if isinstance(source, parametrize.ParametrizationList):
+        del source[:]
+        source.extend(wanted)
+        return
+    _give_own_class(module)
+    for one in wanted:
+        parametrize.register_parametrization(module, name, one, unsafe=True)
 
 
 def duplicate(model):
@@ -289,8 +343,10 @@ def _identity(source):
     """A key that is equal for parameters that are one and the same tensor, shared between layers."""
     if not isinstance(source, parametrize.ParametrizationList):
         return id(source)
-    others = [id(one) for one in source if not isinstance(one, Mask)]
-    return id(source.original) if source.is_tensor and not others else (id(source), *others)
+    others = [one for one in source if not isinstance(one, Mask)]
+    if source.is_tensor and all(isinstance(one, Rounding) for one in others):
+        return (id(source.original), *map(id, others)) if others else id(source.original)
+    return (id(source), *map(id, others))
 
 
 def _is_trained(source):
