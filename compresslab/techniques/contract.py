@@ -44,6 +44,8 @@ class Picture:
          "spectrum"   values: 1-d, descending;  cut: how many are kept
          "images"     values: 3-d (count, height, width)
          "bars"       values: 1-d;  labels: one text a bar
+         "targets"    values: 2-d (rows, classes), probabilities;  images: (rows, height, width), 0 to 1, or None;
+                      labels: the true class of each row;  classes: the names of the columns
     title, caption    short heading; a sentence that says what to look for (also the text alternative)
     """
 
@@ -55,6 +57,8 @@ class Picture:
     cut: float | None = None
     labels: tuple = ()
     axis: str = ""
+    classes: tuple = ()
+    images: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
