@@ -93,6 +93,23 @@ def images_mean(model, images, power=1):
     return scale(model, images.mean().item() ** power)
 
 
+class Pull(nn.Module):
+    """A loss that pulls the logits to a value, which is how a training of one's own is seen."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, model, images, labels):
+        assert len(images) == 6
+        return (model(images) - self.value).square().mean()
+
+
+def pulled(model, compressed, split, setting, seed):
+    assert (model is not compressed, set(setting), seed) == (True, {"factor", "noise"}, 3)
+    return split[:6], Pull(setting["factor"])
+
+
 SCALE = Technique("scale", scale, (Control("factor", 0.25), Control("noise", False)))
 FAILING = Technique("failing", fail_or_scale, (Control("how", "fine"),))
 
@@ -198,6 +215,19 @@ def test_a_technique_with_calibration_gets_training_images(net, data):
     mean = data.train.images[:5].mean().item()
     assert torch.equal(events[0].model[1].weight, net[1].weight * mean)
     assert events[-1].result.setting == {"power": 1}
+
+
+def test_a_technique_says_on_what_and_with_which_loss_its_model_is_trained(net, data):
+    technique = replace(SCALE, training=pulled)
+    events = all_stages(Recipe(technique, {"factor": 5.0}, steps=300, seed=3, lr=0.05), net, data)
+    assert cl.train.evaluate(events[-1].model, data.train.images[:6]).mean().item() == pytest.approx(5, abs=0.5)
+    assert events[-1].result.stage == "retrained"
+
+
+def test_how_it_is_trained_is_part_of_what_a_number_depends_on(net, data):
+    plain, other = (all_stages(Recipe(one, steps=0), net, data)[-1] for one in (SCALE, replace(SCALE, training=pulled)))
+    assert plain.result.accuracy == other.result.accuracy
+    assert plain.result.key != other.result.key
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,27 @@ def test_a_loss_of_ones_own_can_hold_a_teacher(net, blobs):
     assert functional.mse_loss(train.evaluate(net, blobs), train.evaluate(teacher, blobs)) < 0.5 * before
 
 
+class Rescaled(nn.Module):
+    """Cross entropy of logits times a factor that is trained along."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(()))
+
+    def forward(self, model, images, labels):
+        return functional.cross_entropy(self.factor * model(images), labels)
+
+
+def test_the_parameters_of_a_loss_are_trained_along(net, blobs):
+    twin, before = cl.layers.duplicate(net), weights(net)
+    loss, again = Rescaled(), Rescaled()
+    fit(net, blobs, epochs=5, loss=loss)
+    fit(twin, blobs, epochs=5, loss=again)
+    assert loss.factor.item() > 1.001  # surer is better, once the answers are right
+    assert not torch.equal(weights(net), before)
+    assert torch.equal(weights(net), weights(twin)) and torch.equal(loss.factor, again.factor)
+
+
 def test_a_batch_never_holds_one_image_alone(blobs):
     model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     seen = fit(model, (blobs[0][:33], blobs[1][:33]), epochs=2, batch_size=16)

@@ -12,7 +12,7 @@ from torch import nn
 from compresslab import checks, models, techniques
 from compresslab import data as datasets
 from compresslab import journal as journals
-from compresslab.lab.compare import compare
+from compresslab.lab.comparison import compare
 from compresslab.lab.controls import Controls
 from compresslab.lab.explorer import Lab
 from compresslab.lab.plots import curve

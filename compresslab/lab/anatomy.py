@@ -4,11 +4,14 @@ Each takes a contract `Picture` and `ax` and returns `ax`; `draw` chooses by the
 """
 
 import numpy as np
+from matplotlib.collections import PolyCollection
 from matplotlib.ticker import PercentFormatter
 
 from compresslab.lab.plots import BLUE, GREY, LIGHT, ORANGE, RED, TEXT, dress, few_ticks
 
 BINS = 81
+TALL = 0.72  # height of a picture of targets, in its width
+BAR = 0.6  # height of a bar of 100% in a row of 1, which leaves room for its number
 FRACTIONS = (0.0, 1.02)  # limits of bars that are fractions, shown in percent
 
 
@@ -106,6 +109,50 @@ def bars(picture, ax, limits=None):
     return ax
 
 
+def targets(picture, ax, limits=None):
+    """A row for each image: the image, and a bar for each class; the bar of its true class is orange."""
+    values = np.nan_to_num(np.asarray(picture.values, dtype=float))
+    rows, columns = values.shape
+    dress(ax, picture.title).grid(False)
+    ax.set_box_aspect(TALL)
+    ax.set(xlim=(-0.6 - _thumbnails(picture, ax), columns - 0.4), ylim=(max(rows, 1), 0))
+    across, down = np.meshgrid(np.arange(columns), np.arange(rows) + 0.97)
+    width, height = 0.38, BAR * np.clip(values, 0, 1)
+    sides = [across - width, across - width, across + width, across + width]
+    heights = [down, down - height, down - height, down]
+    corners = np.stack([np.stack(sides, -1), np.stack(heights, -1)], -1).reshape(-1, 4, 2)  # (bars, corner, x and y)
+    own = np.array([[name == label for name in picture.classes] for label in picture.labels], bool)
+    colors = np.where(own.ravel(), ORANGE, BLUE) if own.size == values.size else BLUE
+    ax.add_collection(PolyCollection(corners, facecolors=colors), autolim=False)
+    ax.hlines(np.arange(rows) + 0.97, -0.5, columns - 0.5, color=LIGHT, linewidth=0.8)
+    for row, column in ((row, column) for row in range(rows) for column in np.argsort(-values[row])[:2]):
+        place = (column, 0.95 - BAR * min(1, values[row, column]) + row)
+        ax.text(*place, f"{values[row, column]:.0%}", fontsize=TEXT - 2, ha="center", va="bottom")
+    short = max(map(len, picture.classes), default=0) < 4
+    turned = {} if short else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(np.arange(len(picture.classes)), picture.classes, **turned)
+    ax.set_yticks(np.arange(len(picture.labels)) + 0.5, picture.labels)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_ylabel("true class", fontsize=TEXT)
+    return ax
+
+
+def _thumbnails(picture, ax):
+    """Draw a picture's images in a column left of 0, each square in a row of its own; returns the column's width."""
+    if picture.images is None or not len(picture.images):
+        return 0.0
+    count, height, width = picture.images.shape
+    gap = max(1, height // 25)
+    sheet = np.pad(np.asarray(picture.images, float), ((0, 0), (gap, gap), (gap, gap)), constant_values=np.nan)
+    part = min(0.5, TALL / count * width / height)  # of the axes' width
+    wide = (picture.values.shape[1] + 0.2) * part / (1 - part)
+    extent = (-0.6 - wide, -0.6, count, 0)
+    sheet = sheet.reshape(count * (height + 2 * gap), width + 2 * gap)
+    ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
+    return wide
+
+
 def tile(stack, gap):
     """Images (count, height, width) as one, with lines of `gap` around each.
 
@@ -155,5 +202,12 @@ def _with_gaps(name):
     return colormaps[name].with_extremes(bad=LIGHT)
 
 
-KINDS = {"histogram": histogram, "matrix": matrix, "spectrum": spectrum, "images": images, "bars": bars}
-__all__ = ["GREY", "KINDS", "bars", "cut", "draw", "histogram", "images", "matrix", "spectrum", "tile", "value_limits"]
+KINDS = {
+    "histogram": histogram,
+    "matrix": matrix,
+    "spectrum": spectrum,
+    "images": images,
+    "bars": bars,
+    "targets": targets,
+}
+__all__ = ["GREY", "KINDS", *KINDS, "cut", "draw", "tile", "value_limits"]

@@ -6,7 +6,7 @@ from contextlib import suppress
 import ipywidgets as widgets
 
 from compresslab import journal as journals
-from compresslab.lab import code, files
+from compresslab.lab import code, files, words
 from compresslab.lab.chart import Chart
 from compresslab.lab.gallery import Gallery
 from compresslab.lab.jobs import Jobs
@@ -51,9 +51,11 @@ class Lab(widgets.VBox):
 
     @property
     def title(self):
-        """What the lab is of, in a few words: the technique, and the model and data if they are not the first ones."""
-        choice = self.choice
-        return ", ".join([self._session.technique.name, choice.model, choice.data])
+        """The technique, and what is chosen beside the slider of the curve: "zero_pruning, criterion random"."""
+        technique, choice = self._session.technique, self.choice
+        rest = {name: value for name, value in choice.setting.items() if name != choice.control}
+        told = words.setting(technique, rest)
+        return technique.name if told == technique.name else f"{technique.name}, {told}"
 
     @property
     def dense_accuracy(self):

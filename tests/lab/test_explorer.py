@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import time
+from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import compresslab as cl
+from compresslab import techniques
 from compresslab.lab.controls import UNUSED
 from tests.lab.conftest import until
 
@@ -129,6 +131,63 @@ def test_of_alternatives_the_one_moved_last_counts_and_the_other_is_dimmed(open_
     lab.controls["share"].value = 0.4
     assert np.isnan(lab.results.iloc[-1]["limit"])
     assert lab.results.iloc[-1]["share"] == 0.4
+
+
+def shape(model, amount=None, kind=None):
+    amount = {"one": 0.1, "two": 0.2, None: amount}[kind]
+    return cl.zero_pruning.prune(model, sparsity=amount)
+
+
+KINDS = techniques.Technique(
+    name="shape",
+    apply=shape,
+    controls=(
+        techniques.Control("amount", 0.5, alternative="how"),
+        techniques.Control("kind", None, choices=("one", "two"), alternative="how"),
+    ),
+)
+
+
+def test_a_chooser_among_alternatives_is_empty_until_it_is_used(open_lab):
+    lab = open_lab(KINDS, threads=False)
+    assert lab.controls["kind"].value is None
+    lab.controls["kind"].value = "two"
+    assert lab.results.iloc[-1]["kind"] == "two" and np.isnan(lab.results.iloc[-1]["amount"])
+    lab.controls["amount"].value = 0.3
+    assert lab.controls["kind"].value is None
+    assert lab.results.iloc[-1]["amount"] == 0.3
+    lab.controls["kind"].value = "two"
+    lab.controls["kind"].value = None  # emptied by hand: the other is in use again
+    assert lab.results.iloc[-1]["amount"] == 0.3
+    assert lab.error is None
+
+
+def test_an_anatomy_that_takes_the_data_is_given_it(open_lab, technique, tiny_data):
+    given = []
+
+    def look(model, compressed, setting, data):
+        given.append(data)
+        return [techniques.Picture("bars", "bars", np.array([0.5, 1.0]), "Bars", "What is left.")]
+
+    lab = open_lab(replace(technique, anatomy=look), threads=False)
+    assert lab.error is None
+    assert given and all(one is tiny_data for one in given)
+
+
+def distance(model, compressed, split, setting, seed):
+    """A training of one's own, on half of the images: squared distance to the model's own logits."""
+
+    def loss(student, images, labels):
+        return (student(images) - model(images).detach()).square().mean()
+
+    return split[: len(split) // 2], loss
+
+
+def test_the_code_reproduces_a_training_of_ones_own(open_lab, technique, tiny_model, tiny_data, capsys):
+    own = replace(technique, training=distance, steps=17)
+    lab = open_lab(own, steps=None, threads=False, setting={"share": 0.8}, seed=2)
+    assert lab.controls["steps"].value == 17
+    assert run_code(lab, own, tiny_model, tiny_data, capsys) == tuple(lab.results.iloc[-1][["accuracy", "file_bytes"]])
 
 
 def test_the_pictures_are_png_and_change_with_the_slider(open_lab):
@@ -277,13 +336,18 @@ def test_state_reopens_the_lab(open_lab, technique, tiny_model, tiny_data):
 
 def test_the_code_reproduces_the_point(open_lab, technique, tiny_model, tiny_data, capsys):
     lab = open_lab(threads=False, setting={"share": 0.8}, seed=2)
+    measured = run_code(lab, technique, tiny_model, tiny_data, capsys)
+    assert measured == tuple(lab.results.iloc[-1][["accuracy", "file_bytes"]])
+
+
+def run_code(lab, technique, tiny_model, tiny_data, capsys):
+    """(accuracy, file_bytes) that the lines of *show the code* print."""
     code = lab.code
     for name, value in (("model", "tiny_model"), ("data", "tiny_data"), ("technique", "technique")):
         code = re.sub(rf"^{name} = \.\.\..*$", f"{name} = {value}", code, flags=re.MULTILINE)
     exec(code, {"technique": technique, "tiny_model": tiny_model, "tiny_data": tiny_data})  # noqa: S102
     accuracy, size = capsys.readouterr().out.split()
-    last = lab.results.iloc[-1]
-    assert (float(accuracy), int(size)) == (last["accuracy"], last["file_bytes"])
+    return float(accuracy), int(size)
 
 
 def test_show_the_code_opens_and_closes(open_lab):

@@ -31,7 +31,8 @@ def compare(*sources, model="lenet_300_100", data="mnist", stage="retrained", jo
     if not sources:
         sources = _techniques(journal, model, data, stage)
     found = [_source(one, model, data, stage, journal) for one in sources]
-    curves = [(label, means(results)) for label, results, _ in found]
+    where = {_of(results) for _, results, _ in found} - {""}
+    curves = [(f"{label} ({_of(results)})" if len(where) > 1 else label, means(results)) for label, results, _ in found]
     ax = plots.frame_around(pd.concat([points for _, points in curves]), ax)
     for accuracy in dict.fromkeys(dense for *_, dense in found if dense is not None):
         plots.baseline(ax, accuracy)
@@ -112,6 +113,12 @@ def _frame(results, stage):
 
 def _label(results):
     return ", ".join(dict.fromkeys(results["technique"])) if "technique" in results else "results"
+
+
+def _of(results):
+    """Of which models and data results are: "lenet_5, mnist"."""
+    names = [name for column in ("model", "data") if column in results for name in dict.fromkeys(results[column])]
+    return ", ".join(names)
 
 
 def _dense(model, data):
