@@ -1,0 +1,186 @@
+"""Which channels of a network hang together: the outputs of one layer and the inputs of those that read them.
+
+A chain of plain layers (nn.Sequential) is walked directly. Any other network is traced by Torch-Pruning, whose
+dependency graph follows autograd through residual sums, concatenations, gates and depthwise convolutions; the channels
+that it finds coupled are put into units, the connected components, none of which can lose a part of itself. A grouped
+convolution couples all channels of one of its groups: it loses whole groups.
+
+Fang et al. 2023, arXiv:2301.12900 (DepGraph).
+"""
+
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+OUTPUT = "its outputs are the model's outputs"
+LONGEST = 60.0  # seconds that tracing may take
+
+_CONVOLUTIONS = nn.modules.conv._ConvNd
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_POOLINGS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.LPPool1d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.Upsample),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+)
+_ELEMENTWISE = (
+    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
+    *(nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Softshrink),
+    *(nn.Hardshrink, nn.Tanhshrink, nn.Threshold, nn.RReLU, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Where the channels of a unit lie in one layer.
+
+    name      qualified name of the layer;  side  "out": the channels it makes (or has, as a BatchNorm), "in": it reads
+    channels  LongTensor (size, k): the k channels of the layer that belong to each of the units
+    """
+
+    name: str
+    side: str
+    channels: torch.Tensor
+
+
+def coupled(model, images):
+    """Units of channels that can only be removed together, as a list of tuples of Cut, in module order.
+
+    model   a plain copy, in evaluation mode, every parameter asking for a gradient (no parametrizations)
+    images  a batch that the model takes
+    raises  RuntimeError where the network cannot be traced
+    """
+    units = _chain(model, images)
+    return _traced(model, images) if units is None else units
+
+
+def _chain(model, images):
+    """The units of an nn.Sequential of layers whose channels are known to go straight through; None for any other."""
+    units, cuts, axis, width, current = [], [], 0, 1, images
+    if (steps := _steps(model)) is None:
+        return None
+    for name, module in steps:
+        before, current = current, module(current)
+        if isinstance(module, nn.Linear | _CONVOLUTIONS):
+            here = 1 if isinstance(module, _CONVOLUTIONS) else before.dim() - 1
+            if getattr(module, "groups", 1) > 1 or (cuts and axis != here):
+                return None
+            units += [(*cuts, Cut(name, "in", _blocks(cuts, width)))] if cuts else []
+            cuts, axis, width = [Cut(name, "out", torch.arange(current.shape[here]).view(-1, 1))], here, 1
+        elif cuts and isinstance(module, nn.Flatten):
+            start, end = (one % before.dim() for one in (module.start_dim, module.end_dim))
+            if start < axis <= end:
+                return None
+            width *= before.shape[axis + 1 : end + 1].numel() if start == axis else 1
+            axis -= (end - start) if axis > end else 0
+        elif cuts and isinstance(module, _BATCH_NORMS | nn.PReLU):
+            if axis != 1:
+                return None
+            per_channel = module.weight is not None and module.weight.numel() > 1 or isinstance(module, _BATCH_NORMS)
+            cuts += [Cut(name, "out", _blocks(cuts, width))] if per_channel else []
+        elif cuts and not isinstance(module, _ELEMENTWISE) and not (isinstance(module, _POOLINGS) and axis == 1):
+            return None
+    return [*units, tuple(cuts)] if cuts else units
+
+
+def _steps(model, prefix=""):
+    """(name, layer) of everything in nested nn.Sequentials, in order; None if the model is not of that class."""
+    if type(model) is not nn.Sequential:
+        return None
+    steps = []
+    for name, module in model.named_children() if False else model._modules.items():
+        inner = _steps(module, f"{prefix}{name}.")
+        steps += [(prefix + name, module)] if inner is None else inner
+    return steps
+
+
+def _blocks(cuts, width):
+    """Channels (size, width) behind a Flatten: `width` neighbours for each of the channels before it."""
+    return torch.arange(len(cuts[0].channels) * width).view(-1, width)
+
+
+def _traced(model, images):
+    """The units of any network, by way of Torch-Pruning's dependency graph."""
+    graph = _graph(model, images)
+    names = {module: name for name, module in model.named_modules()} | graph._param_to_name
+    edges = []
+    for root in [one for one in graph.module2node if isinstance(one, nn.Linear | _CONVOLUTIONS)]:
+        count = root.out_features if isinstance(root, nn.Linear) else root.out_channels
+        group = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, list(range(count)))
+        for item in group:
+            target, handler = item.dep.target.module, item.dep.handler
+            name = names.get(target, "output" if type(target).__name__ == "_OutputOp" else None)
+            side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
+            side = "output" if target not in names else side
+            if name is not None and len(item.idxs):
+                edges.append(((names[root], "out"), item.root_idxs, (name, side), item.idxs))
+    edges += [edge for name, module in model.named_modules() for edge in _inside(name, module)]
+    order = {name: number for number, name in enumerate(dict(model.named_modules()))}
+    return _sorted_units(_components(edges), order)
+
+
+def _inside(name, module):
+    """The edges inside a grouped convolution, whose channels go group by group."""
+    if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
+        for side, count in (("in", module.in_channels), ("out", module.out_channels)):
+            yield (name, side), np.arange(count), (name, "group"), np.arange(count) // (count // module.groups)
+
+
+def _graph(model, images):
+    import torch_pruning
+
+    class Graph(torch_pruning.DependencyGraph):
+        """A dependency graph that gives up in the end: a few networks send it round and round."""
+
+        def get_pruner_of_module(self, module):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"tracing took more than {LONGEST:g} s")
+            return super().get_pruner_of_module(module)
+
+    deadline = time.monotonic() + LONGEST
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        return Graph().build_dependency(model, images, verbose=False)
+
+
+def _components(edges):
+    """Connected components of (layer, side, channel), as dicts of (layer, side) -> list of channels."""
+    sizes = {}
+    for one, here, other, there in edges:
+        for key, places in ((one, here), (other, there)):
+            sizes[key] = max(sizes.get(key, 0), int(max(places)) + 1)
+    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    rows = np.concatenate([np.asarray(here) + starts[one] for one, here, _, _ in edges] or [np.empty(0, int)])
+    columns = np.concatenate([np.asarray(there) + starts[other] for _, _, other, there in edges] or [rows])
+    total = sum(sizes.values())
+    _, labels = connected_components(coo_array((np.ones(len(rows)), (rows, columns)), (total, total)), directed=False)
+    components = {}
+    for key, start in starts.items():
+        for channel, label in enumerate(labels[start : start + sizes[key]].tolist()):
+            components.setdefault(label, {}).setdefault(key, []).append(channel)
+    return list(components.values())
+
+
+def _sorted_units(components, order):
+    """Components that occupy the same layers in the same numbers, put together as units."""
+    alike = {}
+    for component in components:
+        outs = [key for key in component if key[1] == "out" and key[0] in order]
+        if outs:
+            signature = tuple(sorted((key, len(channels)) for key, channels in component.items()))
+            alike.setdefault(signature, []).append(component)
+    units = []
+    for signature, members in alike.items():
+        keys = sorted((key for key, _ in signature if key[1] != "group"), key=lambda key: order.get(key[0], len(order)))
+        units.append(tuple(Cut(*key, torch.tensor([member[key] for member in members])) for key in keys))
+    first = {id(unit): next(cut for cut in unit if cut.side == "out") for unit in units}
+    return sorted(units, key=lambda unit: (order[first[id(unit)].name], int(first[id(unit)].channels.min())))

@@ -1,0 +1,390 @@
+"""Really removing neurons and channels: finding the layers that must lose them together, and slicing them.
+
+A group is a set of channels with every layer that makes, scales or reads them. Removing one of its channels takes a
+row from each producer, an entry from each BatchNorm between and a column from each consumer. What `find_groups`
+returns has been tried: on a copy, half of the channels of every group were removed, and the outputs were those of the
+network whose consumers no longer look at them.
+
+Fang et al. 2023, arXiv:2301.12900 (dependency graphs); Li et al. 2017, arXiv:1608.08710 (filters).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+from compresslab import coupling
+from compresslab.activations import checked_images
+from compresslab.layers import Mask, distinct_weights, get_mask, plain, set_mask, weight_layers
+
+OUTPUT = coupling.OUTPUT
+
+_CHANNELWISE = (nn.modules.batchnorm._BatchNorm, nn.PReLU)
+_SLICED = (nn.Linear, nn.modules.conv._ConvNd, *_CHANNELWISE)
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A layer that reads the channels of a group.
+
+    name    qualified name of a Linear or a convolution
+    inputs  LongTensor (size, k): its input features (or channels) that belong to each channel of the group; k is above
+            1 behind a Flatten
+    """
+
+    name: str
+    inputs: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels that can be removed from a network, and all the layers that lose something with them.
+
+    name       qualified name of the first layer that makes them
+    size       number of channels; those of a convolution with groups go by whole groups, which are counted here
+    producers  names of the layers that make them (several, if their outputs are added or multiplied)
+    consumers  tuple of Consumer, in module order
+    cuts       tuple of coupling.Cut: where the channels lie in each of these layers and in those between
+    """
+
+    name: str
+    size: int
+    producers: tuple
+    consumers: tuple
+    cuts: tuple
+
+
+def find_groups(model, images):
+    """The groups of channels that can be removed from a model, and the layers that must keep theirs.
+
+    model    any nn.Module; it is not changed
+    images   (N, …) images that it takes; only the first is run
+    returns  list of Group in module order, and dict of layer name -> reason for every layer of
+             `layers.weight_layers` whose outputs are in no group; OUTPUT is the reason of the last layer
+    raises   ValueError for no images or images that the model does not take
+    """
+    images, twin = checked_images(images, 1), _bare(model)
+    with torch.enable_grad():
+        calls = _calls(twin, images)
+        try:
+            units = coupling.coupled(twin, images)
+        except Exception as error:  # the tracer meets networks of every make
+            return [], dict.fromkeys(weight_layers(model), f"the network cannot be traced: {_first_line(error)}")
+    blocked = _blocked(model, calls)
+    groups, reasons = [], {}
+    for unit in units:
+        group, reason = _group(unit, model), _reason(unit, model, blocked)
+        if reason:
+            reasons |= dict.fromkeys(group.producers, reason)
+        else:
+            groups.append(group)
+    groups, failed = _tried(twin, _distinct(groups), images)
+    reasons |= {name: reason for group, reason in failed for name in group.producers}
+    free = {name for group in groups for name in group.producers}
+    names = [name for name in weight_layers(model) if name not in free]
+    return groups, {name: reasons.get(name, "nothing is known to read its outputs") for name in names}
+
+
+def remove(model, groups, removed):
+    """Remove channels in place, from every layer of their groups.
+
+    model    a copy (layers.duplicate) of the model that the groups were found in; its masks and grids are sliced along
+    groups   list of Group, of `find_groups`
+    removed  dict of group name -> bool tensor (size,), True where a channel goes
+    raises   ValueError for an unknown name, another shape, or a group that would lose all its channels
+    """
+    gone, known = {}, {group.name: group for group in groups}
+    for name, which in removed.items():
+        group = _checked_removal(known, name, which)
+        for cut in group.cuts:
+            module = model.get_submodule(cut.name)
+            mask = gone.setdefault((cut.name, cut.side), torch.zeros(_count(module, cut.side), dtype=torch.bool))
+            mask[cut.channels[which.cpu()].flatten()] = True
+    for name in dict.fromkeys(name for name, _ in gone):
+        keep = {side: ~gone[name, side] for side in ("out", "in") if (name, side) in gone and gone[name, side].any()}
+        if keep:
+            _slice(model.get_submodule(name), **{f"keep_{side}": mask for side, mask in keep.items()})
+
+
+def add_to_bias(model, name, amount):
+    """Add to the bias of a layer, in place; one without a bias is given one, which is trained if its weight is.
+
+    name    qualified name of a Linear or a convolution;  amount  (outputs,) tensor of any dtype
+    raises  ValueError for another number of amounts
+    """
+    module = model.get_submodule(name)
+    outputs = _count(module, "out")
+    if amount.shape != (outputs,):
+        raise ValueError(f"amount has shape {tuple(amount.shape)}; layer {name!r} takes ({outputs},)")
+    weight = module.weight
+    with torch.no_grad():
+        amount = amount.to(weight.device, weight.dtype)
+        if module.bias is None:
+            trained = any(one.requires_grad for one in module.parameters())
+            module.bias = nn.Parameter(amount.clone(), requires_grad=trained)
+        elif parametrize.is_parametrized(module, "bias"):
+            if (mask := get_mask(module, "bias")) is not None:
+                set_mask(module, mask | (amount != 0), "bias")
+            module.parametrizations.bias.original.add_(amount)
+        else:
+            module.bias.add_(amount)
+
+
+def reset(model, seed=0):
+    """Draw all weights of a model anew, in place, as its layers do when they are made; masks and grids stay.
+
+    seed  whole number, 0 or more; torch's global generator is left alone, and the same weights come on every device.
+          A parameter of a module without a `reset_parameters` is drawn from the normal distribution of its own mean and
+          spread
+    """
+    fresh = plain(model).cpu()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        for module in fresh.modules():
+            draw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(draw):
+                draw()
+            else:
+                for weight in module.parameters(recurse=False):
+                    spread, mean = torch.std_mean(weight, correction=0)
+                    weight.copy_(torch.randn_like(weight) * spread + mean)
+        _copy_into(model, dict(fresh.named_parameters(remove_duplicate=False)) | dict(fresh.named_buffers()))
+
+
+def _copy_into(model, values):
+    """Give every tensor of a model, also below its parametrizations, the value of its plain name."""
+    for name, own in [*model.named_parameters(), *model.named_buffers()]:
+        if name in values:
+            own.copy_(values[name])
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for tensor, source in module.parametrizations.items():
+                value = values[f"{name}.{tensor}" if name else tensor].to(source.original.device)
+                source.original.copy_(value)
+                for one in source:
+                    if isinstance(one, Mask):
+                        source.original.masked_fill_(~one.mask, 0.0)
+
+
+def _bare(model):
+    """A plain float32 copy of a model, in evaluation mode, every parameter asking for a gradient."""
+    twin = plain(model).eval().float()
+    for weight in twin.parameters():
+        weight.requires_grad_(weight.is_floating_point())
+    return twin
+
+
+def _calls(twin, images):
+    """How often each module runs; raises ValueError if the model does not take the images."""
+    calls, handles = {}, []
+    for name, module in twin.named_modules():
+        handles.append(module.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})))
+    try:
+        twin(_on(twin, images))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"the model does not take images of shape {tuple(images.shape)}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _on(twin, images):
+    device = next((one.device for one in twin.parameters()), images.device)
+    return images.to(device, torch.float32 if images.is_floating_point() else images.dtype)
+
+
+def _blocked(model, calls):
+    """Layers that cannot lose anything, with the reason: tied, used twice, or with a weight made in another way."""
+    blocked = {}
+    for weight in distinct_weights(model):
+        if len(weight.holders) > 1:
+            blocked |= dict.fromkeys(weight.names, "its weight is shared with another layer")
+    for name, module in model.named_modules():
+        if isinstance(module, _SLICED):
+            if calls.get(name, 0) > 1:
+                blocked[name] = "it is used more than once"
+            if strange := [type(one).__name__ for one in _parametrizations(module) if not _can_slice(one)]:
+                blocked[name] = f"its weight is made by {strange[0]}"
+    return blocked
+
+
+def _parametrizations(module):
+    lists = module.parametrizations.values() if parametrize.is_parametrized(module) else []
+    return [one for each in lists for one in each]
+
+
+def _can_slice(parametrization):
+    """Masks, and the grids of this package, whose tensors have one entry, or one for each channel."""
+    return isinstance(parametrization, Mask) or type(parametrization).__module__ == "compresslab.grids"
+
+
+def _group(unit, model):
+    grouped = {name for name, module in model.named_modules() if getattr(module, "groups", 1) not in (1, None)}
+    weighted = [cut for cut in unit if isinstance(_module(model, cut.name), nn.Linear | nn.modules.conv._ConvNd)]
+    producers = tuple(cut.name for cut in weighted if cut.side == "out")
+    consumers = (Consumer(cut.name, cut.channels) for cut in weighted if cut.side == "in" and cut.name not in grouped)
+    return Group(producers[0], len(unit[0].channels), producers, tuple(consumers), unit)
+
+
+def _module(model, name):
+    """A submodule, or the parameter of that name, or None."""
+    modules, weights = dict(model.named_modules()), dict(model.named_parameters())
+    return modules.get(name, weights.get(name))
+
+
+def _reason(unit, model, blocked):
+    """Why the channels of a unit must stay, or None."""
+    for cut in unit:
+        module = _module(model, cut.name)
+        if cut.side == "output":
+            return OUTPUT
+        if isinstance(module, nn.Parameter):
+            return f"parameter {cut.name!r} has its channels"
+        if not isinstance(module, _SLICED):
+            return f"{cut.name!r}, {_kind(module)}, has its channels"
+        if cut.name in blocked:
+            return f"{cut.name!r} has its channels, and {blocked[cut.name]}"
+    return None if any(cut.side == "in" for cut in unit) else OUTPUT
+
+
+def _kind(module):
+    name = type(module).__name__.removeprefix("Parametrized")
+    return f"{'an' if name[0] in 'AEIOULM' and name[:2].isupper() or name[0] in 'AEIO' else 'a'} {name}"
+
+
+def _distinct(groups):
+    """Groups under names of their own: parts of one layer that are read by different ones tell their channels."""
+    count = {}
+    for group in groups:
+        count[group.name] = count.get(group.name, 0) + 1
+    return [group if count[group.name] == 1 else _told_apart(group) for group in groups]
+
+
+def _told_apart(group):
+    own = next(cut for cut in group.cuts if cut.name == group.name and cut.side == "out").channels
+    name = f"{group.name}[{int(own.min())}:{int(own.max()) + 1}]"
+    return Group(name, group.size, group.producers, group.consumers, group.cuts)
+
+
+def _tried(twin, groups, images):
+    """The groups that can be removed all together, and pairs of (group, reason) of the others."""
+    if not groups or _agrees(twin, groups, images):
+        return groups, []
+    if len(groups) == 1:
+        return [], [(groups[0], "its channels are mixed with others on the way")]
+    kept, failed = [], []
+    for half in (groups[: len(groups) // 2], groups[len(groups) // 2 :]):
+        good, bad = _tried(twin, half, images)
+        kept, failed = kept + good, failed + bad
+    return kept, failed
+
+
+def _agrees(twin, groups, images, tolerance=1e-3):
+    """Whether removing every second channel gives the outputs of the network in which nothing reads them."""
+    from compresslab.layers import duplicate
+
+    copy, removed = duplicate(twin), {group.name: torch.arange(group.size) % 2 == 1 for group in groups}
+    with torch.no_grad():
+        for group in groups:
+            for consumer in group.consumers:
+                module = copy.get_submodule(consumer.name)
+                axis = _axis(module, "in")
+                module.weight.index_fill_(
+                    axis, consumer.inputs[removed[group.name]].flatten().to(module.weight.device), 0.0
+                )
+        masked = _outputs(copy, images)
+        try:
+            remove(copy, groups, removed)
+            sliced = _outputs(copy, images)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
+            return False
+    return len(masked) == len(sliced) and all(map(lambda a, b: _close(a, b, tolerance), masked, sliced))
+
+
+def _outputs(model, images):
+    return [one for one in pytree.tree_leaves(model(_on(model, images))) if isinstance(one, torch.Tensor)]
+
+
+def _close(one, other, tolerance):
+    if one.shape != other.shape:
+        return False
+    reach = one.abs().max() if one.numel() else 0.0
+    return bool(((one - other).abs() <= tolerance * reach + 1e-30).all())
+
+
+def _checked_removal(known, name, which):
+    if name not in known:
+        raise ValueError(f"removed has {name!r}; choose from {', '.join(known) or 'none'}")
+    group = known[name]
+    if not isinstance(which, torch.Tensor) or which.dtype != torch.bool or which.shape != (group.size,):
+        found = f"{which.dtype} of shape {tuple(which.shape)}" if isinstance(which, torch.Tensor) else repr(which)
+        raise ValueError(f"removed[{name!r}] is {found}; give a torch.bool tensor of shape ({group.size},)")
+    if which.all():
+        raise ValueError(f"removed[{name!r}] takes all {group.size} channels; at least one must stay")
+    return group
+
+
+def _axis(module, side):
+    """The dimension of a layer's weight that its outputs or inputs lie along."""
+    transposed = getattr(module, "transposed", False)
+    return int((side == "in") != transposed)
+
+
+def _count(module, side):
+    """Number of channels that a layer makes or reads."""
+    if isinstance(module, nn.Linear):
+        return module.out_features if side == "out" else module.in_features
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters
+    if isinstance(module, _CHANNELWISE):
+        return module.num_features
+    return module.out_channels if side == "out" else module.in_channels
+
+
+def _slice(module, keep_out=None, keep_in=None):
+    """Keep some outputs and inputs of a layer, in place, with its attributes."""
+    if isinstance(module, _CHANNELWISE):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _keep(module, name, 0, keep_out)
+        setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", int(keep_out.sum()))
+        return
+    grouped = getattr(module, "groups", 1) > 1
+    if keep_in is not None:
+        if grouped:
+            module.groups = int(keep_in.sum()) // (module.in_channels // module.groups)
+        if not grouped or module.transposed:
+            _keep(module, "weight", _axis(module, "in"), keep_in)
+        setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", int(keep_in.sum()))
+    if keep_out is not None:
+        if not grouped or not module.transposed:
+            _keep(module, "weight", _axis(module, "out"), keep_out)
+        _keep(module, "bias", 0, keep_out)
+        setattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels", int(keep_out.sum()))
+
+
+def _keep(module, name, axis, keep):
+    """Keep some entries of one tensor of a module along a dimension, below its parametrizations."""
+    if parametrize.is_parametrized(module, name):
+        source = module.parametrizations[name]
+        for holder in (source, *source):
+            for own in [*dict(holder.named_parameters(recurse=False)), *dict(holder.named_buffers(recurse=False))]:
+                _keep_tensor(holder, own, axis, keep)
+    else:
+        _keep_tensor(module, name, axis, keep)
+
+
+def _keep_tensor(module, name, axis, keep):
+    tensor = getattr(module, name, None)
+    if tensor is None or tensor.dim() <= axis or tensor.shape[axis] != len(keep):
+        return
+    kept = tensor.detach()[(slice(None),) * axis + (keep.to(tensor.device),)]
+    if isinstance(tensor, nn.Parameter):
+        kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
+    setattr(module, name, kept)
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
