@@ -126,8 +126,9 @@ def targets(picture, ax, limits=None):
     ax.add_collection(PolyCollection(corners, facecolors=colors), autolim=False)
     ax.hlines(np.arange(rows) + 0.97, -0.5, columns - 0.5, color=LIGHT, linewidth=0.8)
     for row, column in ((row, column) for row in range(rows) for column in np.argsort(-values[row])[:2]):
-        place = (column, 0.95 - BAR * min(1, values[row, column]) + row)
-        ax.text(*place, f"{values[row, column]:.0%}", fontsize=TEXT - 2, ha="center", va="bottom")
+        if values[row, column] >= 0.005:
+            place = (column, 0.95 - BAR * min(1, values[row, column]) + row)
+            ax.text(*place, f"{values[row, column]:.0%}", fontsize=TEXT - 2, ha="center", va="bottom")
     short = max(map(len, picture.classes), default=0) < 4
     turned = {} if short else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(np.arange(len(picture.classes)), picture.classes, **turned)
