@@ -263,16 +263,16 @@ def modes_kept(model):
 def unsupported(model):
     """Parts that hold weights which are not of `weight_layers`: embeddings, recurrent layers, attention's projections.
 
-    returns  dict of qualified name -> name of the kind ("LSTM"), in module order; normalisations, whose parameters are
-             a scale and a shift for each channel, are not there
+    returns  dict of qualified name -> name of the kind ("LSTM"), in module order. Normalisations, whose parameters are a
+             scale and a shift for each channel, are not there, nor is what shares its weights with a weight layer
     """
-    known = {id(module) for module in weight_layers(model).values()}
-    found = {}
+    chosen, found = weight_layers(model).values(), {}
+    known = {_identity(source) for module in chosen for source in _sources(module).values()}
     for prefix, module in _walk(model):
-        own = [source for source in _sources(module).values() if _is_trained(source)]
-        if id(module) not in known and any(_dimensions(source) > 1 for source in own):
+        own = [source for source in _sources(module).values() if _is_trained(source) and _dimensions(source) > 1]
+        if any(_identity(source) not in known for source in own):
             found.setdefault(id(module), (prefix[:-1], type(module).__name__.removeprefix("Parametrized")))
-    return {name: kind for name, kind in found.values() if not isinstance(model.get_submodule(name), TYPES)}
+    return dict(found.values())
 
 
 def count_parameters(model):

@@ -453,3 +453,37 @@ def test_an_entry_masked_under_one_of_its_names_is_masked():
     model = Twice()
     cl.layers.set_mask(model.first, torch.eye(3, dtype=torch.bool))
     assert torch.equal(cl.layers.distinct_weights(model)[0].mask, torch.eye(3, dtype=torch.bool))
+
+
+class Sentences(nn.Module):
+    """Embedding, LSTM, attention and a head that shares the embedding's weight."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.words, self.memory = nn.Embedding(20, 8), nn.LSTM(8, 8, batch_first=True)
+        self.attention, self.norm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LayerNorm(8)
+        self.head = nn.Linear(8, 20, bias=False)
+        if tied:
+            self.head.weight = self.words.weight
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_unsupported_are_the_parts_whose_weights_are_no_weight_layers(tied):
+    found = cl.layers.unsupported(Sentences(tied))
+    expected = {"words": "Embedding", "memory": "LSTM", "attention": "MultiheadAttention"}
+    assert found == {name: kind for name, kind in expected.items() if not (tied and name == "words")}
+
+
+def test_unsupported_knows_masked_layers_and_normalisations_as_what_they_are():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 4))
+    assert cl.layers.unsupported(cl.zero_pruning.prune(model, sparsity=0.5)) == {}
+    assert cl.layers.unsupported(nn.Embedding(3, 4)) == {"": "Embedding"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_are_kept(training):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout().train(not training)).train(training)
+    model[1].train(not training)
+    with cl.layers.modes_kept(model):
+        model.eval() if training else model.train()
+    assert [model.training, model[1].training] == [training, not training]

@@ -19,9 +19,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from compresslab import checks, train
-from compresslab.layers import TYPES, distinct_weights, duplicate, set_mask, weight_layers
+from compresslab.layers import TYPES, distinct_weights, duplicate, set_mask, unsupported, weight_layers
 from compresslab.selection import chunks, common_dtype, keep_largest
-from compresslab.techniques.contract import Control, Picture, Technique
+from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
 SCOPES = ("global", "layer")
 CRITERIA = ("magnitude", "random")
@@ -45,12 +45,15 @@ def prune(model, sparsity=None, threshold=None, scope="global", criterion="magni
     returns    model whose pruned layers carry a mask (compresslab.layers.Mask), so that training keeps the zeros
     raises     ValueError for a setting out of range, both or neither of sparsity and threshold, an unknown layer name,
                a model without prunable layers, and weights that are nan
-    warns      UserWarning that names a layer losing all its weights, and when more is pruned already than asked for
+    warns      UserWarning that names a layer losing all its weights, and parts that are left alone (embeddings,
+               recurrent layers, attention's input projections); and when more is pruned already than asked for
 
     Pruning again goes on from the zeros there are: prune(prune(net, 0.5), 0.9) is 90% sparse in all.
     """
     _check_setting(sparsity, threshold, scope, criterion, seed)
     _check_model(model, layers)
+    if layers is None:
+        warn_left_alone("zero_pruning", {name: f"{kind} weights" for name, kind in unsupported(model).items()})
     twin = duplicate(model)
     _prune_in_place(twin, sparsity, threshold, scope, criterion, layers, seed)
     return twin

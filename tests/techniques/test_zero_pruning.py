@@ -674,3 +674,9 @@ def test_both_ends_of_every_control_work():
             for laid_over in ({}, *technique.fair_controls.values()):
                 assert zeros(quiet(model, **{**setting, **laid_over})) >= 0
                 assert len(technique.anatomy(model, quiet(model, **setting), setting)) == 3
+
+
+def test_what_is_left_alone_is_reported():
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2))
+    with pytest.warns(UserWarning, match=r"zero_pruning leaves alone 1 \(MultiheadAttention weights\)"):
+        cl.zero_pruning.prune(model, sparsity=0.5)
