@@ -84,7 +84,7 @@ def press(notebook, label, key, wanted):
 
 
 def moves(notebook, count):
-    """First picture and retrained point, in ms, of `count` moves down; from its low end a slider goes back to the other."""
+    """First picture and retrained point, in ms, of `count` moves down; from its low end a slider goes to the other."""
     name = notebook.execute("print(lab.choice.control)")
     pictures, points = [], []
     for _ in range(count):

@@ -263,8 +263,8 @@ def modes_kept(model):
 def unsupported(model):
     """Parts that hold weights which are not of `weight_layers`: embeddings, recurrent layers, attention's projections.
 
-    returns  dict of qualified name -> name of the kind ("LSTM"), in module order. Normalisations, whose parameters are a
-             scale and a shift for each channel, are not there, nor is what shares its weights with a weight layer
+    returns  dict of qualified name -> name of the kind ("LSTM"), in module order. Normalisations, whose parameters are
+             a scale and a shift for each channel, are not there, nor is what shares its weights with a weight layer
     """
     chosen, found = weight_layers(model).values(), {}
     known = {_identity(source) for module in chosen for source in _sources(module).values()}
