@@ -1,0 +1,169 @@
+"""How alike the neurons of a layer are: correlation and affine fits of their activations over calibration images.
+
+Activations are taken where the next layers read them, behind nonlinearity, normalisation and pooling. A channel counts
+as one neuron, its images and positions as samples. First and second moments are gathered batch by batch in double
+precision, so memory does not grow with the number of images.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from compresslab.activations import watch
+
+ROUNDING = 1e-6  # relative: what float32 activations cannot tell apart
+INPUT_LIMIT = 2**20  # numbers in a batch of images
+ROWS_LIMIT = 2**22  # numbers of a batch that go into the moments of one reader: 32 MiB in double precision
+MOMENTS_LIMIT = 2**26  # numbers in all matrices of moments at a time: 512 MiB; more take another run over the images
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one layer reads of a group of neurons.
+
+    correlation  float32 (neurons, neurons), -1 to 1, symmetric, 1 on the diagonal. A neuron that never varies has 0
+                 with others, and 1 with those that never vary either
+    mean, std    float64 (neurons,); std is 0 for a neuron that never varies
+    samples      number of samples behind them: images times positions
+    """
+
+    correlation: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    samples: int
+
+    def fit(self, gone, stand):
+        """Least squares slope and offset, float64 (k,) each, of neurons `gone` (k,) on neurons `stand` (k,).
+
+        The slope on a neuron that never varies is 0; an offset that is only rounding is 0.
+        """
+        scale = torch.where(self.std[stand] > 0, self.std[gone] / self.std[stand], 0.0)
+        slope = self.correlation[gone, stand] * scale
+        offset = self.mean[gone] - slope * self.mean[stand]
+        size = (self.mean[gone] ** 2 + self.std[gone] ** 2).sqrt()
+        return slope, torch.where(offset.abs() > ROUNDING * size, offset, 0.0)
+
+
+def readings(model, images, groups):
+    """Yield (group, tuple of Reading, one for each of its consumers) over calibration images.
+
+    images  (N, …) tensor;  groups  list of structure.Group whose consumers are Linear and ungrouped Conv layers
+    raises  ValueError as `activations.watch` does, and for activations that are not finite
+
+    Of large feature maps every k-th position is taken, k sharing no factor with the number of positions. Zero padding
+    is part of what a convolution reads, so its zeros count as samples.
+    """
+    batch_size = max(1, min(256, INPUT_LIMIT // max(1, images[0].numel())))
+    for part in _parts(groups):
+        moments = {
+            (group.name, consumer.name): _Moments(consumer.inputs, model.get_submodule(consumer.name))
+            for group in part
+            for consumer in group.consumers
+        }
+        watchers = {name: [] for _, name in moments}
+        for (_, name), one in moments.items():
+            watchers[name].append(one)
+        watch(model, images, {name: _together(each) for name, each in watchers.items()}, batch_size)
+        for group in part:
+            yield group, tuple(moments.pop((group.name, one.name)).reading(group.name) for one in group.consumers)
+
+
+def weakest(parts):
+    """One correlation matrix for all readers: entry by entry that of the smallest magnitude, float32.
+
+    Neurons that never vary for any reader have 0 in their rows and columns, on the diagonal too.
+    """
+    matrix = parts[0].correlation.clone()
+    for reading in parts[1:]:
+        matrix = torch.where(reading.correlation.abs() < matrix.abs(), reading.correlation, matrix)
+    still = torch.stack([reading.std == 0 for reading in parts]).all(0)
+    return matrix.masked_fill_(still[:, None] | still[None, :], 0)
+
+
+def _parts(groups):
+    """The groups in lists whose moments fit into memory together."""
+    parts, room = [], 0
+    for group in groups:
+        numbers = group.size**2 * len(group.consumers)
+        if not parts or numbers > room:
+            parts.append([])
+            room = MOMENTS_LIMIT
+        parts[-1].append(group)
+        room -= numbers
+    return parts
+
+
+def _together(watchers):
+    def watcher(value, output):
+        for one in watchers:
+            one(value, output)
+
+    return watcher
+
+
+class _Moments:
+    """Sums over the samples of a group's neurons in one layer's input; a watcher.
+
+    inputs  (neurons, k) the input features, or channels, that belong to each neuron
+    """
+
+    def __init__(self, inputs, module):
+        size = len(inputs)
+        self.inputs, self.module, self.count = inputs, module, 0.0
+        self.total, self.outer = torch.zeros(size).double(), torch.zeros(size, size).double()
+
+    def __call__(self, value, _output):
+        rows, padding = self._rows(value.detach())
+        self.count += len(rows) * (1 + padding)
+        self.total += rows.sum(0)
+        self.outer.addmm_(rows.T, rows)
+
+    def _rows(self, value):
+        """Samples (count, neurons) float64, and the zeros that padding adds for each."""
+        padding = 0.0
+        if not isinstance(self.module, nn.Linear):
+            padding = _padded(value, self.module)
+            value = value.movedim(1, -1)  # (N, *positions, channels)
+        positions = math.prod(value.shape[1:-1])
+        value = value.reshape(-1, value.shape[-1])[:: _stride(value.numel(), positions)]
+        value = value.cpu().double()[:, self.inputs]  # (samples, neurons, k)
+        return value.transpose(1, 2).reshape(-1, len(self.inputs)), padding
+
+    def reading(self, name):
+        """The Reading of what was seen; raises ValueError, naming the group, where that cannot be one."""
+        if self.count < 2 or not self.outer.isfinite().all():
+            found = "no activations" if self.count < 2 else "activations that are not finite"
+            raise ValueError(f"the neurons of layer {name!r} give {found} on these images")
+        mean, square = self.total / self.count, self.outer.diagonal() / self.count
+        variance = square - mean**2
+        std = variance.masked_fill(variance <= ROUNDING**2 * square, 0).sqrt()
+        return Reading(_correlation(self.outer / self.count, mean, std), mean, std, round(self.count))
+
+
+def _correlation(second, mean, std):
+    """Correlation matrix, float32, from E[x x^T], which is overwritten; see `Reading`."""
+    still = std == 0
+    scale = std.masked_fill(still, 1)
+    second.addr_(mean, mean, alpha=-1).div_(scale[:, None]).div_(scale[None, :])
+    second.masked_fill_(still[:, None] | still[None, :], 0).masked_fill_(still[:, None] & still[None, :], 1)
+    return second.add_(second.T.clone()).div_(2).clamp_(-1, 1).fill_diagonal_(1).float()
+
+
+def _stride(numbers, positions):
+    """Every how many samples one is taken, to stay below ROWS_LIMIT; sharing a factor with the positions of an image
+    would take the same columns in every row."""
+    stride = -(-numbers // ROWS_LIMIT) or 1
+    while stride > 1 and math.gcd(stride, positions) > 1:
+        stride += 1
+    return stride
+
+
+def _padded(value, conv):
+    """Zeros that a convolution's padding adds to a channel, as a fraction of the channel's own positions."""
+    if conv.padding_mode != "zeros" or conv.transposed:
+        return 0.0
+    spatial, sides = value.shape[2:], conv._reversed_padding_repeated_twice[::-1]
+    padded = [length + sum(sides[2 * axis : 2 * axis + 2]) for axis, length in enumerate(spatial)]
+    return math.prod(padded) / math.prod(spatial) - 1
