@@ -1,0 +1,159 @@
+"""What the layers of a model are given: mean and second moment of their inputs over calibration images.
+
+A Linear layer's input is a row of features, a convolution's is a window of its image, unrolled as its weight is. The
+output is linear in that row, so these two moments tell the mean squared output of any change of the weight.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from compresslab import activations
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WORK = 2e10  # multiplications a layer that its moment may take, before rows are left out
+BYTES = 64 * 2**20  # of rows made at a time
+BATCH, VALUES = 1000, 2**22  # images run at a time, and values in them, at most
+TOGETHER = 2**29  # bytes of moments kept at a time; more layers than fit take further runs of the model
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of a layer's input rows x.
+
+    mean    (columns,) float64, E[x];  second  (columns, columns) float64, E[x x^T];  rows  how many were seen
+    """
+
+    mean: torch.Tensor
+    second: torch.Tensor
+    rows: int
+
+    def covariance(self):
+        """E[x x^T] - E[x] E[x]^T, (columns, columns)."""
+        return self.second - torch.outer(self.mean, self.mean)
+
+
+def input_moments(model, images, names, seed=0):
+    """Yield (name, Moments) for Linear and ungrouped Conv1d, Conv2d and Conv3d layers over calibration images.
+
+    names    qualified names of the layers; one that the model does not run, or runs without a tensor as its first
+             positional argument, is left out
+    seed     of the choice of rows where there are too many: all are taken up to 2e10 / columns**2, or 4 * columns if
+             that is more; then as many, at random, the same share of every batch
+    raises   ValueError as `activations.watch` does, and for inputs that are not finite
+
+    Memory: at most 512 MiB of moments at a time, or those of one layer.
+    """
+    images = activations.checked_images(images)
+    batch_size = max(1, min(BATCH, VALUES // max(1, images[0].numel())))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for group in _groups(modules, names):
+        sums = {name: _Sums(modules[name], -(-len(images) // batch_size), seed) for name in group}
+        activations.watch(model, images, {name: one.add for name, one in sums.items()}, batch_size)
+        for name, one in sums.items():
+            if one.rows:
+                yield name, _finished(name, one)
+
+
+def columns_of(module):
+    """Length of a layer's input row: its features, or channels times the places of a kernel."""
+    return module.weight[0].numel()
+
+
+def input_rows(module, inputs):
+    """The input rows of a layer, all of them, as one tensor: (rows, columns) float32.
+
+    module  Linear or ungrouped Conv1d, Conv2d, Conv3d;  inputs  what its forward is given
+    """
+    windows = _windows(module, inputs)
+    return torch.cat(list(_chosen(windows, torch.arange(_count(windows), device=inputs.device))))
+
+
+def _groups(modules, names):
+    """Names in lists whose moments fit into memory together."""
+    groups, room = [[]], TOGETHER
+    for name in names:
+        needed = 8 * columns_of(modules[name]) ** 2
+        if needed > room and groups[-1]:
+            groups.append([])
+            room = TOGETHER
+        groups[-1].append(name)
+        room -= needed
+    return [group for group in groups if group]
+
+
+class _Sums:
+    """Sums over the input rows of one layer, a batch at a time; `add` is a watcher."""
+
+    def __init__(self, module, batches, seed):
+        self._module, self._generator = module, torch.Generator().manual_seed(seed)
+        columns = columns_of(module)
+        self._wanted, self._share = max(4 * columns, WORK / columns**2) / batches, None
+        self.rows, self.first, self.second = 0, 0.0, 0.0
+
+    def add(self, inputs, _):
+        if not isinstance(inputs, torch.Tensor):
+            return
+        windows = _windows(self._module, inputs.detach())
+        count = _count(windows)
+        self._share = self._share or min(1.0, self._wanted / max(1, count))  # the first batch is the largest
+        chosen = torch.arange(count)
+        if self._share < 1:
+            chosen = torch.randperm(count, generator=self._generator)[: int(self._share * count) + 1]
+        for rows in _chosen(windows, chosen.to(inputs.device)):
+            self.rows += len(rows)
+            self.first = self.first + rows.sum(0, dtype=torch.float64)
+            self.second = self.second + (rows.T @ rows).double()
+
+
+def _finished(name, sums):
+    mean, second = sums.first / sums.rows, sums.second / sums.rows
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        raise ValueError(f"layer {name!r} is given values that are not finite for these images")
+    return Moments(mean, second, sums.rows)
+
+
+def _windows(module, inputs):
+    """A view of a layer's inputs with a place for each input row: (batch, places…, channels, kernel…)."""
+    if not isinstance(module, CONVOLUTIONS):
+        return inputs.reshape(-1, inputs.shape[-1])
+    dimensions = len(module.kernel_size)
+    inputs = inputs if inputs.dim() == dimensions + 2 else inputs[None]  # without a batch dimension
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    windows = functional.pad(inputs, _padding(module), mode=mode)
+    for axis, (size, stride, gap) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+        windows = windows.unfold(axis + 2, gap * (size - 1) + 1, stride)[..., ::gap]
+    return windows.movedim(1, dimensions + 1)
+
+
+def _padding(module):
+    """A convolution's padding as functional.pad takes it: low and high of the last dimension first."""
+    if isinstance(module.padding, str):
+        spans = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
+        sides = [(span // 2, span - span // 2) if module.padding == "same" else (0, 0) for span in spans]
+    else:
+        sides = [(size, size) for size in module.padding]
+    return [side for pair in reversed(sides) for side in pair]
+
+
+def _places(windows):
+    """Sizes of the dimensions that count input rows: batch and places."""
+    return windows.shape[: windows.dim() // 2] if windows.dim() > 2 else windows.shape[:1]
+
+
+def _count(windows):
+    return _places(windows).numel()
+
+
+def _chosen(windows, places):
+    """Input rows at these places, (rows, columns) float32, in parts of bounded size."""
+    sizes = _places(windows)
+    columns = max(1, windows.shape[len(sizes) :].numel())
+    for part in places.split(max(1, BYTES // (4 * columns))):
+        index = []
+        for size in reversed(sizes):
+            index.insert(0, part % size)
+            part = part // size
+        yield windows[tuple(index)].flatten(1).float()
