@@ -27,7 +27,7 @@ _MODULES = {
 }
 _FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage"}
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [*_MODULES, *_FUNCTIONS, "zero_pruning"]
 
 

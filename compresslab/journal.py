@@ -79,7 +79,10 @@ class Result:
         told = {name: getattr(self, name) for name in names}
         told["model"] = self.model_fingerprint or self.model
         told["data"] = self.data_fingerprint or self.data
-        told["code"] = [ALGORITHM, *(self.versions.get(name) for name in ("torch", "technique", "device"))]
+        told["code"] = [
+            ALGORITHM,
+            *(self.versions.get(name) for name in ("torch", "technique", "device", "compresslab")),
+        ]
         return hashlib.sha256(json.dumps(_same_numbers(plain("setting", told)), sort_keys=True).encode()).hexdigest()
 
 
