@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 OUTPUT = "its outputs are the model's outputs"
-LONGEST = 60.0  # seconds that tracing may take
+LONGEST = 20.0  # seconds that tracing a network may take; a tenth of it for each layer
 
 _CONVOLUTIONS = nn.modules.conv._ConvNd
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
@@ -57,7 +57,8 @@ def coupled(model, images):
 
     model   a plain copy, in evaluation mode, every parameter asking for a gradient (no parametrizations)
     images  a batch that the model takes
-    raises  RuntimeError where the network cannot be traced
+    raises  any error of the tracer where the network cannot be traced; what becomes of a single layer's channels may
+            also remain unknown: then the unit has a Cut of side "lost"
     """
     units = _chain(model, images)
     return _traced(model, images) if units is None else units
@@ -97,7 +98,7 @@ def _steps(model, prefix=""):
     if type(model) is not nn.Sequential:
         return None
     steps = []
-    for name, module in model.named_children() if False else model._modules.items():
+    for name, module in model._modules.items():
         inner = _steps(module, f"{prefix}{name}.")
         steps += [(prefix + name, module)] if inner is None else inner
     return steps
@@ -110,22 +111,36 @@ def _blocks(cuts, width):
 
 def _traced(model, images):
     """The units of any network, by way of Torch-Pruning's dependency graph."""
-    graph = _graph(model, images)
-    names = {module: name for name, module in model.named_modules()} | graph._param_to_name
-    edges = []
-    for root in [one for one in graph.module2node if isinstance(one, nn.Linear | _CONVOLUTIONS)]:
-        count = root.out_features if isinstance(root, nn.Linear) else root.out_channels
-        group = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, list(range(count)))
-        for item in group:
-            target, handler = item.dep.target.module, item.dep.handler
-            name = names.get(target, "output" if type(target).__name__ == "_OutputOp" else None)
-            side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
-            side = "output" if target not in names else side
-            if name is not None and len(item.idxs):
-                edges.append(((names[root], "out"), item.root_idxs, (name, side), item.idxs))
-    edges += [edge for name, module in model.named_modules() for edge in _inside(name, module)]
+    clock = _Clock()
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")  # the tracer's own, about shapes that it guesses
+        graph = _graph(model, images, clock)
+        names = {module: name for name, module in model.named_modules()} | graph._param_to_name
+        edges = [edge for name, module in model.named_modules() for edge in _inside(name, module)]
+        for root in [one for one in graph.module2node if isinstance(one, nn.Linear | _CONVOLUTIONS)]:
+            clock.begin()
+            edges += _edges(graph, root, names)
     order = {name: number for number, name in enumerate(dict(model.named_modules()))}
     return _sorted_units(_components(edges), order)
+
+
+def _edges(graph, root, names):
+    """What the outputs of a layer are coupled with: (layer, side), channels, (layer, side), channels."""
+    prune, source = graph.get_pruner_of_module(root).prune_out_channels, (names[root], "out")
+    every = np.arange(root.out_features if isinstance(root, nn.Linear) else root.out_channels)
+    try:
+        found = list(graph.get_pruning_group(root, prune, every.tolist()))
+    except Exception:  # whatever it is that a network of a new make does to the tracer
+        return [(source, every, (names[root], "lost"), 0 * every)]
+    edges = []
+    for item in found:
+        target = item.dep.target.module
+        side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+        if type(target).__name__ == "_OutputOp":
+            edges.append((source, every, ("", "output"), 0 * every))
+        elif target in names and len(item.idxs):
+            edges.append((source, item.root_idxs, (names[target], side), item.idxs))
+    return edges
 
 
 def _inside(name, module):
@@ -135,21 +150,38 @@ def _inside(name, module):
             yield (name, side), np.arange(count), (name, "group"), np.arange(count) // (count // module.groups)
 
 
-def _graph(model, images):
+def _graph(model, images, clock):
+    """Torch-Pruning's dependency graph of a model, which looks at the clock as it goes."""
     import torch_pruning
 
     class Graph(torch_pruning.DependencyGraph):
-        """A dependency graph that gives up in the end: a few networks send it round and round."""
-
         def get_pruner_of_module(self, module):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"tracing took more than {LONGEST:g} s")
+            clock.check()
             return super().get_pruner_of_module(module)
 
-    deadline = time.monotonic() + LONGEST
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        return Graph().build_dependency(model, images, verbose=False)
+    class Dependencies(list):
+        def __iter__(self):
+            clock.check()
+            return super().__iter__()
+
+    graph = Graph().build_dependency(model, images, verbose=False)
+    for node in graph.module2node.values():
+        node.dependencies = Dependencies(node.dependencies)
+    return graph
+
+
+class _Clock:
+    """Ends a search that goes round and round, as a few networks make the tracer do."""
+
+    def __init__(self):
+        self.last = self.end = time.monotonic() + LONGEST
+
+    def begin(self):
+        self.end = min(self.last, time.monotonic() + LONGEST / 10)
+
+    def check(self):
+        if time.monotonic() > self.end:
+            raise RuntimeError(f"tracing takes more than {LONGEST:g} s")
 
 
 def _components(edges):

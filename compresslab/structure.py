@@ -9,6 +9,7 @@ Fang et al. 2023, arXiv:2301.12900 (dependency graphs); Li et al. 2017, arXiv:16
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from compresslab import coupling
 from compresslab.activations import checked_images
-from compresslab.layers import Mask, distinct_weights, get_mask, plain, set_mask, weight_layers
+from compresslab.layers import Mask, distinct_weights, duplicate, get_mask, plain, set_mask, weight_layers
 
 OUTPUT = coupling.OUTPUT
 
@@ -72,10 +73,10 @@ def find_groups(model, images):
             units = coupling.coupled(twin, images)
         except Exception as error:  # the tracer meets networks of every make
             return [], dict.fromkeys(weight_layers(model), f"the network cannot be traced: {_first_line(error)}")
-    blocked = _blocked(model, calls)
+    parts, blocked = dict(model.named_parameters()) | dict(model.named_modules()), _blocked(model, calls)
     groups, reasons = [], {}
     for unit in units:
-        group, reason = _group(unit, model), _reason(unit, model, blocked)
+        group, reason = _group(unit, parts), _reason(unit, parts, blocked)
         if reason:
             reasons |= dict.fromkeys(group.producers, reason)
         else:
@@ -84,7 +85,7 @@ def find_groups(model, images):
     reasons |= {name: reason for group, reason in failed for name in group.producers}
     free = {name for group in groups for name in group.producers}
     names = [name for name in weight_layers(model) if name not in free]
-    return groups, {name: reasons.get(name, "nothing is known to read its outputs") for name in names}
+    return groups, {name: reasons.get(name) or _unread(model, name) for name in names}
 
 
 def remove(model, groups, removed):
@@ -95,17 +96,9 @@ def remove(model, groups, removed):
     removed  dict of group name -> bool tensor (size,), True where a channel goes
     raises   ValueError for an unknown name, another shape, or a group that would lose all its channels
     """
-    gone, known = {}, {group.name: group for group in groups}
-    for name, which in removed.items():
-        group = _checked_removal(known, name, which)
-        for cut in group.cuts:
-            module = model.get_submodule(cut.name)
-            mask = gone.setdefault((cut.name, cut.side), torch.zeros(_count(module, cut.side), dtype=torch.bool))
-            mask[cut.channels[which.cpu()].flatten()] = True
-    for name in dict.fromkeys(name for name, _ in gone):
-        keep = {side: ~gone[name, side] for side in ("out", "in") if (name, side) in gone and gone[name, side].any()}
-        if keep:
-            _slice(model.get_submodule(name), **{f"keep_{side}": mask for side, mask in keep.items()})
+    for (name, side), gone in sorted(_gone(model, groups, removed).items()):  # inputs before outputs
+        if gone.any():
+            _slice(model.get_submodule(name), side, ~gone)
 
 
 def add_to_bias(model, name, amount):
@@ -201,13 +194,13 @@ def _blocked(model, calls):
     blocked = {}
     for weight in distinct_weights(model):
         if len(weight.holders) > 1:
-            blocked |= dict.fromkeys(weight.names, "its weight is shared with another layer")
+            blocked |= dict.fromkeys(weight.names, "shares its weight")
     for name, module in model.named_modules():
         if isinstance(module, _SLICED):
             if calls.get(name, 0) > 1:
-                blocked[name] = "it is used more than once"
+                blocked[name] = "is used more than once"
             if strange := [type(one).__name__ for one in _parametrizations(module) if not _can_slice(one)]:
-                blocked[name] = f"its weight is made by {strange[0]}"
+                blocked[name] = f"has a weight made by {strange[0]}"
     return blocked
 
 
@@ -221,38 +214,36 @@ def _can_slice(parametrization):
     return isinstance(parametrization, Mask) or type(parametrization).__module__ == "compresslab.grids"
 
 
-def _group(unit, model):
-    grouped = {name for name, module in model.named_modules() if getattr(module, "groups", 1) not in (1, None)}
-    weighted = [cut for cut in unit if isinstance(_module(model, cut.name), nn.Linear | nn.modules.conv._ConvNd)]
-    producers = tuple(cut.name for cut in weighted if cut.side == "out")
-    consumers = (Consumer(cut.name, cut.channels) for cut in weighted if cut.side == "in" and cut.name not in grouped)
-    return Group(producers[0], len(unit[0].channels), producers, tuple(consumers), unit)
+def _group(unit, parts):
+    """The Group of a unit; a convolution with groups hands on what it reads, and is no consumer."""
+    layers = [(cut, parts.get(cut.name)) for cut in unit]
+    layers = [(cut, module) for cut, module in layers if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)]
+    producers = tuple(cut.name for cut, _ in layers if cut.side == "out")
+    readers = [cut for cut, module in layers if cut.side == "in" and getattr(module, "groups", 1) == 1]
+    consumers = tuple(Consumer(cut.name, cut.channels) for cut in readers)
+    return Group(producers[0], len(unit[0].channels), producers, consumers, unit)
 
 
-def _module(model, name):
-    """A submodule, or the parameter of that name, or None."""
-    modules, weights = dict(model.named_modules()), dict(model.named_parameters())
-    return modules.get(name, weights.get(name))
-
-
-def _reason(unit, model, blocked):
+def _reason(unit, parts, blocked):
     """Why the channels of a unit must stay, or None."""
     for cut in unit:
-        module = _module(model, cut.name)
         if cut.side == "output":
             return OUTPUT
-        if isinstance(module, nn.Parameter):
-            return f"parameter {cut.name!r} has its channels"
-        if not isinstance(module, _SLICED):
-            return f"{cut.name!r}, {_kind(module)}, has its channels"
+        if cut.side == "lost":
+            return "its outputs cannot be followed through the network"
+        if isinstance(parts[cut.name], nn.Parameter):
+            return f"its outputs go with the parameter {cut.name!r}"
+        if not isinstance(parts[cut.name], _SLICED):
+            return f"its outputs go through {cut.name!r} ({type(parts[cut.name]).__name__})"
         if cut.name in blocked:
-            return f"{cut.name!r} has its channels, and {blocked[cut.name]}"
+            return f"{cut.name!r} {blocked[cut.name]}"
     return None if any(cut.side == "in" for cut in unit) else OUTPUT
 
 
-def _kind(module):
-    name = type(module).__name__.removeprefix("Parametrized")
-    return f"{'an' if name[0] in 'AEIOULM' and name[:2].isupper() or name[0] in 'AEIO' else 'a'} {name}"
+def _unread(model, name):
+    """Why nothing is known of what reads a layer's outputs."""
+    parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
+    return f"it is part of a {parent}" if parent == "MultiheadAttention" else "nothing is known to read its outputs"
 
 
 def _distinct(groups):
@@ -271,48 +262,74 @@ def _told_apart(group):
 
 def _tried(twin, groups, images):
     """The groups that can be removed all together, and pairs of (group, reason) of the others."""
-    if not groups or _agrees(twin, groups, images):
+    reason = _disagreement(twin, groups, images) if groups else None
+    if reason is None:
         return groups, []
     if len(groups) == 1:
-        return [], [(groups[0], "its channels are mixed with others on the way")]
-    kept, failed = [], []
-    for half in (groups[: len(groups) // 2], groups[len(groups) // 2 :]):
-        good, bad = _tried(twin, half, images)
-        kept, failed = kept + good, failed + bad
-    return kept, failed
+        return [], [(groups[0], reason)]
+    half = len(groups) // 2
+    kept, failed = zip(*(_tried(twin, part, images) for part in (groups[:half], groups[half:])), strict=True)
+    return sum(kept, []), sum(failed, [])
 
 
-def _agrees(twin, groups, images, tolerance=1e-3):
-    """Whether removing every second channel gives the outputs of the network in which nothing reads them."""
-    from compresslab.layers import duplicate
+def _disagreement(twin, groups, images):
+    """Why removing every second channel is not the same as reading none of those, or None where it is.
 
+    Compared are the outputs of the model and, channel by channel that stays, what each consumer reads.
+    """
     copy, removed = duplicate(twin), {group.name: torch.arange(group.size) % 2 == 1 for group in groups}
+    kept = {key: ~gone for key, gone in _gone(copy, groups, removed).items() if key[1] == "in"}
     with torch.no_grad():
-        for group in groups:
-            for consumer in group.consumers:
-                module = copy.get_submodule(consumer.name)
-                axis = _axis(module, "in")
-                module.weight.index_fill_(
-                    axis, consumer.inputs[removed[group.name]].flatten().to(module.weight.device), 0.0
-                )
-        masked = _outputs(copy, images)
+        for name in {consumer.name for group in groups for consumer in group.consumers}:
+            module = copy.get_submodule(name)
+            module.weight[_along(_axis(module, "in"), ~kept[name, "in"], module.weight)] = 0.0
+        masked = _seen(copy, images, kept)
         try:
             remove(copy, groups, removed)
-            sliced = _outputs(copy, images)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
-            return False
-    return len(masked) == len(sliced) and all(map(lambda a, b: _close(a, b, tolerance), masked, sliced))
+            sliced = _seen(copy, images, dict.fromkeys(kept))
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            return f"without some of its outputs the network does not run: {_first_line(error)}"
+    same = len(masked) == len(sliced) and all(map(_close, masked, sliced))
+    return None if same else "its outputs are mixed with others on the way"
 
 
-def _outputs(model, images):
-    return [one for one in pytree.tree_leaves(model(_on(model, images))) if isinstance(one, torch.Tensor)]
+def _seen(model, images, kept):
+    """Inputs of layers, `kept` channels of them (None for all), and the outputs of the model."""
+    seen, handles = [], []
+    for (name, _), keep in kept.items():
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(partial(_see, seen, keep)))
+    try:
+        outputs = model(_on(model, images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen + [one for one in pytree.tree_leaves(outputs) if isinstance(one, torch.Tensor)]
 
 
-def _close(one, other, tolerance):
+def _see(seen, keep, module, inputs):
+    given = inputs[0]
+    axis = given.dim() - 1 if isinstance(module, nn.Linear) else 1
+    seen.append(given if keep is None else given[_along(axis, keep, given)])
+
+
+def _close(one, other, tolerance=1e-3):
     if one.shape != other.shape:
         return False
     reach = one.abs().max() if one.numel() else 0.0
-    return bool(((one - other).abs() <= tolerance * reach + 1e-30).all())
+    return bool(((one - other).abs() <= tolerance * reach).all())
+
+
+def _gone(model, groups, removed):
+    """Which channels go, (layer, side) -> bool tensor over its channels, after checking what is asked for."""
+    known, gone = {group.name: group for group in groups}, {}
+    for name, which in removed.items():
+        group = _checked_removal(known, name, which)
+        for cut in group.cuts:
+            key = cut.name, cut.side
+            none = torch.zeros(_count(model.get_submodule(cut.name), cut.side), dtype=torch.bool)
+            gone.setdefault(key, none)[cut.channels[which.cpu()].flatten()] = True
+    return gone
 
 
 def _checked_removal(known, name, which):
@@ -344,46 +361,53 @@ def _count(module, side):
     return module.out_channels if side == "out" else module.in_channels
 
 
-def _slice(module, keep_out=None, keep_in=None):
-    """Keep some outputs and inputs of a layer, in place, with its attributes."""
+def _slice(module, side, keep):
+    """Keep some outputs, or inputs, of a layer, in place, with its attributes.
+
+    A convolution with groups loses whole ones; its weight has a dimension for one side only, the rest are groups.
+    """
+    count = int(keep.sum())
     if isinstance(module, _CHANNELWISE):
         for name in ("weight", "bias", "running_mean", "running_var"):
-            _keep(module, name, 0, keep_out)
-        setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", int(keep_out.sum()))
+            _keep(module, name, 0, keep)
+        setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", count)
         return
     grouped = getattr(module, "groups", 1) > 1
-    if keep_in is not None:
-        if grouped:
-            module.groups = int(keep_in.sum()) // (module.in_channels // module.groups)
-        if not grouped or module.transposed:
-            _keep(module, "weight", _axis(module, "in"), keep_in)
-        setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", int(keep_in.sum()))
-    if keep_out is not None:
-        if not grouped or not module.transposed:
-            _keep(module, "weight", _axis(module, "out"), keep_out)
-        _keep(module, "bias", 0, keep_out)
-        setattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels", int(keep_out.sum()))
+    if not grouped or side == ("in" if module.transposed else "out"):
+        _keep(module, "weight", 0 if grouped else _axis(module, side), keep)
+    if side == "out":
+        _keep(module, "bias", 0, keep)
+    if isinstance(module, nn.Linear):
+        setattr(module, "out_features" if side == "out" else "in_features", count)
+        return
+    if grouped and side == "out":
+        module.groups = count // (module.out_channels // module.groups)
+    setattr(module, "out_channels" if side == "out" else "in_channels", count)
 
 
 def _keep(module, name, axis, keep):
     """Keep some entries of one tensor of a module along a dimension, below its parametrizations."""
-    if parametrize.is_parametrized(module, name):
-        source = module.parametrizations[name]
-        for holder in (source, *source):
-            for own in [*dict(holder.named_parameters(recurse=False)), *dict(holder.named_buffers(recurse=False))]:
-                _keep_tensor(holder, own, axis, keep)
-    else:
+    if not parametrize.is_parametrized(module, name):
         _keep_tensor(module, name, axis, keep)
+        return
+    source = module.parametrizations[name]
+    for holder in (source, *source):
+        for own in [*holder._parameters, *holder._buffers]:
+            _keep_tensor(holder, own, axis, keep)
 
 
 def _keep_tensor(module, name, axis, keep):
+    """Keep some entries of a tensor; one with a single entry for all, such as a scale, stays as it is."""
     tensor = getattr(module, name, None)
     if tensor is None or tensor.dim() <= axis or tensor.shape[axis] != len(keep):
         return
-    kept = tensor.detach()[(slice(None),) * axis + (keep.to(tensor.device),)]
-    if isinstance(tensor, nn.Parameter):
-        kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
-    setattr(module, name, kept)
+    kept = tensor.detach()[_along(axis, keep, tensor)]
+    setattr(module, name, nn.Parameter(kept, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else kept)
+
+
+def _along(axis, which, tensor):
+    """An index that takes the entries `which` (bool) of a tensor along a dimension."""
+    return (slice(None),) * axis + (which.to(tensor.device),)
 
 
 def _first_line(error):
