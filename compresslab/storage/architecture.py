@@ -1,8 +1,9 @@
 """A tree of standard layers as JSON and back, so that a file needs neither its model's class nor pickle.
 
-    [type, {argument: value}, {child name: node}]   a layer of torch.nn, by its name there. Arguments that have their
-                                                    default and children that its constructor makes alike are left out,
-                                                    and so is an empty last item
+    [type, {argument: value}, {child name: node}]   a layer of torch.nn, by its name there, or one of compresslab's own
+                                                    (see `standard`). Arguments that have their default and children
+                                                    that its constructor makes alike are left out, and so is an empty
+                                                    last item
     {"same": "path.of.an.earlier.module"}           one module used in two places
     null                                            a child that is None
     ["Module", {"parameters": …}, children]         a module of another class, see `graph`
@@ -67,7 +68,7 @@ class Describer:
         nodes = {}
         for name, child in module._modules.items():
             node = self(child, f"{path}.{name}" if path else name)
-            if name not in made or node != Describer(_refuse)(made[name]):
+            if name not in made or node != Describer(refuse)(made[name]):
                 nodes[name] = node
         return nodes
 
@@ -102,6 +103,31 @@ def build(node, budget, custom=None):
     return _Builder(budget, custom).module(node, "")
 
 
+def nodes(node, kind, most):
+    """[path, node] of each layer of the type `kind` in a node, once for each place.
+
+    raises  CorruptFileError for more than `most` of them
+    """
+    found = []
+    _collect(node, kind, "", found, most)
+    return found
+
+
+def _collect(node, kind, path, found, most):
+    if len(found) > most:  # shared modules could double them at each level
+        raise CorruptFileError(f"the architecture has more than {most} layers {kind}")
+    if isinstance(node, dict):
+        first = str(node.get("same"))
+        below = [[one, inner] for one, inner in found if f"{one}.".startswith(f"{first}.")]
+        found.extend([path + one.removeprefix(first), inner] for one, inner in below)
+    elif node is not None:
+        name, _, children = read_node(node)
+        if name == kind:
+            found.append([path, node])
+        for child, inner in children.items():
+            _collect(inner, kind, f"{path}.{child}" if path else child, found, most)
+
+
 class _Builder:
     def __init__(self, budget, custom):
         self._budget, self._custom, self._made = budget, custom, {}
@@ -112,7 +138,7 @@ class _Builder:
             return None
         if isinstance(node, dict):
             return self._earlier(node)
-        name, arguments, children = _read_node(node)
+        name, arguments, children = read_node(node)
         custom = name == "Module" and self._custom is not None
         module = self._custom(arguments, path) if custom else self._standard(name, arguments)
         self._budget.spend(module)
@@ -158,7 +184,7 @@ def _cost(module):
     return len(every), sum(len(one._parameters) + len(one._buffers) for one in every)
 
 
-def _read_node(node):
+def read_node(node):
     """Name, arguments and children of a node; raises CorruptFileError unless it has their types."""
     right = isinstance(node, list) and 1 <= len(node) <= 3
     name, arguments, children = [*node, *({}, {})[len(node) - 1 :]] if right else (None, None, None)
@@ -186,11 +212,12 @@ def _shortened(name, arguments, children):
 
 
 def _given_module(value):
-    return {"module": Describer(_refuse)(value)} if isinstance(value, nn.Module) else None
+    return {"module": Describer(refuse)(value)} if isinstance(value, nn.Module) else None
 
 
 _GIVEN = {"module": lambda node: build(node, Budget(2**32, 2**32))}
 
 
-def _refuse(describer, module, path):
+def refuse(describer, module, path):
+    """The `custom` of a Describer of standard layers alone."""
     raise NotPlainError(f"{path or 'the model'} is a {type(module).__name__}, not a layer of torch.nn")

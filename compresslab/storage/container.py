@@ -3,8 +3,10 @@
     magic "CLAB" · version (1 byte) · four varints: header bytes unpacked, header bytes stored, bytes section, words
     · header · bytes section · words (32-bit little-endian) · first 8 bytes of the SHA-256 of everything before
 
-A varint holds 7 bits a byte, least significant first, the high bit set on all but the last. The header is compact UTF-8
-JSON, raw-deflated against DICTIONARY where that is shorter (then the two lengths differ). Nothing may be left over.
+The version is the lowest whose readers know all that the file uses: 1, or 2 where weights or inputs are rounded (see
+grids, halves and inputs in `content`, InputGrid in `standard`). A varint holds 7 bits a byte, least significant first,
+the high bit set on all but the last. The header is compact UTF-8 JSON, raw-deflated against DICTIONARY where that is
+shorter (then the two lengths differ). Nothing may be left over.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 MAGIC = b"CLAB"
-VERSION = 1
+FIRST, VERSION = 1, 2  # oldest that is read, newest that is read and written
 CHECKSUM_BYTES = 8
 # Part of the format: what deflate may refer back to. The most frequent strings stand last.
 DICTIONARY = (
@@ -57,17 +59,18 @@ class Parts:
     length: int
 
 
-def pack(header, data, words):
+def pack(header, data, words, version):
     """The bytes of a file.
 
-    header  dict of JSON values;  data  bytes;  words  uint32 array, from the range coder
-    raises  ValueError if the header is longer than a reader accepts
+    header   dict of JSON values;  data  bytes;  words  uint32 array, from the range coder
+    version  lowest format version that has all that is in them
+    raises   ValueError if the header is longer than a reader accepts
     """
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     stored = min(_deflate(text), text, key=len)
     lengths = b"".join(varint(n) for n in (len(text), len(stored), len(data), len(words)))
     words = np.ascontiguousarray(words, dtype="<u4").tobytes()
-    body = b"".join((MAGIC, bytes([VERSION]), lengths, stored, data, words))
+    body = b"".join((MAGIC, bytes([version]), lengths, stored, data, words))
     if len(text) > header_limit(len(body)):
         raise ValueError(f"model has a header of {len(text)} bytes; a file this size holds {header_limit(len(body))}")
     return body + _checksum(body)
@@ -83,7 +86,7 @@ def unpack(blob):
         raise CorruptFileError(
             f"file has format version {blob[version_at]}, this compresslab reads up to {VERSION}; update compresslab"
         )
-    if blob[version_at] != VERSION:
+    if not FIRST <= blob[version_at] <= VERSION:
         raise CorruptFileError(f"file has format version {blob[version_at]}, which is damaged; versions start at 1")
     lengths, at = [], version_at + 1
     for _ in range(4):

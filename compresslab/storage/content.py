@@ -7,7 +7,12 @@ The header has
     training  whether the model was in training mode;  flipped  names of the modules that were in the other mode
     frozen    indices of tensors that take no gradient though they could: frozen parameters
     masked    indices of tensors that carry a mask;  extra  indices of tensors that are not in the state dict
-What is empty is left out.
+    grids     [index, bits, low, high, shape, learned, dtype] of each weight on an integer grid (see `codes`): range of
+              its codes, shape and dtype of its scale, whether its step size is a parameter (true, false, "frozen")
+    halves    [index, dtype] of each weight that is rounded to 16 bits: it is stored in that dtype
+    inputs    [path, node] of each module that rounds what passes through it (see `architecture`); only where `model`,
+              which has them otherwise, is null
+What is empty is left out, and so are the last items of a grid where they are [], false, "float32".
 """
 
 from dataclasses import dataclass
@@ -17,10 +22,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from compresslab import layers
-from compresslab.storage import architecture, streams, tensors
+from compresslab.storage import architecture, roundings, streams, tensors
 from compresslab.storage.container import CorruptFileError
 
 _INDICES = ("frozen", "masked", "extra")
+_LISTS = {**dict.fromkeys(_INDICES, int), "flipped": str, "grids": list, "halves": list, "inputs": list}
 _DIMENSIONS = 64  # most that torch has
 
 
@@ -36,11 +42,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Content:
-    """A decoded file: of each entry its `values` (tensor) and `keeps` (bool tensor or None); sets of indices; modes."""
+    """A decoded file: of each entry its `values` (tensor) and `keeps` (bool tensor or None); sets of indices; modes.
+
+    roundings  index -> layers.Rounding, of entries that are not tied
+    """
 
     entries: list
     values: list
     keeps: list
+    roundings: dict
     frozen: set
     masked: set
     extra: set
@@ -87,10 +97,11 @@ def masks(model, flat):
     return found
 
 
-def header(model, state, masked, described, extra):
+def header(model, state, described, *, masked=(), extra=(), rounded=None, inputs=()):
     """The header of a file.
 
-    state   name -> tensor, extras last;  masked, extra  collections of names;  described  node of the architecture
+    state    name -> tensor, extras last;  described  node of the architecture, or None
+    masked, extra  collections of names;  rounded  as from roundings.find;  inputs  as in the module's docstring
     """
     first, listed = {}, []
     for index, (name, tensor) in enumerate(state.items()):
@@ -103,6 +114,8 @@ def header(model, state, masked, described, extra):
         "frozen": [names.index(name) for name, one in model.named_parameters() if _could_learn(one)],
         "masked": [index for index, name in enumerate(names) if name in masked],
         "extra": [index for index, name in enumerate(names) if name in extra],
+        **roundings.listed({names.index(name): one for name, one in (rounded or {}).items()}),
+        "inputs": list(inputs),
     }
     used = {key: value for key, value in lists.items() if value}
     return {"model": described, "training": model.training, **used, "tensors": listed}
@@ -111,13 +124,13 @@ def header(model, state, masked, described, extra):
 def check_header(found, length):
     """Raise CorruptFileError unless a header has the keys and types above, and no more than its length pays for."""
     kinds = {"model": (list, type(None)), "training": bool, "tensors": list}
-    lists = [key for key in (*_INDICES, "flipped") if key in found]
+    lists = [key for key in _LISTS if key in found]
     if set(found) != {*kinds, *lists} or not all(isinstance(found[key], kind) for key, kind in kinds.items()):
         raise CorruptFileError(f"header has {sorted(found)[:10]}, or values of other types than it should")
     if len(found["tensors"]) > architecture.PAID + length // 4:
         raise CorruptFileError(f"{len(found['tensors'])} tensors are more than a file of {length} bytes holds")
     for key in lists:
-        wanted = str if key == "flipped" else int
+        wanted = _LISTS[key]
         if not isinstance(found[key], list) or not all(type(one) is wanted for one in found[key]):
             raise CorruptFileError(f"{key} is not a list of {wanted.__name__}")
         if wanted is int and not all(0 <= one < len(found["tensors"]) for one in found[key]):
@@ -148,9 +161,11 @@ def read(parts, listed):
     reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length), [], []
     sets = {key: set(parts.header.get(key, ())) for key in (*_INDICES, "flipped")}
     masked = {index if (tied := listed[index].tied) is None else tied for index in sets["masked"]}
+    forms, found = roundings.read_lists(parts.header, listed), {}
     for index, entry in enumerate(listed):
         if entry.tied is None:
-            value, kept = tensors.read(reader, entry.dtype, entry.shape)
+            rounding, value, kept = roundings.read(reader, entry, forms.get(index), index in masked)
+            found |= {index: rounding} if rounding is not None else {}
         else:
             value, kept = values[entry.tied], keeps[entry.tied]
         values.append(value)
@@ -158,7 +173,7 @@ def read(parts, listed):
     reader.close()
     if dense := [listed[index].name for index in sets["masked"] if keeps[index] is None]:
         raise CorruptFileError(f"tensor {dense[0]!r} is to have a mask, but is stored without one")
-    return Content(listed, values, keeps, training=parts.header["training"], **sets)
+    return Content(listed, values, keeps, found, training=parts.header["training"], **sets)
 
 
 def _entry(one, earlier):

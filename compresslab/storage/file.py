@@ -3,7 +3,7 @@
 from torch import nn
 
 from compresslab import checks, layers
-from compresslab.storage import container, content, filling, graph, streams, tensors, tracing
+from compresslab.storage import container, content, filling, graph, inputs, roundings, streams, tracing
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
 
@@ -24,10 +24,11 @@ def save(model, path):
 
 
 def load(path, into=None, max_bytes=None):
-    """The model in a .clab file, on the CPU, as it was saved: values, masks, ties, modes, requires_grad.
+    """The model in a .clab file, on the CPU, as it was saved: values, masks, roundings, ties, modes, requires_grad.
 
     path       str or Path
-    into       a module with the tensors that the file has (its class is the user's own); it is filled in place
+    into       a module with the tensors that the file has (its class is the user's own); it is filled in place. Masks,
+               roundings and grids on the inputs of layers are put on it
     max_bytes  most bytes of tensors that the file may declare; 64 MiB + 4096 × the file's length if not given
     returns    the model, or `into`
     raises     FileNotFoundError; CorruptFileError if the file is damaged, hostile or too new; ValueError if it holds
@@ -40,13 +41,15 @@ def dumps(model):
     """The bytes that `save` writes; the same model gives the same bytes."""
     content.check_model(model)
     flat = layers.plain(model)
+    inputs.settle(flat)
     masks = content.masks(model, flat)
+    rounded = roundings.find(model, content.state_of(flat), masks)
     try:
         node, extra = tracing.describe(flat)
-        blob = _packed(flat, masks, node, extra)
+        blob = _packed(flat, masks, rounded, node, extra)
         _guarded(_decode, blob, float("inf"), True, False)
     except (NotPlainError, CorruptFileError):  # no words for its architecture, or not what they stand for
-        blob = _packed(flat, masks, None, {})
+        blob = _packed(flat, masks, rounded, None, {})
     return blob
 
 
@@ -57,9 +60,9 @@ def loads(blob, into=None, max_bytes=None):
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ValueError(f"blob is a {type(blob).__name__}; give the bytes of a .clab file")
     limit = 2**26 + 4096 * len(blob) if max_bytes is None else checks.integer("max_bytes", max_bytes, 0)
-    found, model = _guarded(_decode, blob, limit, into is None)
+    found, model, input_grids = _guarded(_decode, blob, limit, into is None)
     if into is not None:
-        return filling.fill(into, found)
+        return filling.fill(into, found, input_grids)
     if model is None:
         raise ValueError(
             "the file holds tensors only, for its model is of a class of its own; make a module of that class and give "
@@ -73,25 +76,27 @@ def file_bytes(model):
     return len(dumps(model))
 
 
-def _packed(flat, masks, node, extra):
+def _packed(flat, masks, rounded, node, extra):
     """The bytes of a file.
 
-    flat   model without parametrizations;  masks  name -> mask;  node  its architecture, or None
-    extra  name -> tensor of what the architecture needs beside the state dict
+    flat   model without parametrizations;  masks  name -> mask;  rounded  as from roundings.find
+    node   its architecture, or None;  extra  name -> tensor of what the architecture needs beside the state dict
     """
-    state = content.state_of(flat) | extra
-    header, writer = content.header(flat, state, masks, node, extra), streams.Writer()
+    state, found, writer = content.state_of(flat) | extra, inputs.describe(flat), streams.Writer()
+    described = {"masked": masks, "extra": extra, "rounded": rounded, "inputs": found if node is None else ()}
+    header = content.header(flat, state, node, **described)
     for name, dtype_or_tied, *_ in header["tensors"]:
         if isinstance(dtype_or_tied, str):
-            tensors.write(writer, state[name], masks.get(name))
-    return container.pack(header, bytes(writer.data), writer.words())
+            roundings.write(writer, state[name], masks.get(name), rounded.get(name))
+    return container.pack(header, bytes(writer.data), writer.words(), 2 if rounded or found else 1)
 
 
 def _decode(blob, limit, model=True, numbers=True):
     """What the bytes of a file hold, and their model on the meta device.
 
     limit    most bytes of tensors;  model, numbers  whether the model is wanted, and the tensors of a file that has one
-    returns  Content (None if not wanted) and model (None if not wanted, or if the file holds tensors only)
+    returns  Content (None if not wanted), model (None if not wanted, or if the file holds tensors only), and path ->
+             InputGrid (where no model is wanted)
     """
     parts = container.unpack(blob)
     content.check_header(parts.header, parts.length)
@@ -102,7 +107,8 @@ def _decode(blob, limit, model=True, numbers=True):
         built = graph.build(parts.header["model"], entries, parts.length)
         filling.check_same(built, entries)
     wanted = numbers and not (model and built is None)
-    return content.read(parts, entries) if wanted else None, built
+    read = content.read(parts, entries) if wanted else None
+    return read, built, {} if model else inputs.build(parts.header, read, parts.length)
 
 
 def _guarded(step, *arguments):

@@ -1,10 +1,13 @@
 """Putting the tensors of a file into a model: one built from the file, or one that the user gives."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from compresslab import layers
+from compresslab.storage import inputs
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.content import state_of
 
@@ -28,19 +31,21 @@ def all_tensors(model):
 
 
 def put_in(model, content):
-    """Give a model on the meta device its tensors, masks, modes and requires_grad flags; returns it."""
-    made, masked = {}, set()
+    """Give a model on the meta device its tensors, masks, roundings, modes and requires_grad flags; returns it."""
+    made, seen = {}, set()
     for index, entry in enumerate(content.entries):
         module, own = _place(model, entry.name)
         source = index if entry.tied is None else entry.tied
         if source not in made:
             made[source] = _as_parameter(content, source) if own in module._parameters else content.values[source]
         setattr(module, own, made[source])
-    for index in sorted(content.masked):
-        module, own = _place(model, content.entries[index].name)
-        if (id(module), own) not in masked:
-            layers.set_mask(module, content.keeps[index], own)
-            masked.add((id(module), own))
+    for index, entry in enumerate(content.entries):
+        module, own = _place(model, entry.name)
+        rounding = content.roundings.get(index if entry.tied is None else entry.tied)
+        if (id(module), own) not in seen:
+            _parametrize(module, own, rounding, content.keeps[index] if index in content.masked else None)
+            seen.add((id(module), own))
+    inputs.check(model)
     modules = dict(model.named_modules())
     if missing := content.flipped.difference(modules):
         raise CorruptFileError(f"there is no module {sorted(missing)[0]!r} to set the mode of")
@@ -48,28 +53,34 @@ def put_in(model, content):
     return model
 
 
-def fill(into, content):
-    """Give `into` the tensors, masks, modes and requires_grad flags of a file, in place; returns it.
+def fill(into, content, rounded):
+    """Give `into` the tensors, masks, roundings, modes and requires_grad flags of a file, in place; returns it.
 
-    raises  ValueError that names what does not fit; nothing has been changed then
+    rounded  path -> InputGrid: those of the file, as from inputs.build
+    raises   ValueError that names what does not fit; nothing has been changed then
     """
-    wanted = [index for index in range(len(content.entries)) if index not in content.extra]
-    _check_fits(into, content, wanted)
-    for index in wanted:
-        module, own = _place(into, content.entries[index].name)
+    listed = {entry.name: index for index, entry in enumerate(content.entries) if index not in content.extra}
+    names, around = inputs.places(into, listed, rounded)
+    wanted, made = {name: listed[old] for old, name in names.items()}, {}
+    _check_fits(into, content, wanted, around)
+    for name, index in wanted.items():
+        module, own = _place(into, name)
         _unmask(module, own)
         _assign(module, own, content.values[index])
-        if index in content.masked:
-            layers.set_mask(module, content.keeps[index], own)
+        rounding = _rounding(content, index, getattr(module, own), made)
+        _parametrize(module, own, rounding, content.keeps[index] if index in content.masked else None)
         if own in module._parameters or parametrize.is_parametrized(module, own):
             _parameter(module, own).requires_grad_(_learns(content, index))
+    inputs.put(into, rounded, around)
     _set_modes(dict(into.named_modules()), content)
     return into
 
 
-def _check_fits(into, content, wanted):
-    own = layers.effective_state(into)
-    listed = {content.entries[index].name: content.values[index] for index in wanted}
+def _check_fits(into, content, wanted, around):
+    """`wanted` is name in `into` -> index of its entry; `around` as from inputs.places."""
+    kept = {path for path, inside in around.items() if inside is None}
+    own = {name: value for name, value in layers.effective_state(into).items() if name.rpartition(".")[0] not in kept}
+    listed = {name: content.values[index] for name, index in wanted.items()}
     missing, unexpected = [name for name in listed if name not in own], [name for name in own if name not in listed]
     if missing or unexpected:
         raise ValueError(f"into lacks {_some(missing)} of the file, and has {_some(unexpected)} that the file lacks")
@@ -82,9 +93,9 @@ def _check_fits(into, content, wanted):
 
 
 def _check_parametrization(module, own, name):
-    """Only masks can be taken off and put back."""
+    """Only masks and roundings can be taken off and put back."""
     if parametrize.is_parametrized(module, own):
-        others = [one for one in module.parametrizations[own] if not isinstance(one, layers.Mask)]
+        others = [one for one in module.parametrizations[own] if not isinstance(one, layers.Mask | layers.Rounding)]
         if others:
             kind = type(others[0]).__name__
             raise ValueError(f"into has {name!r} parametrized by {kind}; give a module before that was added to it")
@@ -106,6 +117,25 @@ def _unmask(module, own):
     elif parametrize.is_parametrized(module, own):
         layers._give_own_class(module)  # a deep copy shares its class, and with it this property
         parametrize.remove_parametrizations(module, own)
+
+
+def _parametrize(module, own, rounding, mask):
+    """Round and mask a module's tensor, in place; either may be None."""
+    if rounding is not None:
+        layers.set_rounding(module, rounding, own)
+    if mask is not None:
+        layers.set_mask(module, mask, own)
+
+
+def _rounding(content, index, parameter, made):
+    """The rounding of an entry for the parameter it went to: one object for each parameter; `made` remembers them."""
+    source = content.entries[index].tied
+    rounding = content.roundings.get(index if source is None else source)
+    if rounding is None:
+        return None
+    if id(parameter) not in made:
+        made[id(parameter)] = copy.deepcopy(rounding).to(parameter.device)
+    return made[id(parameter)]
 
 
 def _assign(module, own, value):

@@ -1,4 +1,7 @@
-"""The layers of torch.nn that a file may name: which they are, and what each was constructed with."""
+"""The layers that a file may name, those of torch.nn and compresslab's own: which, and what each was constructed with.
+
+["InputGrid", {"bits": …, "low": …, "high": …, "shape": of its scale if it is not (), "learned": true if it is}]
+"""
 
 import inspect
 import warnings
@@ -11,6 +14,7 @@ from torch.nn import modules as families
 from torch.nn.modules import batchnorm, conv, instancenorm, linear, rnn
 from torch.nn.utils import parametrize
 
+from compresslab import grids
 from compresslab.storage import plain
 from compresslab.storage.plain import NotPlainError
 
@@ -24,7 +28,7 @@ _DERIVED = "in_features out_features in_channels out_channels num_features".spli
 
 
 def _standard():
-    """Layers a file may name: those of torch.nn, but for the lazy, the abstract and the parameter containers."""
+    """Layers a file may name: InputGrid and those of torch.nn but for lazy, abstract ones and parameter containers."""
     left_out = {"Module", "Container", "ParameterList", "ParameterDict", "RNNBase", "RNNCellBase"}
     every = {
         name: one
@@ -34,7 +38,8 @@ def _standard():
     }
     layers = {name: one for name, one in every.items() if hasattr(nn, name) and not name.startswith("Lazy")}
     inner = linear.NonDynamicallyQuantizableLinear  # MultiheadAttention's out_proj
-    return {name: one for name, one in layers.items() if name not in left_out} | {inner.__name__: inner}
+    own = {one.__name__: one for one in (inner, grids.InputGrid)}
+    return {name: one for name, one in layers.items() if name not in left_out} | own
 
 
 STANDARD = _standard()
@@ -71,10 +76,23 @@ def construct(kind, arguments):
     # Only these have remarks on their arguments; what warnings are shown is one setting for all threads.
     remarks = warnings.catch_warnings(action="ignore") if issubclass(kind, _TALKATIVE) else nullcontext()
     with remarks, torch.device("meta"), _NoInit():
-        return kind(**arguments)
+        return _MAKERS.get(kind, kind)(**arguments)
 
 
 _TALKATIVE = (nn.Transformer, nn.TransformerEncoder, rnn.RNNBase)
+
+
+def _input_grid(bits, low, high, shape=(), learned=False):
+    """An InputGrid whose tensors, on the meta device, have that shape; what it checks of them is checked later."""
+    one = torch.ones((), device="cpu")
+    grid = grids.InputGrid(one, torch.zeros_like(one), low, high, bits, learned=bool(learned))
+    grid.scale, grid.zero_point = torch.empty(shape), torch.empty(shape)
+    if learned:
+        grid.growth = nn.Parameter(torch.empty(shape))
+    return grid
+
+
+_MAKERS = {grids.InputGrid: _input_grid}
 
 
 class _NoInit(torch.overrides.TorchFunctionMode):
@@ -203,11 +221,18 @@ def _transformer(module):
     return {"d_model": module.d_model, "nhead": module.nhead, **counts, **{name: first[name] for name in names}}
 
 
+def _input_grid_arguments(module):
+    found = {"bits": module.bits, "low": module.low, "high": module.high}
+    shaped = {"shape": tuple(module.scale.shape)} if module.scale.dim() else {}
+    return found | shaped | {"learned": module.growth is not None}
+
+
 _ACTIVATIONS = {nn.functional.relu: "relu", nn.functional.gelu: "gelu"}
 _SPECIAL = {
     nn.Identity: lambda module: {},
     **dict.fromkeys((nn.RNN, nn.LSTM, nn.GRU), _rnn),
     nn.MultiheadAttention: _attention,
+    grids.InputGrid: _input_grid_arguments,
     **dict.fromkeys((nn.TransformerEncoderLayer, nn.TransformerDecoderLayer), _transformer_layer),
     **dict.fromkeys((nn.TransformerEncoder, nn.TransformerDecoder), _transformer_stack),
     nn.Transformer: _transformer,

@@ -56,11 +56,11 @@ def write(writer, tensor, mask=None):
     raises  ValueError for a tensor whose values cannot be read (sparse, quantized, on the meta device)
     """
     stored = TYPES[NAMES[tensor.dtype]]
-    words, rows = _words(tensor, stored), _rows(tensor.shape)
+    words, at = _words(tensor, stored), rows(tensor.shape)
     if mask is not None:
         kept = np.repeat(mask.detach().cpu().contiguous().numpy().reshape(-1), stored.parts)
         numbers = values.plan(words[kept], stored.kind)
-        _write_sparse(writer, positions.plan(kept, rows), numbers, np.zeros(0, dtype=bool), 0)
+        _write_sparse(writer, positions.plan(kept, at), numbers, np.zeros(0, dtype=bool), 0)
         return
     kept = (words << 1 if stored.kind == "float" else words) != 0
     zeros = len(words) - int(np.count_nonzero(kept))
@@ -68,7 +68,7 @@ def write(writer, tensor, mask=None):
     if len(words) <= SMALL or zeros < MANY * len(words):
         plans.append(_plan_dense(words, stored))
     if 0 < zeros < len(words) and (len(words) <= SMALL or zeros > FEW * len(words)):
-        plans += _plan_sparse(words, kept, positions.plan(kept, rows), stored)
+        plans += _plan_sparse(words, kept, positions.plan(kept, at), stored)
     cheapest = min(plans, key=lambda one: one.bits, default=None)
     if cheapest is None or cheapest.bits > 16 + 8 * words.nbytes:
         cheapest = _plan_dense(words, stored)
@@ -89,7 +89,7 @@ def read(reader, name, shape):
         return _tensor(words, stored, shape), None
     if not count:
         raise CorruptFileError("an empty tensor is stored as sparse")
-    kept = positions.read(reader, count, _rows(shape))
+    kept = positions.read(reader, count, rows(shape))
     tail = words[count - int(np.count_nonzero(kept)) :]
     values.read(reader, tail, stored.kind)
     _spread(words, tail, kept)
@@ -98,6 +98,11 @@ def read(reader, name, shape):
     if stored.parts > 1:
         kept = kept.reshape(-1, stored.parts).any(axis=1)
     return _tensor(words, stored, shape), torch.from_numpy(kept).reshape(shape)
+
+
+def rows(shape):
+    """Length of a tensor's first dimension, 1 if it has one at most: how `positions` lays it out as a matrix."""
+    return shape[0] if len(shape) > 1 else 1
 
 
 def _plan_dense(words, stored):
@@ -173,7 +178,3 @@ def _words(tensor, stored):
 def _tensor(words, stored, shape):
     flat = torch.from_numpy(words.view(np.uint8))
     return flat.view(stored.dtype).reshape(shape)
-
-
-def _rows(shape):
-    return shape[0] if len(shape) > 1 else 1

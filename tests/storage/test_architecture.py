@@ -155,6 +155,7 @@ SIMPLE = {
     **dict.fromkeys("LayerNorm RMSNorm SyncBatchNorm".split(), (4,)),
     "Fold": ((4, 5), (2, 2)),
     "GroupNorm": (2, 4),
+    "InputGrid": (torch.tensor(0.25), torch.tensor(3.0), 0, 15, 4),
     "MultiheadAttention": (8, 2),
     "Threshold": (0.1, 20),
     "Transformer": (8, 2, 1, 1, 4),

@@ -187,7 +187,7 @@ def test_every_cut_and_every_flipped_bit_is_noticed():
 
 def test_a_newer_version_says_so():
     newer = signed(PLAIN[:4] + b"\x09" + PLAIN[5:-8])
-    with pytest.raises(CorruptFileError, match="format version 9.*reads up to 1.*update"):
+    with pytest.raises(CorruptFileError, match="format version 9.*reads up to 2.*update"):
         cl.storage.loads(newer)
 
 
