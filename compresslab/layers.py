@@ -194,6 +194,7 @@ def _set_parametrizations(module, name, wanted):
     _give_own_class(module)
     for one in wanted:
         parametrize.register_parametrization(module, name, one, unsafe=True)
+    module.parametrizations.train(module.training)
 
 
 def duplicate(model):
