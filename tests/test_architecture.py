@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "compresslab"
 RANKS = {
     **dict.fromkeys(["checks", "paths", "datafiles", "layers", "selection", "grids", "decomposition", "replacing"], 0),
     **dict.fromkeys(["data", "models"], 1),
-    **dict.fromkeys(["train", "activations", "structure", "knowledge", "coupling"], 2),
+    **dict.fromkeys(["train", "activations", "structure", "knowledge", "coupling", "moments"], 2),
     "techniques": 3,
     "storage": 4,
     "measure": 5,
