@@ -16,16 +16,23 @@ PLACE = (0.135, 0.15, 0.845, 0.64)  # of the axes: the title and two lines of le
 class Moving:
     """The point under the slider: (file_bytes, accuracy) pairs, and the accuracies on the way between them.
 
-    guess  (accuracy, file_bytes or None), locked in by a person
+    longer  (file_bytes, accuracy, steps) of the point trained for longer
+    guess   (accuracy, file_bytes or None), locked in by a person
     """
 
     one_shot: tuple | None = None
     trail: tuple = ()
     retrained: tuple | None = None
+    longer: tuple | None = None
     guess: tuple | None = None
 
 
-NO_POINT = {"one_shot": None, "trail": (), "retrained": None}  # changes of `Moving` that take the point away
+NO_POINT = {
+    "one_shot": None,
+    "trail": (),
+    "retrained": None,
+    "longer": None,
+}  # changes of `Moving` that take the point away
 
 
 class Chart:
@@ -88,6 +95,8 @@ class Chart:
             artists += plots.guess(ax, *moving.guess)
         if moving.one_shot and moving.trail:
             artists += plots.trail(ax, moving.one_shot[0], [moving.one_shot[1], *moving.trail])
+        if moving.retrained and moving.longer:
+            artists += plots.longer(ax, moving.retrained, *moving.longer)
         if moving.retrained:
             return [*artists, *plots.point(ax, *moving.retrained)]
         if moving.one_shot:

@@ -111,12 +111,16 @@ class Jobs:
         yield
 
     def next_background(self):
-        """A job for idle time: the ledger of a point from the journal, then the rest of the curve, nearest first."""
+        """A job for idle time: the ledger of a point from the journal, the point trained for longer where the technique
+        asks for that, then the rest of the curve, nearest first.
+        """
         choice = self.settled
         if choice is None:
             return None
         if self._weighed != choice:
             return lambda: self._weigh(choice)
+        if self._waits_for_longer(choice):
+            return lambda: self._fill_quietly(choice, self._longer(choice))
         missing = self._missing(choice)
         return missing and (lambda: self._fill_quietly(choice, missing))
 
@@ -138,6 +142,15 @@ class Jobs:
         """The next setting that the curves on the chart lack: that of the choice first, then the fair controls'."""
         chosen = [choice, *(self.fair(choice, label) for label in choice.compare)]
         return next((missing for one in chosen if (missing := self._session.missing(one))), None)
+
+    def _longer(self, choice):
+        """The chosen point trained for longer, or None where the technique does not ask for it."""
+        times = self._session.technique.longer
+        return choice.lengthened(times) if times > 1 and choice.steps else None
+
+    def _waits_for_longer(self, choice):
+        longer = self._longer(choice)
+        return bool(longer) and self._session.result(longer) is None and not self._session.given_up(longer)
 
     def _rest(self, choice):
         """The newest choice is measured, with all that goes with it."""
@@ -195,6 +208,8 @@ class Jobs:
                 for event in events:
                     yield HOLD if event.stage == "training" else None
         self._record.add(*self._results(wanted))
+        if wanted == self._longer(choice):
+            self._settle(choice)
         yield from self.redraw(choice)
 
     def _fill_quietly(self, choice, wanted):
@@ -236,12 +251,15 @@ class Jobs:
         self._record.choose(*results)
         measured = results[-1]
         self._make_room(choice, measured)
-        self._chart.move(**(NO_POINT | self._places(results)))
+        self._chart.move(**(NO_POINT | self._places(results) | {"longer": self._place_of_longer(choice)}))
         self._page.progress.value = 1
         self.error = None
         subject = self._session.subject(choice)
         size = words.size(measured.file_bytes, subject.sizes.dense_bytes)
         text = f"{words.accuracy(measured, subject.accuracy)}; {size}"
+        if self._chart.moving.longer:
+            *_, better, steps = self._chart.moving.longer
+            text += f"; with {steps} steps {better:.2%}"
         if self._chart.moving.guess:
             text += f"; {words.miss(self._chart.moving.guess, measured)}"
         self._say(choice, text)
@@ -256,6 +274,12 @@ class Jobs:
         """Results as what the chart's moving point is made of."""
         places = {result.stage: (result.file_bytes, result.accuracy) for result in results}
         return {"one_shot": places.get("one-shot"), "retrained": places.get("retrained")}
+
+    def _place_of_longer(self, choice):
+        """(file_bytes, accuracy, steps) of the chosen point trained for longer, once that is measured."""
+        longer = self._longer(choice)
+        result = longer and self._session.result(longer)
+        return (result.file_bytes, result.accuracy, result.steps) if result else None
 
     def _show_one_shot(self, choice, result):
         self._record.add(result)

@@ -183,6 +183,14 @@ def trail(ax, file_bytes, accuracies, color=BLUE):
     return ax.plot([file_bytes] * len(heights), heights, ".-", color=color, alpha=0.35, markersize=9, linewidth=1.5)
 
 
+def longer(ax, start, file_bytes, accuracy, steps, color=BLUE):
+    """Where a point (file_bytes, accuracy) goes when it is trained for more steps; returns the artists."""
+    line = ax.plot([start[0], file_bytes], [100 * start[1], 100 * accuracy], ":", color=color, linewidth=2)
+    end = ax.plot([file_bytes], [100 * accuracy], "D", color=color, markersize=10, markeredgecolor="white")
+    style = {"xytext": (10, 4), "textcoords": "offset points", "fontsize": TEXT - 1, "color": color}
+    return [*line, *end, ax.annotate(f"{steps} steps", (file_bytes, 100 * accuracy), **style)]
+
+
 def place(ax, file_bytes):
     """Where on the size axis the newest model lies, while its accuracy is not known yet; returns the artists."""
     return [ax.axvline(file_bytes, color=BLUE, linewidth=2, alpha=0.5)]

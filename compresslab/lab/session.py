@@ -48,6 +48,10 @@ class Choice:
         """The stage that a measured point ends with."""
         return "retrained" if self.steps else "one-shot"
 
+    def lengthened(self, times):
+        """The same choice, trained for so many times the steps."""
+        return replace(self, steps=times * self.steps)
+
     def at(self, **setting):
         """The same choice with some settings changed."""
         return replace(self, setting={**self.setting, **setting})
@@ -210,6 +214,10 @@ class Session:
     def give_up(self, choice):
         """Do not try this setting for the curve again: it fails."""
         self._failed.add(self.key(choice))
+
+    def given_up(self, choice):
+        """Whether this setting failed before."""
+        return self.key(choice) in self._failed
 
     def _rest(self, choice, setting):
         """A complete setting without the control that the curve runs along, and whether it was there."""

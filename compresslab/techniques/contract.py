@@ -76,6 +76,8 @@ class Technique:
                  `train.fit`, the compressed model is trained; None for all of the split and cross entropy. Called anew
                  for each training, so that a loss with parameters of its own begins fresh
     steps        retraining steps that the lab begins with; None leaves it to the lab
+    longer       in idle time the lab trains the chosen point once more, for so many times the steps: for models that
+                 begin with fresh weights, and have not learned all they can in a second; 1 for never
     """
 
     name: str
@@ -86,6 +88,7 @@ class Technique:
     calibration: int = 0
     training: Callable | None = None
     steps: int | None = None
+    longer: int = 1
 
 
 def pictures(technique, model, compressed, setting, data):

@@ -484,3 +484,22 @@ def test_a_closed_lab_keeps_its_results(open_lab):
     assert lab.wait(20)
     lab.close()
     assert len(lab.results) >= 2
+
+
+def test_in_idle_time_the_chosen_point_is_trained_for_longer_where_the_technique_asks(open_lab, technique):
+    lab = open_lab(replace(technique, longer=3), steps=5)
+    assert lab.wait(30)
+    assert until(lambda: "with 15 steps" in text(lab))
+    results = lab.results
+    assert set(results["steps"]) == {0, 5, 15}
+    assert results.iloc[-1]["steps"] == 5  # the chosen point stays the last row
+    assert lab._chart.moving.longer[2] == 15
+    lab.controls["share"].value = 0.7
+    assert lab.wait(30) and until(lambda: "with 15 steps" in text(lab))
+    assert lab.error is None
+
+
+def test_without_steps_there_is_nothing_to_train_for_longer(open_lab, technique):
+    lab = open_lab(replace(technique, longer=3), steps=0)
+    assert lab.wait(30) and until(lambda: len(lab.results) > 3)
+    assert set(lab.results["steps"]) == {0}
