@@ -115,7 +115,7 @@ def complete_setting(technique, setting):
     for name, control in controls.items():
         if name in setting or name not in alternatives:
             default = defaults.get(name, inspect.Parameter.empty)
-            full[name] = setting.get(name, control.default if default is inspect.Parameter.empty else default)
+            full[name] = setting.get(name, control.default if default in (inspect.Parameter.empty, None) else default)
         if control.choices and isinstance(full.get(name), str):
             checks.choice(name, full[name], control.choices)
     others = {name: value for name, value in setting.items() if name not in controls}
