@@ -10,6 +10,8 @@ Liu et al. 2019, arXiv:1810.05270 (the small network from scratch).
 
 import math
 import warnings
+import weakref
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,9 +23,18 @@ from compresslab.activations import checked_images, watch
 from compresslab.layers import duplicate, unsupported, weight_layers
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
-STATISTICS = ("mean", "apoz", "std", "variance", "random")
 SCOPES = ("global", "layer")
+AXES = {
+    "mean": "mean |activation|",
+    "apoz": "share of activations that are not 0",
+    "std": "standard deviation",
+    "variance": "variance × squared norm of outgoing weights",
+    "random": "random number",
+}
+STATISTICS = tuple(AXES)
 CALIBRATION = 1000  # images that the lab calibrates with
+
+_REMOVALS = weakref.WeakKeyDictionary()  # pruned model -> _Removal: the anatomy shows what was measured for it
 
 
 def prune(
@@ -71,8 +82,9 @@ def prune(
     _check_bool("fold", fold)
     _check_bool("fresh", fresh)
     groups, left = _groups(model, images, layers)
-    seen = _seen(model, groups, checked_images(images, calibration_size), statistic)
-    twin = _without(model, groups, seen, (threshold, sparsity, statistic, scope, seed), fold, left)
+    setting = (threshold, sparsity, statistic, scope, seed)
+    removal = _removal(model, groups, checked_images(images, calibration_size), *setting)
+    twin = _without(model, removal, fold, left)
     if fresh:
         structure.reset(twin, seed)
     return twin
@@ -99,8 +111,9 @@ def statistics(model, images, statistic="mean", layers=None, calibration_size=No
     checks.choice("statistic", statistic, STATISTICS)
     checks.integer("seed", seed, 0)
     groups, _ = _groups(model, images, layers)
-    seen = _seen(model, groups, checked_images(images, calibration_size), statistic)
-    return _scores(model, groups, seen, statistic, seed)
+    return _scores(
+        model, groups, _seen(model, groups, checked_images(images, calibration_size), statistic), statistic, seed
+    )
 
 
 def _check_setting(threshold, sparsity, statistic, scope, calibration_size, seed):
@@ -145,23 +158,23 @@ class _Moments:
     """What a layer reads, feature by feature (or channel by channel), over calibration images and positions."""
 
     def __init__(self, module, statistic):
-        self.axis = -1 if isinstance(module, nn.Linear) else 1
-        self.statistic, self.count = statistic, 0
-        self.mean = self.squares = self.sizes = self.active = 0.0  # each (features,), float64
+        self.linear, self.statistic, self.count = isinstance(module, nn.Linear), statistic, 0
+        self.mean = self.variance = self.size = self.active = 0.0  # each (features,), float64
 
     def add(self, given, _):
-        """Take in a batch; means and squared deviations are merged as in Chan, Golub and LeVeque 1983."""
-        given = given.movedim(self.axis, -1).flatten(0, -2).float()  # (images * positions, features)
-        before, count = self.count, len(given)
-        self.count += count
-        variance, mean = torch.var_mean(given, 0, correction=0)
+        """Take in a batch; means and variances are merged as in Chan, Golub and LeVeque 1983."""
+        given = given.float().flatten(0, -2).unsqueeze(2) if self.linear else given.float().flatten(2)
+        before, self.count = self.count, self.count + given.shape[0] * given.shape[2]  # given: (images, features, …)
+        share, mean = 1 - before / self.count, given.mean((0, 2))
         change = mean.double() - self.mean
-        self.squares = self.squares + variance.double() * count + change.square() * (before * count / self.count)
-        self.mean = self.mean + change * (count / self.count)
-        if self.statistic in ("mean", "random"):
-            self.sizes = self.sizes + given.abs().sum(0, dtype=torch.float64)
+        if self.statistic in ("std", "variance"):
+            variance = (given - mean.unsqueeze(1)).square_().mean((0, 2)).double()
+            self.variance = self.variance + (variance - self.variance) * share + change**2 * share * (1 - share)
         elif self.statistic == "apoz":
-            self.active = self.active + given.count_nonzero(0)
+            self.active = self.active + ((given != 0).float().mean((0, 2)).double() - self.active) * share
+        else:
+            self.size = self.size + (given.abs().mean((0, 2)).double() - self.size) * share
+        self.mean = self.mean + change * share
 
 
 def _seen(model, groups, images, statistic, most=2**21):
@@ -191,49 +204,67 @@ def _score(model, consumer, moments, statistic):
     """The statistic of neurons as one consumer sees them, (size,); several features of one are taken together."""
     places = consumer.inputs.to(moments.mean.device)
     if statistic == "mean":
-        return (moments.sizes / moments.count)[places].mean(1)
+        return moments.size[places].mean(1)
     if statistic == "apoz":
-        return (moments.active / moments.count)[places].mean(1)
-    variance, mean = moments.squares / moments.count, moments.mean
+        return moments.active[places].mean(1)
     if statistic == "std":
-        return (variance[places].mean(1) + mean[places].var(1, correction=0)).sqrt()
+        return (moments.variance[places].mean(1) + moments.mean[places].var(1, correction=0)).sqrt()
     module = model.get_submodule(consumer.name)
     weight = (
         module.weight.detach().double()
     )  # (outputs, inputs, …), or (inputs, outputs, …) of a transposed convolution
     norms = weight.square().movedim(_input_axis(module), 0).flatten(1).sum(1)
-    return (variance * norms)[places].sum(1)
+    return (moments.variance * norms)[places].sum(1)
 
 
 def _input_axis(module):
     return 0 if getattr(module, "transposed", False) else 1
 
 
-def _without(model, groups, seen, setting, fold, left):
-    """A copy of the model without the neurons that a setting chooses; what it cannot do is said."""
-    removed, emptied = _chosen(model, groups, seen, *setting)
+@dataclass(frozen=True)
+class _Removal:
+    """What a setting removes from a model: groups, and by group name the statistic and which neurons go.
+
+    means    by consumer, what each of its features is on average;  emptied  groups that would have lost every neuron
+    setting  (threshold, sparsity, statistic, scope, seed) that chose them
+    """
+
+    groups: list
+    scores: dict
+    removed: dict
+    means: dict
+    emptied: list
+    setting: tuple
+
+
+def _removal(model, groups, images, threshold, sparsity, statistic, scope, seed):
+    """Measure the neurons of the groups and choose."""
+    seen = _seen(model, groups, images, statistic)
+    scores = _scores(model, groups, seen, statistic, seed)
+    if threshold is None:
+        removed, emptied = _spared(scores, partial(_lowest, sparsity=sparsity, scope=scope))
+    else:
+        means = _scores(model, groups, seen, "mean", seed) if statistic == "random" else scores
+        removed, emptied = _spared(means, partial(_below, limits=_limits(means, threshold, scope)))
+        if statistic == "random":
+            removed = {name: _first(scores[name], int(which.sum())) for name, which in removed.items()}
+    means = {name: moments.mean for name, moments in seen.items()}
+    return _Removal(groups, scores, removed, means, emptied, (threshold, sparsity, statistic, scope, seed))
+
+
+def _without(model, removal, fold, left):
+    """A copy of the model without the neurons that are to go; what is not done is said."""
     twin = duplicate(model)
     if fold:
-        _fold(twin, groups, removed, seen)
-    structure.remove(twin, groups, removed)
-    if emptied:
-        named = ", ".join(map(repr, emptied))
+        _fold(twin, removal)
+    structure.remove(twin, removal.groups, removal.removed)
+    _REMOVALS[twin] = removal
+    if removal.emptied:
+        named = ", ".join(map(repr, removal.emptied))
         message = f"pruning would leave no neuron in layer {named}; the one with the highest statistic stays"
         warnings.warn(message, UserWarning, stacklevel=3)
     warn_left_alone("activation_pruning", left)
     return twin
-
-
-def _chosen(model, groups, seen, threshold, sparsity, statistic, scope, seed):
-    """Which neurons go, dict of group name -> bool (size,), and the groups that would have lost their last one."""
-    scores = _scores(model, groups, seen, statistic, seed)
-    if threshold is None:
-        return _spared(scores, partial(_lowest, sparsity=sparsity, scope=scope))
-    if statistic != "random":
-        return _spared(scores, partial(_below, limits=_limits(scores, threshold, scope)))
-    means = _scores(model, groups, seen, "mean", seed)
-    alike, emptied = _spared(means, partial(_below, limits=_limits(means, threshold, scope)))
-    return {name: _first(scores[name], int(which.sum())) for name, which in alike.items()}, emptied
 
 
 def _spared(scores, rule):
@@ -273,15 +304,15 @@ def _below(scores, limits):
     return {name: score < limits[name] for name, score in scores.items()}
 
 
-def _fold(twin, groups, removed, seen):
+def _fold(twin, removal):
     """Put what removed neurons are on average into the biases of their consumers."""
-    means = {}
-    for group in groups:
+    gone = {}
+    for group in removal.groups:
         for one in group.consumers:
-            mean = means.setdefault(one.name, torch.zeros_like(seen[one.name].mean))
-            places = one.inputs[removed[group.name]].flatten().to(mean.device)
-            mean[places] = seen[one.name].mean[places]
-    for name, mean in means.items():
+            mean = removal.means[one.name]
+            places = one.inputs[removal.removed[group.name]].flatten().to(mean.device)
+            gone.setdefault(one.name, torch.zeros_like(mean))[places] = mean[places]
+    for name, mean in gone.items():
         if mean.count_nonzero():
             structure.add_to_bias(twin, name, _response(twin.get_submodule(name), mean))
 
@@ -289,15 +320,11 @@ def _fold(twin, groups, removed, seen):
 def _response(module, mean):
     """What a layer answers, without its bias, to inputs that are everywhere `mean` (inputs,): (outputs,), float64.
 
-    A transposed convolution's answer differs from pixel to pixel where its kernel is no multiple of its stride: then it
-    is the average.
+    The answer of a transposed convolution may differ from pixel to pixel, as its kernel meets its stride: the average.
     """
-    weight = (
-        module.weight.detach().double().movedim(_input_axis(module), 0).flatten(2).sum(-1)
-        if (module.weight.dim() > 2)
-        else module.weight.detach().double().T
-    )  # (inputs, outputs)
-    return mean @ weight / (math.prod(module.stride) if getattr(module, "transposed", False) else 1)
+    weight = module.weight.detach().double().movedim(_input_axis(module), 0)  # (inputs, outputs, …)
+    taps = weight.reshape(*weight.shape[:2], -1).sum(-1)
+    return mean @ taps / (math.prod(module.stride) if getattr(module, "transposed", False) else 1)
 
 
 def anatomy(model, compressed, setting, data):
@@ -307,46 +334,45 @@ def anatomy(model, compressed, setting, data):
                        images as in the lab
     returns            list of Picture
     """
-    groups, _ = _groups(model, data.train.images, setting.get("layers"))
-    names = ("threshold", "sparsity", "statistic", "scope", "seed")
-    defaults = {"statistic": "mean", "scope": "global", "seed": 0}
-    told = {name: setting.get(name, defaults.get(name)) for name in names}
-    images = checked_images(data.train.images[:CALIBRATION], setting.get("calibration_size"))
-    seen = _seen(model, groups, images, told["statistic"])
-    removed, _ = _chosen(model, groups, seen, **told)
-    scores = _scores(model, groups, seen, told["statistic"], told["seed"])
-    drawn = [_histogram(scores, removed, told), _bars(removed)]
-    return drawn + _receptive(model, groups[0], scores[groups[0].name], removed[groups[0].name])
+    names = {"threshold": None, "sparsity": None, "statistic": "mean", "scope": "global", "seed": 0}
+    chosen = tuple(setting.get(name, default) for name, default in names.items())
+    removal = _REMOVALS.get(compressed)
+    same = 4 if "seed" not in setting else 5  # a seed that is not told is the sweep's own
+    if removal is None or removal.setting[:same] != chosen[:same]:
+        groups, _ = _groups(model, data.train.images, setting.get("layers"))
+        images = checked_images(data.train.images[:CALIBRATION], setting.get("calibration_size"))
+        removal = _removal(model, groups, images, *chosen)
+    return [_histogram(removal), _bars(removal), *_receptive(model, removal)]
 
 
-def _histogram(scores, removed, told):
+def _histogram(removal):
     """The statistic of all neurons, and where it is cut."""
-    values, gone = torch.cat(list(scores.values())), torch.cat(list(removed.values()))
-    cut = None
-    if told["scope"] == "global" and told["statistic"] != "random":
-        cut = told["threshold"] if told["threshold"] is not None else float(values[gone].max()) if gone.any() else None
+    threshold, _, statistic, scope, _ = removal.setting
+    values, gone = torch.cat(list(removal.scores.values())), torch.cat(list(removal.removed.values()))
     caption = "Neurons left of the cut are removed. Is a neuron that is seldom active, or always the same, of no use?"
-    if cut is None and gone.any():
+    cut = None
+    if scope == "layer" or statistic == "random":
         caption = "No single cut: neurons go at random, or each layer has a cut of its own."
-    axis = {
-        "mean": "mean |activation|",
-        "apoz": "share of activations that are not 0",
-        "std": "standard deviation",
-        "variance": "variance × squared norm of outgoing weights",
-        "random": "random number",
-    }[told["statistic"]]
-    return Picture("neurons", "histogram", values.numpy(), "Neurons by statistic", caption, cut=cut, axis=axis)
+    elif threshold is not None:
+        cut = float(threshold)
+    elif gone.any():
+        cut = float(values[gone].max())
+    return Picture("neurons", "histogram", values.numpy(), "Neurons by statistic", caption, cut, axis=AXES[statistic])
 
 
-def _bars(removed):
-    kept = np.array([1 - float(which.float().mean()) for which in removed.values()])
-    caption = "A single neuron always stays. Parameters fall faster: a weight goes with either of its two neurons."
-    return Picture("layers", "bars", kept, "Neurons left", caption, labels=tuple(removed), axis="neurons left")
+def _bars(removal):
+    """Share of each layer's neurons that stays."""
+    kept = np.array([1 - float(which.float().mean()) for which in removal.removed.values()])
+    caption = "At least one neuron stays. Parameters fall faster than neurons: a weight goes with either of its two."
+    labels = tuple(removal.removed)
+    return Picture("layers", "bars", kept, "Neurons left", caption, labels=labels, axis="share of neurons")
 
 
-def _receptive(model, group, score, removed, most=12):
+def _receptive(model, removal, most=12):
     """Weights of the first layer's neurons as images: the first of those that go, the best of those that stay."""
-    weight = model.get_submodule(group.name).weight.detach().float().cpu()
+    group = removal.groups[0]
+    score, removed = removal.scores[group.name], removal.removed[group.name]
+    weight = model.get_submodule(group.name.partition("[")[0]).weight.detach().float().cpu()
     side = math.isqrt(weight.shape[1])
     if weight.dim() == 2 and side > 3 and side**2 == weight.shape[1] and group.size == len(weight):
         pixels = weight.view(-1, side, side)  # (neurons, height, width)
