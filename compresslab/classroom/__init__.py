@@ -7,7 +7,11 @@ Every notebook has a module here with its exercises. A check never compares with
 answer, or calls the learner's function on cases that it computes itself.
 """
 
-from compresslab.classroom import honest_meter, zero_pruning  # noqa: F401  importing them registers their exercises
+from compresslab.classroom import (  # noqa: F401  importing them registers their exercises
+    activation_pruning,
+    honest_meter,
+    zero_pruning,
+)
 from compresslab.classroom.feedback import Feedback, check, exercises
 
 __all__ = ["Feedback", "check", "exercises"]

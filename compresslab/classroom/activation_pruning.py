@@ -1,0 +1,215 @@
+"""Exercises of notebook 03: channels sliced by hand, a score for a neuron, a network where the mean fails, a report."""
+
+import torch
+from torch import nn
+
+from compresslab import data as datasets
+from compresslab import layers, measure, models
+from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab.techniques import activation_pruning
+
+_ROUNDING = 1e-4  # of the largest logit
+_TIE = 0.99  # scores that lead to errors this near to one another may come in either order
+_REMOVED = 0.72  # share of article_mlp's parameters that goes, at least
+_COST = 0.005  # share of the validation images that it may cost, at most
+_SAME = 2e-4  # between two accuracies that are meant to be one
+
+
+@exercise("03.slice_channels", "Write a function that takes channels out of a convolution and out of what reads them.")
+def check_slice_channels(slice_channels):
+    """slice_channels(conv, linear, keep) -> both smaller; a Flatten, maybe a pooling, lies between them."""
+    for name, (conv, between, linear, images) in _convolutions().items():
+        for keep in _choices(conv.out_channels):
+            answer = call(slice_channels, conv, linear, keep)
+            with torch.no_grad():
+                wanted = _without(linear, keep)(between(conv(images)))
+                _refuse_layers(name, answer, conv, linear, keep)
+                logits = answer[1](between(answer[0](images)))
+            if not torch.allclose(logits, wanted, rtol=0, atol=_ROUNDING * float(wanted.abs().max())):
+                raise NotYet(f"for {name} the shapes fit, but the logits differ; {_columns_hint(answer, linear, keep)}")
+    return (
+        "The logits are those of the network with a mask, and the matrices are smaller. A channel is a row of one "
+        "weight and, behind a Flatten, a whole block of columns of the next."
+    )
+
+
+def _convolutions():
+    """(convolution, what lies between, linear layer, images): a few of different kernels and strides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pooled, flat = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), nn.Sequential(nn.ReLU(), nn.Flatten())
+        return {
+            "a 3 × 3 convolution with pooling behind it": (
+                *(nn.Conv2d(2, 6, 3), pooled, nn.Linear(6 * 16, 5), torch.randn(20, 2, 10, 10)),
+            ),
+            "a padded convolution with a stride": (
+                *(nn.Conv2d(1, 5, 5, stride=2, padding=2), flat, nn.Linear(5 * 36, 4), torch.randn(20, 1, 11, 11)),
+            ),
+            "a convolution whose channels have one position each": (
+                *(nn.Conv2d(1, 4, 7), flat, nn.Linear(4, 3), torch.randn(20, 1, 7, 7)),
+            ),
+        }
+
+
+def _choices(channels):
+    """Which channels stay: every second one, all but the first, the last alone, all of them."""
+    places = torch.arange(channels)
+    return [places % 2 == 1, places > 0, places == channels - 1, places >= 0]
+
+
+def _without(linear, keep):
+    """The linear layer with zeros where it reads the channels that go."""
+    masked = layers.duplicate(linear)
+    masked.weight[:, ~keep.repeat_interleave(linear.in_features // len(keep))] = 0
+    return masked
+
+
+def _refuse_layers(name, answer, conv, linear, keep):
+    if not isinstance(answer, (tuple, list)) or [type(one) for one in answer] != [nn.Conv2d, nn.Linear]:
+        raise NotYet(f"for {name} give two layers, (convolution, linear); this is {shown(answer)}")
+    count, width = int(keep.sum()), linear.in_features // len(keep)
+    wanted = {
+        "the convolution's weight": (answer[0].weight, (count, *conv.weight.shape[1:])),
+        "the convolution's bias": (answer[0].bias, (count,)),
+        "the linear layer's weight": (answer[1].weight, (linear.out_features, count * width)),
+        "the linear layer's bias": (answer[1].bias, (linear.out_features,)),
+    }
+    for what, (tensor, shape) in wanted.items():
+        found = None if tensor is None else tuple(tensor.shape)
+        if found != shape:
+            raise NotYet(f"for {name}, keeping {count} of {len(keep)} channels, {what} is {found}, not {shape}")
+    if answer[0].out_channels != count or answer[1].in_features != count * width:
+        raise NotYet(f"for {name} the weights fit; let out_channels and in_features say what they are now")
+    if (answer[0].stride, answer[0].padding) != (conv.stride, conv.padding):
+        raise NotYet(f"for {name} the convolution has lost its stride or padding")
+
+
+def _columns_hint(answer, linear, keep):
+    width = linear.in_features // len(keep)
+    if torch.equal(answer[1].weight, linear.weight[:, keep.repeat(width)]):
+        return "Flatten lays all positions of one channel side by side, then those of the next"
+    return "do rows, biases and columns belong to the same channels, those that stay?"
+
+
+@exercise("03.score", "Write a function that scores neurons by how much the next layer misses them.")
+def check_score(score):
+    """score(activations, linear) -> (neurons,), in the order of the error left when a neuron goes, its mean folded."""
+    for name, (activations, linear) in _layers().items():
+        answer, missed = call(score, activations, linear), _missed(activations, linear)
+        if answer is None:
+            number(None)
+        if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != tuple(missed.shape):
+            raise NotYet(f"for {name} give a tensor with one score a neuron, ({len(missed)},); this is {shown(answer)}")
+        order = answer.detach().double().argsort()
+        for first, second in zip(order.tolist(), order.tolist()[1:], strict=False):
+            if missed[second] < _TIE * missed[first]:
+                told = f"neuron {second} is missed less than neuron {first}"
+                raise NotYet(
+                    f"for {name}, {told} ({missed[second]:.3g} against {missed[first]:.3g}), and scores higher"
+                )
+    return (
+        "Fold the mean, and what is left is w · (h − mean): its mean square is the variance times the squared "
+        "outgoing norm, whatever the mean was and however the layer is scaled."
+    )
+
+
+def _layers():
+    """(activations, the layer that reads them) in which each simpler score goes wrong somewhere."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        usual = (torch.randn(400, 12) + torch.linspace(-1, 1, 12)).relu(), nn.Linear(12, 6)
+        shifted = usual[0] + torch.linspace(9, 0, 12), usual[1]
+        scales = 2.0 ** torch.arange(-6.0, 6)
+        rescaled = usual[0] * scales, layers.duplicate(usual[1])
+        rescaled[1].weight.div_(scales)
+        loud = torch.randn(400, 12) * torch.linspace(1, 2, 12), nn.Linear(12, 6)
+        loud[1].weight.mul_(torch.linspace(2, 0.5, 12))
+        silent = usual[0].clone(), nn.Linear(12, 1)
+        silent[0][:, 3], silent[0][:, 7] = 5.0, 0.0
+    return {
+        "an ordinary layer": usual,
+        "a layer whose neurons are always on": shifted,
+        "a layer rescaled neuron by neuron, the same function": rescaled,
+        "a layer whose loudest neurons are read least": loud,
+        "a layer with two neurons that never change": silent,
+    }
+
+
+def _missed(activations, linear):
+    """Mean square change of the next layer when a neuron goes and its mean is folded, one by one; (neurons,)."""
+    activations, weight = activations.double(), linear.weight.detach().double()
+    before, missed = activations @ weight.T, []
+    for neuron in range(activations.shape[1]):
+        keep = torch.arange(activations.shape[1]) != neuron
+        folded = activations[:, neuron].mean() * weight[:, neuron]
+        after = activations[:, keep] @ weight[:, keep].T + folded
+        missed.append((after - before).square().sum(1).mean())
+    return torch.stack(missed)
+
+
+@exercise("03.mean_fails", "Build a network that pruning by mean ruins and pruning by std does not hurt.")
+def check_mean_fails(network):
+    """Linear(2, n) - ReLU - Linear(n, 2) on normal inputs; half of its neurons go, by mean and by std."""
+    kinds = [type(one) for one in network] if isinstance(network, nn.Sequential) else []
+    if kinds != [nn.Linear, nn.ReLU, nn.Linear]:
+        raise NotYet(f"give an nn.Sequential of Linear, ReLU and Linear; this is {shown(network)}")
+    sizes = network[0].in_features, network[0].out_features, network[2].in_features, network[2].out_features
+    if sizes[0] != 2 or sizes[3] != 2 or sizes[1] != sizes[2] or sizes[1] < 2:
+        raise NotYet("the network should take 2 numbers, have 2 neurons or more between, and return 2 logits")
+    images = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    before = measure.predictions(network, images)
+    if not 0.2 < before.double().mean() < 0.8:
+        raise NotYet(f"it answers 1 for {before.double().mean():.0%} of the inputs; let it tell two classes apart")
+    changed = {}
+    for statistic in ("std", "mean"):
+        pruned = activation_pruning.prune(network, images, sparsity=0.5, statistic=statistic, scope="layer")
+        changed[statistic] = (measure.predictions(pruned, images) != before).double().mean().item()
+    if changed["std"] > 0.01:
+        raise NotYet(f"pruned by std, {changed['std']:.0%} of its answers change; which neurons never vary?")
+    if changed["mean"] < 0.2:
+        raise NotYet(
+            f"pruned by mean, only {changed['mean']:.0%} of its answers change; which neurons have the highest mean?"
+        )
+    return (
+        f"By mean {changed['mean']:.0%} of its answers change, by std {changed['std']:.0%}. "
+        "A neuron that is always on says nothing that a bias could not say; a quiet one may decide everything."
+    )
+
+
+@exercise("03.report", "Choose a pruned article_mlp on validation, report it on test: (model, interval).")
+def check_report(answer):
+    """(model with 72% fewer parameters, at most half a point lost on validation; its interval on the test images)."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise NotYet(f"give two things, (model, interval); this is {shown(answer)}")
+    model, interval = answer
+    if not isinstance(model, nn.Module):
+        raise NotYet(f"the first of the two should be the model; this is {shown(model)}")
+    data, dense = datasets.load("mnist"), models.pretrained("article_mlp", "mnist")
+    removed = 1 - layers.count_parameters(model) / layers.count_parameters(dense)
+    if removed < _REMOVED:
+        raise NotYet(f"{removed:.0%} of the parameters are gone, {_REMOVED:.0%} are asked for; a mask removes none")
+    cost = measure.accuracy(dense, data.validation) - measure.accuracy(model, data.validation)
+    if cost > _COST:
+        raise NotYet(
+            f"on validation it costs {100 * cost:.2f} points, {100 * _COST:.1f} are allowed; "
+            "which statistic leaves the most, and how long was it retrained?"
+        )
+    _refuse_interval(interval, model, data)
+    return (
+        f"{removed:.0%} fewer parameters, {interval.accuracy:.2%} on test ({interval.low:.2%} to {interval.high:.2%}), "
+        "looked at once. Chosen on the test images, it would be the best of many looks, and too high."
+    )
+
+
+def _refuse_interval(interval, model, data):
+    if not all(hasattr(interval, name) for name in ("accuracy", "low", "high")):
+        raise NotYet(f"the second should be what cl.measure.accuracy_interval returns; this is {shown(interval)}")
+    names, wanted = ("accuracy", "low", "high"), measure.accuracy_interval(model, data.test)
+    found = [number(getattr(interval, name), f"the interval's {name}") for name in names]
+    if all(abs(one - getattr(wanted, name)) < _SAME for name, one in zip(names, found, strict=True)):
+        return
+    if abs(found[0] - measure.accuracy(model, data.validation)) < _SAME / 2:
+        raise NotYet("this is the accuracy on the validation images, on which the model was chosen; report test")
+    if abs(found[0] - wanted.accuracy) < _SAME:
+        raise NotYet(f"the accuracy is right, the ends are not those of a 95% interval: {found[1]:.2%}, {found[2]:.2%}")
+    raise NotYet(f"the interval is around {found[0]:.2%}; this model has {wanted.accuracy:.2%} on the test images")
