@@ -109,7 +109,7 @@ class Notebook:
 
     def __init__(self, page, address, token, name):
         self.page = page
-        page.goto(f"{address}lab/tree/{name}?token={token}")
+        page.goto(f"{address}lab/tree/{name}?reset&token={token}")  # not the notebook that was open before
         page.wait_for_selector(".jp-Notebook", timeout=60_000)
         page.wait_for_function("() => window.jupyterapp !== undefined", timeout=30_000)
         self._wait_for_kernel()

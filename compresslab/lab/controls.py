@@ -48,6 +48,8 @@ class Controls:
 
     def _observer(self, name):
         def moved(change):
+            if plain(change["new"]) == plain(change["old"]):  # a browser's own rounding, not a hand
+                return
             with self._lock:
                 if makes_curve(self.declared[name]) and change["new"] is not None:
                     self.moved = name

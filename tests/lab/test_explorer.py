@@ -190,6 +190,15 @@ def test_the_code_reproduces_a_training_of_ones_own(open_lab, technique, tiny_mo
     assert run_code(lab, own, tiny_model, tiny_data, capsys) == tuple(lab.results.iloc[-1][["accuracy", "file_bytes"]])
 
 
+def test_the_rounding_of_a_browser_is_not_a_move(open_lab):
+    lab = open_lab(threads=False)
+    before = len(lab.results)
+    lab.controls["limit"].value = 0.1 + 1e-16  # its own value, as a browser computes it
+    assert lab.choice.setting["share"] == 0.5 and len(lab.results) == before
+    lab.controls["limit"].value = 0.10000000000000002
+    assert "limit" not in lab.choice.setting and len(lab.results) == before
+
+
 def test_the_pictures_are_png_and_change_with_the_slider(open_lab):
     lab = open_lab(threads=False)
     before = [pixels(image) for image in pictures(lab)]
