@@ -94,23 +94,24 @@ def settled(grid, weight, mask=None):
     except ValueError:  # beyond the format's limits
         return None
     codes = plain.codes(weight)
-    return (plain, codes) if _holds(plain, codes, weight, mask) else None
+    same = plain.values(codes).to(weight.dtype) == weight
+    return (plain, codes) if (same if mask is None else same | ~mask.cpu()).all() else None
 
 
 def write(writer, grid, codes, mask=None):
     """Write a weight on a grid in its cheapest form; `grid` and `codes` as from `settled`."""
     tensors.write(writer, grid.scale)
     tensors.write(writer, grid.zero_point)
-    floors, flat = _floors(grid, codes.shape), codes.contiguous().numpy().reshape(-1)
-    levels, rows = flat - floors, tensors.rows(codes.shape)
+    floors, codes, rows = _floors(grid, codes.shape), codes.contiguous().numpy(), tensors.rows(codes.shape)
+    levels = codes.reshape(-1) - floors
     if mask is not None:
         kept = mask.detach().cpu().contiguous().numpy().reshape(-1)
-        _plan_sparse(kept, rows, flat, levels, grid).write(writer)
+        _plan_sparse(kept, rows, levels, floors, grid).write(writer)
         return
-    plans, kept = [_plan_all(flat, levels, grid)], levels != 0
+    plans, kept = [_plan_all(levels, floors, grid)], levels != 0
     zeros = len(levels) - int(np.count_nonzero(kept))
     if 0 < zeros < len(levels) and (len(levels) <= tensors.SMALL or zeros > FEW * len(levels)):
-        plans.append(_plan_sparse(kept, rows, flat, levels, grid))
+        plans.append(_plan_sparse(kept, rows, levels, floors, grid))
     min(plans, key=lambda one: one.bits).write(writer)
 
 
@@ -144,20 +145,16 @@ def _checked(form, scale, zero_point):
 
 
 def _weight(grid, codes, dtype, kept):
-    """What the codes stand for, 0 where it is not kept."""
+    """What codes stand for, 0 where they are not kept (bool array, or None); grid, weight, and kept as a tensor."""
     mask, weight = None, grid.values(codes).to(dtype)
+    off_grid = grid.codes(weight) != codes
     if kept is not None:
         mask = torch.from_numpy(kept).reshape(codes.shape)
         weight.masked_fill_(~mask, 0.0)
-    if not _holds(grid, codes, weight, mask):
+        off_grid &= mask
+    if off_grid.any():
         raise CorruptFileError("weights do not lie on their grid")
     return grid, weight, mask
-
-
-def _holds(grid, codes, weight, mask):
-    """Whether a grid turns a weight into itself, by these codes."""
-    same = (grid.values(codes).to(weight.dtype) == weight) & (grid.codes(weight) == codes)
-    return bool((same if mask is None else same | ~mask.to(same.device)).all())
 
 
 def _floors(grid, shape):
@@ -166,8 +163,8 @@ def _floors(grid, shape):
     return np.broadcast_to(floors, shape).reshape(-1).copy()
 
 
-def _plan_all(codes, levels, grid):
-    numbers = _plan_numbers(codes, levels, grid)
+def _plan_all(levels, floors, grid):
+    numbers = _plan_numbers(levels, grid, lambda: levels + floors)
 
     def write(writer):
         writer.uint(ALL)
@@ -176,8 +173,10 @@ def _plan_all(codes, levels, grid):
     return values.Plan(8 + numbers.bits, write)
 
 
-def _plan_sparse(kept, rows, codes, levels, grid):
-    where, numbers = positions.plan(kept, rows), _plan_numbers(codes[kept], levels[kept], grid)
+def _plan_sparse(kept, rows, levels, floors, grid):
+    where = positions.plan(kept, rows)
+    few = levels[kept]
+    numbers = _plan_numbers(few, grid, lambda: few + floors[kept])
 
     def write(writer):
         writer.uint(SPARSE)
@@ -187,13 +186,11 @@ def _plan_sparse(kept, rows, codes, levels, grid):
     return values.Plan(8 + where.bits + numbers.bits, write)
 
 
-def _plan_numbers(codes, levels, grid):
-    """The cheaper of the two forms of some weights."""
-    plans = [
-        values.Plan(8 + grid.bits * len(codes), lambda writer: _write_packed(writer, codes - grid.low, grid.bits)),
-        *_plan_histogram(levels),
-    ]
-    return min(plans, key=lambda one: one.bits)
+def _plan_numbers(levels, grid, codes):
+    """The cheaper of the two forms of some weights; `codes()` makes their codes, where they are wanted."""
+    bits = 8 + grid.bits * len(levels)
+    packed = values.Plan(bits, lambda writer: _write_packed(writer, codes() - grid.low, grid.bits))
+    return min([packed, *_plan_histogram(levels)], key=lambda one: one.bits)
 
 
 def _write_packed(writer, numbers, bits):
@@ -204,8 +201,8 @@ def _write_packed(writer, numbers, bits):
 
 
 def _plan_histogram(levels):
-    smallest = int(levels.min(initial=0)) if not len(levels) else int(levels.min())
-    if not len(levels) or int(levels.max()) - smallest >= SPAN:
+    smallest, largest = (int(levels.min()), int(levels.max())) if len(levels) else (0, SPAN)
+    if largest - smallest >= SPAN:
         return []
     symbols = levels - smallest
     counts = np.bincount(symbols)

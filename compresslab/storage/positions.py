@@ -119,15 +119,43 @@ def _plan_odds(matrix):
         yield _plan_levels(matrix, 0, flat_rows, flat_columns, 0.0)
         return
     odds = min((count + 0.5) / (live - count + 0.5), 2**8)
-    base, at = max(1, round(odds * ONE)), np.nonzero(matrix)
-    for rows in (_levels(in_rows, np.count_nonzero(in_columns), odds), flat_rows):
-        for columns in (_levels(in_columns, np.count_nonzero(in_rows), odds), flat_columns):
-            pairs = rows[at[0]].astype(np.int64) * LEVELS + columns[at[1]]
-            ones = np.bincount(pairs, minlength=LEVELS * LEVELS).reshape(LEVELS, LEVELS)
+    base = max(1, round(odds * ONE))
+    row_levels = _levels(in_rows, np.count_nonzero(in_columns), odds)
+    column_levels = _levels(in_columns, np.count_nonzero(in_rows), odds)
+    joint = _kept_by_level(matrix, row_levels, column_levels)
+    for rows in (row_levels, flat_rows):
+        for columns in (column_levels, flat_columns):
+            ones = _merged(_merged(joint, rows is flat_rows, 0), columns is flat_columns, 1)
             every = np.outer(np.bincount(rows, minlength=LEVELS), np.bincount(columns, minlength=LEVELS))
             coded = _bits(ones, every, _probabilities(base))
             if affordable(live, coded):
                 yield _plan_levels(matrix, base, rows, columns, coded)
+
+
+def _kept_by_level(matrix, rows, columns):
+    """Number of kept entries by row level and column level: (LEVELS, LEVELS) float64, exact.
+
+    By matrix products, which take a tenth of the time of going through the kept entries.
+    """
+    counts, used = np.zeros((LEVELS, LEVELS)), np.unique(rows)
+    exact = np.float32 if len(rows) < 2**24 else np.float64  # a column's sum is a whole number below 2**24
+    of_level = (rows == used[:, None]).astype(exact)  # (levels, rows)
+    step = max(1, CHUNK // len(rows))
+    for start in range(0, len(columns), step):
+        some = np.s_[start : start + step]
+        sums = of_level @ matrix[:, some].astype(exact)  # (levels, columns)
+        for row, sums_of_row in zip(used, sums, strict=True):
+            counts[row] += np.bincount(columns[some], weights=sums_of_row, minlength=LEVELS)
+    return counts
+
+
+def _merged(counts, flat, axis):
+    """`counts`, or where all levels of an axis are made one, their sums at MIDDLE."""
+    if not flat:
+        return counts
+    sums, merged = counts.sum(axis=axis), np.zeros_like(counts)
+    merged[(MIDDLE,) if axis == 0 else np.s_[:, MIDDLE]] = sums
+    return merged
 
 
 def _plan_levels(matrix, base, rows, columns, coded):
