@@ -14,6 +14,7 @@ from torch import nn
 from compresslab.activations import watch
 
 ROUNDING = 1e-6  # relative: what float32 activations cannot tell apart
+BATCH = 256  # images at a time, at most
 INPUT_LIMIT = 2**20  # numbers in a batch of images
 ROWS_LIMIT = 2**22  # numbers of a batch that go into the moments of one reader: 32 MiB in double precision
 MOMENTS_LIMIT = 2**26  # numbers in all matrices of moments at a time: 512 MiB; more take another run over the images
@@ -55,7 +56,7 @@ def readings(model, images, groups):
     Of large feature maps every k-th position is taken, k sharing no factor with the number of positions. Zero padding
     is part of what a convolution reads, so its zeros count as samples.
     """
-    batch_size = max(1, min(256, INPUT_LIMIT // max(1, images[0].numel())))
+    batch_size = max(1, min(BATCH, INPUT_LIMIT // max(1, images[0].numel())))
     for part in _parts(groups):
         moments = {
             (group.name, consumer.name): _Moments(consumer.inputs, model.get_submodule(consumer.name))
@@ -79,7 +80,8 @@ def weakest(parts):
     for reading in parts[1:]:
         matrix = torch.where(reading.correlation.abs() < matrix.abs(), reading.correlation, matrix)
     still = torch.stack([reading.std == 0 for reading in parts]).all(0)
-    return matrix.masked_fill_(still[:, None] | still[None, :], 0)
+    matrix[still], matrix[:, still] = 0, 0
+    return matrix
 
 
 def _parts(groups):
@@ -110,8 +112,9 @@ class _Moments:
     """
 
     def __init__(self, inputs, module):
-        size = len(inputs)
+        size, width = inputs.shape
         self.inputs, self.module, self.count = inputs, module, 0.0
+        self.straight = width == 1 and torch.equal(inputs.flatten(), torch.arange(size))
         self.total, self.outer = torch.zeros(size).double(), torch.zeros(size, size).double()
 
     def __call__(self, value, _output):
@@ -128,12 +131,14 @@ class _Moments:
             value = value.movedim(1, -1)  # (N, *positions, channels)
         positions = math.prod(value.shape[1:-1])
         value = value.reshape(-1, value.shape[-1])[:: _stride(value.numel(), positions)]
-        value = value.cpu().double()[:, self.inputs]  # (samples, neurons, k)
-        return value.transpose(1, 2).reshape(-1, len(self.inputs)), padding
+        value = value.cpu().double()
+        if not (self.straight and value.shape[1] == len(self.inputs)):
+            value = value[:, self.inputs].transpose(1, 2).reshape(-1, len(self.inputs))  # from (samples, neurons, k)
+        return value, padding
 
     def reading(self, name):
         """The Reading of what was seen; raises ValueError, naming the group, where that cannot be one."""
-        if self.count < 2 or not self.outer.isfinite().all():
+        if self.count < 2 or not self.outer.diagonal().isfinite().all():
             found = "no activations" if self.count < 2 else "activations that are not finite"
             raise ValueError(f"the neurons of layer {name!r} give {found} on these images")
         mean, square = self.total / self.count, self.outer.diagonal() / self.count
@@ -144,11 +149,12 @@ class _Moments:
 
 def _correlation(second, mean, std):
     """Correlation matrix, float32, from E[x x^T], which is overwritten; see `Reading`."""
-    still = std == 0
-    scale = std.masked_fill(still, 1)
-    second.addr_(mean, mean, alpha=-1).div_(scale[:, None]).div_(scale[None, :])
-    second.masked_fill_(still[:, None] | still[None, :], 0).masked_fill_(still[:, None] & still[None, :], 1)
-    return second.add_(second.T.clone()).div_(2).clamp_(-1, 1).fill_diagonal_(1).float()
+    scale = torch.where(std > 0, 1 / std, 0.0)
+    second.addr_(mean, mean, alpha=-1).mul_(scale[:, None]).mul_(scale)
+    still = (std == 0).nonzero().flatten()
+    second[still[:, None], still] = 1
+    matrix = second.float()
+    return matrix.add_(matrix.T.contiguous()).div_(2).clamp_(-1, 1).fill_diagonal_(1)
 
 
 def _stride(numbers, positions):

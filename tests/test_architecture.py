@@ -13,7 +13,9 @@ RANKS = {
         ["checks", "paths", "datafiles", "layers", "selection", "grids", "ranges", "decomposition", "replacing"], 0
     ),
     **dict.fromkeys(["data", "models"], 1),
-    **dict.fromkeys(["train", "activations", "structure", "knowledge", "coupling", "moments", "input_grids"], 2),
+    **dict.fromkeys(
+        ["train", "activations", "structure", "knowledge", "coupling", "moments", "correlation", "input_grids"], 2
+    ),
     "techniques": 3,
     "storage": 4,
     "measure": 5,

@@ -24,12 +24,14 @@ from torch import nn
 from compresslab import checks, structure
 from compresslab.activations import checked_images
 from compresslab.correlation import ROUNDING, readings, weakest
+from compresslab.data import Split
 from compresslab.layers import Mask, duplicate, get_mask, set_mask, unsupported, weight_layers
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
 CRITERIA = ("correlation", "random")
 SIMILARITY = 0.95  # without a similarity or a sparsity
 CALIBRATION = 1000  # images that the lab gives
+PICTURED = 400  # images that the pictures are made from
 FEW = 32  # samples below which neurons look alike by chance
 
 
@@ -43,6 +45,7 @@ def prune(
     calibration_size=None,
     criterion="correlation",
     constant=False,
+    fresh=False,
     seed=0,
 ):
     """New model without redundant neurons and channels, really smaller; `model` itself is not changed.
@@ -63,7 +66,8 @@ def prune(
     constant    what becomes of neurons that never vary over the images. False: they have no correlation, 0, and only a
                 sparsity that needs them takes them. True: they go first, for they are affine images of any other, with
                 slope 0 and their value as the offset. Off, for who is silent on these images may speak on others
-    seed        whole number, 0 or more, for criterion "random"; the global random state is not touched
+    fresh       True: draw all weights of the smaller model anew, with `seed`: the control that trains it from scratch
+    seed        whole number, 0 or more, for criterion "random" and for `fresh`; the global random state is not touched
     returns     model with smaller layers, which trains on, saves and loads like any other
     raises      ValueError for a setting out of range, both similarity and sparsity, images that are missing, too few,
                 not finite or not what the model takes, layers that are unknown or cannot lose neurons, and a model
@@ -73,19 +77,20 @@ def prune(
     Which neurons go: see `clusters`. Where several layers read a neuron, each along a path of its own, the fits are
     made for each, and twins must be twins for all. Masked weights that receive merged ones are unmasked.
     """
-    _check_setting(similarity, sparsity, merge, criterion, constant, seed)
+    _check_setting(similarity, sparsity, criterion, seed)
+    for name, value in (("merge", merge), ("constant", constant), ("fresh", fresh)):
+        checks.choice(name, value, (True, False))
     studies, left_alone = _studies(model, images, layers, calibration_size, merge)
     stands = _stands(studies, similarity, sparsity, criterion, constant, seed)
-    twin = duplicate(model)
-    if merge:
+    twin, groups = duplicate(model), [study.group for study in studies]
+    removed = {group.name: _gone(stand) for group, stand in zip(groups, stands, strict=True)}
+    if merge and not fresh:
         for study, stand in zip(studies, stands, strict=True):
             _merge(twin, study, stand)
-    removed = {study.group.name: _gone(stand) for study, stand in zip(studies, stands, strict=True)}
-    structure.remove(
-        twin, [study.group for study in studies], {name: gone for name, gone in removed.items() if gone.any()}
-    )
-    _warn_few(studies)
-    warn_left_alone("redundancy_pruning", left_alone)
+    structure.remove(twin, groups, removed)
+    if fresh:
+        structure.reset(twin, seed)
+    _warn(studies, left_alone)
     return twin
 
 
@@ -100,7 +105,7 @@ def similarities(model, images, layers=None, calibration_size=None):
     Measured where the next layers read: the zeros of a padded convolution belong to what it reads.
     """
     studies, left_alone = _studies(model, images, layers, calibration_size, merge=False)
-    warn_left_alone("redundancy_pruning", left_alone)
+    _warn(studies, left_alone)
     return {study.group.name: study.correlation for study in studies}
 
 
@@ -118,33 +123,44 @@ def clusters(correlation, similarity, importance, constant=False):
     neuron that goes is a twin of the one that stands for it, and it had a twin no less important. In a chain a ~ b ~ c
     with a and c unlike, both ends go if b is the most important; else b goes, and both ends stay.
     """
+    stays = _stays(*_ranked(correlation, importance, constant), similarity)
+    return _assigned(correlation, stays)
+
+
+def _ranked(correlation, importance, constant):
+    """Order of the neurons, the most important first, and for each the |correlation| with those that come later.
+
+    returns  (neurons,) int64, neurons that never vary last; float32 (neurons, neurons) in that order, -1 where the
+             column does not come later, and 1 where one of the two never varies and `constant` says that it goes
+    """
     strength, still = correlation.abs(), correlation.diagonal() == 0
     order = torch.where(still, -1.0, importance.double()).sort(descending=True, stable=True).indices
-    twins = strength >= similarity * (1 - ROUNDING)
     if constant:
-        twins |= still[:, None] | still[None, :]
-    stays = torch.empty_like(still)
-    stays[order] = _first_unlike(twins[order][:, order].triu_(1).float())
-    return _assigned(strength, stays)
+        strength.masked_fill_(still[:, None] | still[None, :], 1)
+    place = torch.arange(len(order))
+    return order, strength[order[:, None], order].masked_fill_(place <= place[:, None], -1)
 
 
-def _first_unlike(twins):
-    """Which neurons stay, (neurons,) bool; twins[i, j] is 1 where j comes after its twin i, else 0.
+def _stays(order, strength, similarity):
+    """Which neurons stay, (neurons,) bool, of those ranked by `_ranked`; see `clusters`.
 
-    The same set as one by one, in a few rounds: who has no twin left above it stays, and its twins go.
+    The same as one by one, in a few rounds: who has no twin left before it stays, and its twins go.
     """
+    twins = (strength >= similarity * (1 - ROUNDING)).float()
     left, stays = torch.ones(len(twins)), torch.zeros(len(twins))
     while left.any():
         leaders = left * (left @ twins == 0)
         stays += leaders
         left *= (leaders == 0) & (leaders @ twins == 0)
-    return stays.bool()
+    return torch.empty(len(order), dtype=torch.bool).scatter_(0, order, stays.bool())
 
 
-def _assigned(strength, stays):
+def _assigned(correlation, stays):
     """For each neuron the one that stands for it: itself if it stays, else the most alike of those that stay."""
-    stand = strength.masked_fill(~stays, -1).argmax(1)
-    return torch.where(stays, torch.arange(len(stays)), stand)
+    stand, kept, gone = torch.arange(len(stays)), stays.nonzero().flatten(), (~stays).nonzero().flatten()
+    if len(gone):
+        stand[gone] = kept[correlation[gone][:, kept].abs().argmax(1)]
+    return stand
 
 
 def _gone(stand):
@@ -170,11 +186,10 @@ def _studies(model, images, layers, calibration_size, merge):
     """A _Study of each group of neurons that can be pruned, and layer name -> reason for what is left alone."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is {model!r}; give a torch.nn.Module")
-    images = checked_images(images, calibration_size)
-    if len(images) < 2:
-        raise ValueError(f"images holds {len(images)} image; a correlation takes 2 at least, better some hundreds")
+    images = _calibration(images, calibration_size)
     if not weight_layers(model, layers):
         raise ValueError("model has no Linear or Conv layer, whose neurons could be removed")
+    _refuse_nan(model)
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
         model = duplicate(model).float()  # activations in half precision would blur the fits
     groups, left_alone = _groups(model, images, layers, merge)
@@ -182,6 +197,22 @@ def _studies(model, images, layers, calibration_size, merge):
         _Study(group, seen, weakest(seen), _importance(model, group)) for group, seen in readings(model, images, groups)
     ]
     return studies, left_alone
+
+
+def _refuse_nan(model):
+    for name, weight in model.named_parameters():
+        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():  # the sum is quick
+            raise ValueError(f"parameter {name!r} of the model has values that are not finite (nan or inf)")
+
+
+def _calibration(images, calibration_size):
+    """The calibration images, (N, …), N at least 2; that all are finite is checked when they are run."""
+    checked_images(images, 2)
+    images = images.images if isinstance(images, Split) else images
+    images = images[: None if calibration_size is None else checks.integer("calibration_size", calibration_size, 2)]
+    if len(images) < 2:
+        raise ValueError(f"images holds {len(images)} image; a correlation takes 2 at least, better some hundreds")
+    return images
 
 
 def _groups(model, images, layers, merge):
@@ -232,12 +263,15 @@ def _importance(model, group):
     squares = torch.zeros(group.size).double()
     for consumer in group.consumers:
         module = model.get_submodule(consumer.name)
-        weight = _inputs_first(module.weight.detach(), module).cpu().double()
-        squares += weight[consumer.inputs].square().flatten(1).sum(1)
+        weight = _inputs_first(module.weight.detach(), module)
+        norms = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), dtype=torch.float64)
+        squares += norms.cpu()[consumer.inputs].square().sum(1)
     return squares.sqrt()
 
 
-def _warn_few(studies):
+def _warn(studies, left_alone):
+    """Say what is left alone, and where neurons are judged by few samples."""
+    warn_left_alone("redundancy_pruning", left_alone)
     counts = {study.group.name: reading.samples for study in studies for reading in study.readings}
     name = min(counts, key=counts.get, default=None)
     if name is not None and counts[name] < FEW:
@@ -264,15 +298,13 @@ def _most_redundant(studies, sparsity, constant, rounds=12):
     It is found to a 4096th; those that go beyond the number, the ones least like who stands for them, are put back.
     """
     wanted = round(sparsity * sum(study.group.size for study in studies))
-    low, high, chosen = 0.0, 1.0, None
+    ranked = [_ranked(study.correlation, study.importance, constant) for study in studies]
+    low, high = 0.0, 1.0
     for _ in range(rounds):
         middle = (low + high) / 2
-        attempt = _clustered(studies, middle, constant)
-        if sum(int(_gone(stand).sum()) for stand in attempt) >= wanted:
-            low, chosen = middle, attempt
-        else:
-            high = middle
-    chosen = _clustered(studies, 0.0, constant) if chosen is None else chosen
+        gone = sum(len(one[0]) - int(_stays(*one, middle).sum()) for one in ranked)
+        low, high = (middle, high) if gone >= wanted else (low, middle)
+    chosen = _clustered(studies, low, constant)
     scores = [_likeness(study, stand, constant) for study, stand in zip(studies, chosen, strict=True)]
     goes = torch.zeros(sum(map(len, scores)), dtype=torch.bool)
     goes[torch.cat([torch.empty(0), *scores]).sort(descending=True, stable=True).indices[:wanted]] = True
@@ -294,7 +326,7 @@ def _at_random(studies, stands, seed):
     for study, stand in zip(studies, stands, strict=True):
         stays = torch.ones(len(stand), dtype=torch.bool)
         stays[torch.randperm(len(stand), generator=generator)[: int(_gone(stand).sum())]] = False
-        drawn.append(_assigned(study.correlation.abs(), stays))
+        drawn.append(_assigned(study.correlation, stays))
     return drawn
 
 
@@ -335,7 +367,7 @@ def _write(module, weight):
         _inputs_first(holder, module).copy_(weight)
 
 
-def _check_setting(similarity, sparsity, merge, criterion, constant, seed):
+def _check_setting(similarity, sparsity, criterion, seed):
     if similarity is not None and sparsity is not None:
         raise ValueError(f"give similarity or sparsity, one of them; got {similarity!r} and {sparsity!r}")
     if similarity is not None:
@@ -344,8 +376,6 @@ def _check_setting(similarity, sparsity, merge, criterion, constant, seed):
             raise ValueError(f"similarity is {similarity!r}; give a number above 0, up to 1{hint}")
     if sparsity is not None:
         checks.fraction("sparsity", sparsity)
-    checks.choice("merge", merge, (True, False))
-    checks.choice("constant", constant, (True, False))
     checks.choice("criterion", criterion, CRITERIA)
     checks.integer("seed", seed, 0)
 
@@ -353,12 +383,13 @@ def _check_setting(similarity, sparsity, merge, criterion, constant, seed):
 def anatomy(model, compressed, setting, data):
     """Pictures of what a pruning saw: correlations ordered by clusters, the likest other of each neuron, what is left.
 
-    model, compressed  before and after;  setting  what `prune` was called with;  data  Data, whose first training
-    images are the calibration images
-    returns            list of Picture, quick enough for every move of a slider
+    model, compressed  before and after;  setting  what `prune` was called with
+    data     Data; correlations are those over its first 400 training images, which is quick enough for every move of a
+             slider; `prune` may have looked at more
+    returns  list of Picture; an empty one where no neurons can be removed
     """
     own = {name: setting.get(name) for name in ("similarity", "sparsity")}
-    images = data.train.images[:CALIBRATION]
+    images = data.train.images[:PICTURED]
     merge, constant = setting.get("merge", True), setting.get("constant", False)
     studies, _ = _studies(model, images, setting.get("layers"), setting.get("calibration_size"), merge)
     stands = _stands(studies, **own, criterion="correlation", constant=constant, seed=0)
@@ -414,7 +445,8 @@ def _histogram(studies, cut, setting):
     if is_random:
         caption = "No cut: as many neurons as have twins go, but at random."
     title = "Each neuron's largest |correlation|"
-    return Picture("likeness", "histogram", values, title, caption, None if is_random else cut, axis="|correlation|")
+    cut = None if is_random else cut
+    return Picture("likeness", "histogram", values, title, caption, cut, axis="|correlation|", above=True)
 
 
 def _bars(model, compressed, studies):
@@ -458,7 +490,11 @@ TECHNIQUE = Technique(
             "calibration_size", CALIBRATION, 50, CALIBRATION, 50, unit=" images", help="Images that are looked at."
         ),
     ),
-    fair_controls={"delete, not merge": {"merge": False}, "random neurons": {"criterion": "random"}},
+    fair_controls={
+        "delete, not merge": {"merge": False},
+        "random neurons": {"criterion": "random"},
+        "from scratch": {"fresh": True},
+    },
     anatomy=anatomy,
     calibration=CALIBRATION,
 )
