@@ -46,6 +46,9 @@ def cut(picture, ax):
         return []
     if picture.kind == "spectrum":
         return [ax.axvline(picture.cut - 0.5, color=RED, linewidth=2.5)]
+    if picture.above:
+        band = ax.axvspan(picture.cut, ax.get_xlim()[1], color=ORANGE, alpha=0.35, linewidth=0)
+        return [band, ax.axvline(picture.cut, color=RED, linewidth=2.5)]
     sides = {-picture.cut, picture.cut} if ax.get_xlim()[0] < 0 else {picture.cut}
     start = -picture.cut if ax.get_xlim()[0] < 0 else ax.get_xlim()[0]
     band = ax.axvspan(start, picture.cut, color=ORANGE, alpha=0.35, linewidth=0)

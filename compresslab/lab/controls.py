@@ -7,7 +7,7 @@ import ipywidgets as widgets
 from compresslab import checks
 from compresslab.lab.span import makes_curve, whole
 
-LABEL = "110px"  # room for the longest name before a slider
+LABEL = "135px"  # room for the longest name before a slider
 UNUSED = "compresslab-unused"  # class of an alternative that is not in use; the page shows it dimmed
 
 

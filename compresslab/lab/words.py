@@ -6,12 +6,17 @@ from compresslab.lab.span import makes_curve
 
 
 def setting(technique, values):
-    """A setting as a person reads it, choices at their defaults left out: "sparsity 90%", "rank 8, scope layer"."""
+    """A setting as a person reads it: "sparsity 90%", "rank 8, scope layer". What is at its default is left out, but for
+    the first slider and those that exclude one another.
+    """
     declared = {control.name: control for control in technique.controls}
+    first = next((name for name, control in declared.items() if makes_curve(control)), None)
     told = {
         name: value
         for name, value in values.items()
-        if name not in declared or makes_curve(declared[name]) or value != declared[name].default
+        if name not in declared
+        or value != declared[name].default
+        or (makes_curve(declared[name]) and (name == first or declared[name].alternative))
     }
     return ", ".join(f"{name} {value_of(declared.get(name), value)}" for name, value in told.items()) or technique.name
 

@@ -39,7 +39,8 @@ class Control:
 class Picture:
     """One named array of a technique's anatomy and the kind of picture it wants.
 
-    kind "histogram"  values: 1-d, what is counted;  cut: where the technique cuts, on the same axis
+    kind "histogram"  values: 1-d, what is counted;  cut: where the technique cuts, on the same axis;  above: True where
+                      what lies above the cut goes, not what lies below
          "matrix"     values: 2-d
          "spectrum"   values: 1-d, descending;  cut: how many are kept
          "images"     values: 3-d (count, height, width)
@@ -59,6 +60,7 @@ class Picture:
     axis: str = ""
     classes: tuple = ()
     images: np.ndarray | None = None
+    above: bool = False
 
 
 @dataclass(frozen=True)

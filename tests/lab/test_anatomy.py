@@ -32,7 +32,7 @@ def test_every_kind_is_drawn(ax, picture):
 @pytest.mark.parametrize("kind", list(anatomy.KINDS))
 @pytest.mark.parametrize("fill", [0.0, np.nan, 1e30], ids=["zeros", "nan", "huge"])
 def test_every_kind_bears_a_constant(ax, kind, fill):
-    shape = {"matrix": (2, 3), "images": (4, 2, 2)}.get(kind, (5,))
+    shape = {"matrix": (2, 3), "images": (4, 2, 2), "targets": (2, 3)}.get(kind, (5,))
     picture = Picture("x", kind, np.full(shape, fill), "Constant", cut=1.0)
     anatomy.draw(picture, ax, anatomy.limits(picture))
     anatomy.cut(picture, ax)
@@ -128,3 +128,13 @@ def test_a_gallery_only_moves_the_cut_where_the_values_stay():
     assert panel._background is background
     list(gallery.draw([other]))
     assert panel._background is not background
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_the_band_of_a_cut_lies_over_what_goes(above):
+    ax = Figure().add_subplot()
+    shown = Picture("h", "histogram", np.linspace(0, 1, 50), "Values", cut=0.8, above=above)
+    anatomy.draw(shown, ax)
+    band = anatomy.cut(shown, ax)[0].get_bbox()
+    low, high = sorted((band.x0, band.x1))
+    assert (low, high) == pytest.approx((0.8, ax.get_xlim()[1]) if above else (0, 0.8))

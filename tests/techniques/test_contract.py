@@ -62,7 +62,7 @@ def test_defaults_lie_in_their_ranges_on_a_step(name):
     for control in cl.techniques.get(name).controls:
         assert control.help, f"{control.name} has no tooltip"
         if control.choices:
-            assert control.default in control.choices
+            assert control.default in control.choices or (control.default is None and control.alternative)
         else:
             assert control.low <= control.default <= control.high
             steps = (control.default - control.low) / control.step
