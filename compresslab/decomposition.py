@@ -40,7 +40,7 @@ class Decomposition:
         left, right = self.left[:, :rank], self.right[:rank]
         scale = right.double().norm(dim=1).sqrt()  # (rank,)
         share = torch.where(scale > 0, scale, 1.0)
-        return (left * scale).to(left.dtype), (right / share[:, None]).to(right.dtype)
+        return tuple(one.to(left.dtype).contiguous() for one in (left * scale, right / share[:, None]))
 
     def rank_for(self, energy):
         """The smallest rank, 1 or more, whose squared values sum to the fraction `energy` of the total; None if even
@@ -50,6 +50,11 @@ class Decomposition:
         if energy == 1 and len(self.values) == min(len(self.left), self.right.shape[1]):
             return len(self.values)
         return int(reached.double().argmax()) + 1 if reached.any() else None
+
+    def may_reach(self, energy, rank):
+        """Whether a larger rank may keep `energy`: further values are no larger than the last one here."""
+        squares = self.values.square()
+        return float(squares.sum() + (rank - len(squares)) * squares[-1]) >= energy * self.total
 
 
 def break_even(rows, columns):
@@ -69,13 +74,16 @@ def decompose(matrix, rank=None, energy=None, moment=None, seed=0):
     rank    whole number, 1 to min(rows, columns);  energy  fraction, above 0 to 1
     moment  (columns, columns) float64, positive definite: E[x x^T] of what the matrix is multiplied with; None for the
             plain SVD
-    seed    of the random directions; they are used where the matrix is large and few are enough, and where they are
-            not the result is exact up to rounding
+    seed    of the random directions, which are used where the matrix is large (more than 512 rows and columns) and a
+            quarter of them is enough. The error is then above the best one of this rank by 3% at most, for numbers
+            that are pure noise, and by less the faster the spectrum falls; elsewhere the result is the best, rounded
     """
+    found = None
     for size in _sizes(min(matrix.shape), rank, energy):
-        found = _project(matrix, _random_basis(matrix, moment, size + OVERSAMPLE, seed), moment)
-        if rank is not None or found.rank_for(energy) is not None:
-            return found
+        if found is None or found.may_reach(energy, size):
+            found = _project(matrix, _random_basis(matrix, moment, size + OVERSAMPLE, seed), moment)
+            if rank is not None or found.rank_for(energy) is not None:
+                return found
     return _kept((matrix, moment), lambda: _complete(matrix, moment))
 
 
@@ -93,24 +101,22 @@ def _complete(matrix, moment):
 
 
 def _project(matrix, basis, moment):
-    """The Decomposition of basis @ basis.T @ matrix; None for the identity as basis. Squares in double precision."""
-    core = (matrix if basis is None else basis.T @ matrix.to(basis.dtype)).double()  # (k, columns)
-    weighted = core if moment is None else core @ moment
-    eigenvalues, vectors = torch.linalg.eigh(weighted @ core.T)  # ascending
-    vectors = vectors.flip(1)
-    left = vectors if basis is None else basis.double() @ vectors
-    right = vectors.T @ core
+    """The Decomposition of basis @ basis.T @ matrix, None for the identity as basis; the Gram matrix in float64."""
+    core = matrix.double() if basis is None else basis.T @ matrix.to(basis.dtype)  # (k, columns)
+    precise = core.double()
+    eigenvalues, vectors = torch.linalg.eigh((precise if moment is None else precise @ moment) @ precise.T)  # ascending
+    vectors = vectors.flip(1).to(core.dtype)
+    left, right = vectors if basis is None else basis @ vectors, vectors.T @ core
     values = eigenvalues.flip(0).clamp(min=0).sqrt()
-    whole = min(matrix.shape) == len(values)
-    total = values.square().sum() if whole else _total(matrix, moment)
-    return Decomposition(left.to(matrix.dtype), right.to(matrix.dtype), values, float(total))
+    total = float(values.square().sum()) if len(values) == min(matrix.shape) else _total(matrix, moment)
+    return Decomposition(left.to(matrix.dtype), right.to(matrix.dtype), values, total)
 
 
 def _total(matrix, moment):
     """Sum of all squared singular values of the (weighted) matrix, without any of them."""
     if moment is None:
-        return torch.linalg.vector_norm(matrix, dtype=torch.float64) ** 2
-    return (matrix @ moment.to(matrix.dtype)).mul_(matrix).sum(dtype=torch.float64)
+        return float(torch.linalg.vector_norm(matrix)) ** 2
+    return float((matrix @ moment.to(matrix.dtype)).mul_(matrix).sum())
 
 
 def _random_basis(matrix, moment, size, seed):
@@ -120,7 +126,7 @@ def _random_basis(matrix, moment, size, seed):
     sample = torch.randn(matrix.shape[1], size, generator=generator).to(matrix)  # (columns, size)
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(matrix @ _times(moment, sample)).Q
-        sample = matrix.T @ basis
+        sample = (basis.T @ matrix).T  # on a CPU several times faster than matrix.T @ basis
     return torch.linalg.qr(matrix @ _times(moment, sample)).Q
 
 

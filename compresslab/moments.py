@@ -32,7 +32,7 @@ class Moments:
 
     def covariance(self):
         """E[x x^T] - E[x] E[x]^T, (columns, columns)."""
-        return self.second - torch.outer(self.mean, self.mean)
+        return torch.addr(self.second, self.mean, self.mean, alpha=-1)
 
 
 def input_moments(model, images, names, seed=0):
@@ -104,13 +104,13 @@ class _Sums:
             chosen = torch.randperm(count, generator=self._generator)[: int(self._share * count) + 1]
         for rows in _chosen(windows, chosen.to(inputs.device)):
             self.rows += len(rows)
-            self.first = self.first + rows.sum(0, dtype=torch.float64)
+            self.first = self.first + rows.sum(0).double()
             self.second = self.second + (rows.T @ rows).double()
 
 
 def _finished(name, sums):
     mean, second = sums.first / sums.rows, sums.second / sums.rows
-    if not (mean.isfinite().all() and second.isfinite().all()):
+    if not (mean.isfinite().all() and second.diagonal().isfinite().all()):
         raise ValueError(f"layer {name!r} is given values that are not finite for these images")
     return Moments(mean, second, sums.rows)
 
