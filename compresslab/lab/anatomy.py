@@ -128,7 +128,8 @@ def targets(picture, ax, limits=None):
     colors = np.where(own.ravel(), ORANGE, BLUE) if own.size == values.size else BLUE
     ax.add_collection(PolyCollection(corners, facecolors=colors), autolim=False)
     ax.hlines(np.arange(rows) + 0.97, -0.5, columns - 0.5, color=LIGHT, linewidth=0.8)
-    for row, column in ((row, column) for row in range(rows) for column in np.argsort(-values[row])[:2]):
+    likeliest = np.argsort(-values, axis=1)[:, :2]  # (rows, 2)
+    for row, column in ((row, column) for row, two in enumerate(likeliest) for column in two):
         if values[row, column] >= 0.005:
             place = (column, 0.95 - BAR * min(1, values[row, column]) + row)
             ax.text(*place, f"{values[row, column]:.0%}", fontsize=TEXT - 2, ha="center", va="bottom")

@@ -6,8 +6,9 @@ from compresslab.lab.span import makes_curve
 
 
 def setting(technique, values):
-    """A setting as a person reads it: "sparsity 90%", "rank 8, scope layer". What is at its default is left out, but for
-    the first slider and those that exclude one another.
+    """A setting as a person reads it: "sparsity 90%", "rank 8, scope layer".
+
+    What is at its default is left out, but for the first slider and those that exclude one another.
     """
     declared = {control.name: control for control in technique.controls}
     first = next((name for name, control in declared.items() if makes_curve(control)), None)
