@@ -8,6 +8,7 @@ network whose consumers no longer look at them.
 Fang et al. 2023, arXiv:2301.12900 (dependency graphs); Li et al. 2017, arXiv:1608.08710 (filters).
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from compresslab import coupling
 from compresslab.activations import checked_images
-from compresslab.layers import Mask, distinct_weights, duplicate, get_mask, plain, set_mask, weight_layers
+from compresslab.layers import Mask, duplicate, get_mask, plain, set_mask, weight_layers
 
 OUTPUT = coupling.OUTPUT
 
@@ -61,27 +62,29 @@ def find_groups(model, images):
     """The groups of channels that can be removed from a model, and the layers that must keep theirs.
 
     model    any nn.Module; it is not changed
-    images   (N, …) images that it takes; only the first is run
+    images   (N, …) images that it takes; the first is run, or the first two where it does not take one alone
     returns  list of Group in module order, and dict of layer name -> reason for every layer of
              `layers.weight_layers` whose outputs are in no group; OUTPUT is the reason of the last layer
     raises   ValueError for no images or images that the model does not take
     """
-    images, twin = checked_images(images, 1), _bare(model)
-    with torch.enable_grad():
-        calls = _calls(twin, images)
+    twin = _bare(model)
+    images = _fitting(twin, checked_images(images, 2))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        images, calls = _first_run(twin, images)
         try:
-            units = coupling.coupled(twin, images)
+            units = coupling.coupled(twin, images.clone())
         except Exception as error:  # the tracer meets networks of every make
             return [], dict.fromkeys(weight_layers(model), f"the network cannot be traced: {_first_line(error)}")
     parts, blocked = dict(model.named_parameters()) | dict(model.named_modules()), _blocked(model, calls)
     groups, reasons = [], {}
     for unit in units:
         group, reason = _group(unit, parts), _reason(unit, parts, blocked)
-        if reason:
-            reasons |= dict.fromkeys(group.producers, reason)
+        if reason or not group.consumers:
+            reasons |= dict.fromkeys(group.producers, reason or OUTPUT)
         else:
             groups.append(group)
-    groups, failed = _tried(twin, _distinct(groups), images)
+    with torch.random.fork_rng(devices=[]):
+        groups, failed = _tried(twin, _distinct(groups), images)
     reasons |= {name: reason for group, reason in failed for name in group.producers}
     free = {name for group in groups for name in group.producers}
     names = [name for name in weight_layers(model) if name not in free]
@@ -169,36 +172,43 @@ def _bare(model):
     return twin
 
 
-def _calls(twin, images):
-    """How often each module runs; raises ValueError if the model does not take the images."""
-    calls, handles = {}, []
+def _first_run(twin, images):
+    """As few of the images as the model takes, and how often each module runs; ValueError if it takes none."""
+    calls, handles = Counter(), []
     for name, module in twin.named_modules():
-        handles.append(module.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})))
+        handles.append(module.register_forward_hook(lambda *_, name=name: calls.update([name])))
     try:
-        twin(_on(twin, images))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"the model does not take images of shape {tuple(images.shape)}: {error}") from error
+        for count in range(1, len(images) + 1):
+            calls.clear()
+            try:
+                twin(images[:count].clone())
+                return images[:count], calls
+            except (RuntimeError, ValueError, TypeError) as error:
+                failure = error
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    raise ValueError(f"the model does not take images of shape {tuple(images.shape)}: {failure}") from failure
 
 
-def _on(twin, images):
+def _fitting(twin, images):
+    """A copy of images (a network may write to them) where the model is, in its type."""
     device = next((one.device for one in twin.parameters()), images.device)
-    return images.to(device, torch.float32 if images.is_floating_point() else images.dtype)
+    return images.to(device, torch.float32 if images.is_floating_point() else images.dtype, copy=True)
 
 
 def _blocked(model, calls):
     """Layers that cannot lose anything, with the reason: tied, used twice, or with a weight made in another way."""
-    blocked = {}
-    for weight in distinct_weights(model):
-        if len(weight.holders) > 1:
-            blocked |= dict.fromkeys(weight.names, "shares its weight")
+    holders, blocked = {}, {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(weight), []).append(name)
+    tied = {name for names in holders.values() if len(names) > 1 for name in names}
     for name, module in model.named_modules():
         if isinstance(module, _SLICED):
-            if calls.get(name, 0) > 1:
+            if calls[name] > 1:
                 blocked[name] = "is used more than once"
+            if any(f"{name}.{own}".lstrip(".") in tied for own, _ in module.named_parameters(remove_duplicate=False)):
+                blocked[name] = "shares its weight"
             if strange := [type(one).__name__ for one in _parametrizations(module) if not _can_slice(one)]:
                 blocked[name] = f"has a weight made by {strange[0]}"
     return blocked
@@ -237,7 +247,7 @@ def _reason(unit, parts, blocked):
             return f"its outputs go through {cut.name!r} ({type(parts[cut.name]).__name__})"
         if cut.name in blocked:
             return f"{cut.name!r} {blocked[cut.name]}"
-    return None if any(cut.side == "in" for cut in unit) else OUTPUT
+    return None
 
 
 def _unread(model, name):
@@ -278,17 +288,17 @@ def _disagreement(twin, groups, images):
     Compared are the outputs of the model and, channel by channel that stays, what each consumer reads.
     """
     copy, removed = duplicate(twin), {group.name: torch.arange(group.size) % 2 == 1 for group in groups}
-    kept = {key: ~gone for key, gone in _gone(copy, groups, removed).items() if key[1] == "in"}
-    with torch.no_grad():
-        for name in {consumer.name for group in groups for consumer in group.consumers}:
-            module = copy.get_submodule(name)
-            module.weight[_along(_axis(module, "in"), ~kept[name, "in"], module.weight)] = 0.0
-        masked = _seen(copy, images, kept)
-        try:
+    try:
+        with torch.no_grad():
+            kept = {key: ~gone for key, gone in _gone(copy, groups, removed).items() if key[1] == "in"}
+            for name in {consumer.name for group in groups for consumer in group.consumers}:
+                module = copy.get_submodule(name)
+                module.weight[_along(_axis(module, "in"), ~kept[name, "in"], module.weight)] = 0.0
+            masked = _seen(copy, images, kept)
             remove(copy, groups, removed)
             sliced = _seen(copy, images, dict.fromkeys(kept))
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            return f"without some of its outputs the network does not run: {_first_line(error)}"
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        return f"without some of its outputs the network does not run: {_first_line(error)}"
     same = len(masked) == len(sliced) and all(map(_close, masked, sliced))
     return None if same else "its outputs are mixed with others on the way"
 
@@ -300,7 +310,7 @@ def _seen(model, images, kept):
         module = model.get_submodule(name)
         handles.append(module.register_forward_pre_hook(partial(_see, seen, keep)))
     try:
-        outputs = model(_on(model, images))
+        outputs = model(images.clone())
     finally:
         for handle in handles:
             handle.remove()
@@ -314,10 +324,12 @@ def _see(seen, keep, module, inputs):
 
 
 def _close(one, other, tolerance=1e-3):
+    """Whether two tensors are alike, up to a share of the largest number; what is not finite must be the same."""
     if one.shape != other.shape:
         return False
-    reach = one.abs().max() if one.numel() else 0.0
-    return bool(((one - other).abs() <= tolerance * reach).all())
+    finite = one[one.isfinite()].abs()
+    reach = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance * reach, equal_nan=True)
 
 
 def _gone(model, groups, removed):
