@@ -184,8 +184,10 @@ class Journal:
 def frame(results):
     """A DataFrame of Results, in their order, with a column for every parameter of their settings.
 
-    A parameter named as another column ("seed") has its column as "setting.seed".
+    results  any iterable of Result, such as `sweep.run` itself; a parameter named as another column ("seed") has its
+             column as "setting.seed"
     """
+    results = list(results)
     head, tail = ["technique", "model", "data", "stage"], ["steps", "seed", "accuracy", "file_bytes", "parameters"]
     tail += ["nonzeros", "seconds", "created"]
     tail += [name for name in _COLUMNS if name not in (*head, *tail, "setting")] + ["key"]

@@ -174,6 +174,10 @@ def test_what_is_no_measurement_is_refused(path, change):
     assert len(journal) == 0
 
 
+def test_frame_takes_results_as_a_sweep_hands_them_over():
+    pd.testing.assert_frame_equal(cl.journal.frame(iter([RESULT])), cl.journal.frame([RESULT]))
+
+
 def test_frame_spreads_the_settings_and_keeps_names_apart(path):
     journal = cl.journal.open(path)
     assert len(journal.to_frame()) == 0 and "accuracy" in journal.to_frame()
