@@ -35,7 +35,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # (in, out, …); the others (out, in, …)
 FLOAT = 32  # bits that leave numbers as they are
 DEFAULT_BITS = 8
-LARGEST = 1e37  # size of a weight whose grid, and the sums that fit it, stay inside float32
+FINE = 8  # bits from which on a better range than min-max gains nothing to speak of, and takes five times as long
 CLEAR = 100.0  # dB from where on no noise is to be seen
 IMAGES = 1000  # calibration images that sweep and lab hand over
 
@@ -47,8 +47,8 @@ def quantize(
     dtype=None,
     symmetric=True,
     per_channel=True,
-    clipping="mse",
-    percentile=0.999,
+    clipping=None,
+    percentile=0.995,
     activations=None,
     calibration="mse",
     calibration_size=None,
@@ -66,7 +66,8 @@ def quantize(
                  1 bit the two values lie as far below and above the mean weight
     per_channel  a scale for each output neuron or channel, or one for the whole layer
     clipping     where the range of the weights ends. "none": at the largest; "percentile": where that share of them
-                 lies inside; "mse": where the squared error is least. Nothing for 1 bit to choose
+                 lies inside; "mse": where the squared error is least. None: "mse" below 8 bits, "none" from there
+                 on, where it gains nothing. 1 bit has no range to choose
     percentile   for "percentile", of clipping or calibration: a fraction above 0, to 1
     activations  bits of what goes into each quantized layer: 1 to 16, or "fp32" to leave it as it is. None: as many as
                  `bits` where images are given (with a dtype, none are quantized), and unchanged where not. One scale
@@ -83,7 +84,8 @@ def quantize(
     A masked model stays masked. Quantizing again replaces the grid, from the values there are. Tensors all of whose
     weights are equal, channels of zeros, and ranges to one side of 0 are kept: exactly, exactly, to half a step.
     """
-    checks.choice("clipping", clipping, ranges.CLIPPINGS)
+    if clipping is not None:
+        checks.choice("clipping", clipping, ranges.CLIPPINGS)
     checks.choice("calibration", calibration, CALIBRATIONS)
     _check_flags(symmetric=symmetric, per_channel=per_channel, learned=learned)
     percentile = _check_share(percentile)
@@ -91,12 +93,16 @@ def quantize(
     inputs = _check_activations(activations, bits, images)
     _check_model(model, layers)
     twin = duplicate(model)
-    for weight in distinct_weights(twin, layers) if dtype is None else ():
-        grid = None if bits == FLOAT else _grid(weight, bits, symmetric, per_channel, clipping, percentile, learned)
-        _round(weight, grid)
-    for weight in distinct_weights(twin, layers) if dtype else ():
-        _round(weight, _half(weight, DTYPES[dtype]))
-    reasons = _left_alone(twin) if layers is None and bits != FLOAT else {}
+    weights = distinct_weights(twin, layers)
+    for weight in weights:
+        if dtype:
+            rounding = _half(weight, DTYPES[dtype])
+        else:
+            grid = bits, symmetric, per_channel, clipping or ("mse" if bits < FINE else "none"), percentile, learned
+            rounding = None if bits == FLOAT else _grid(weight, *grid)
+        for module, name in weight.holders:
+            set_rounding(module, rounding, name)
+    reasons = _left_alone(twin, weights) if layers is None and bits != FLOAT else {}
     names = list(weight_layers(twin, layers))
     if inputs == "fp32":
         twin = input_grids.remove(twin, names)
@@ -109,32 +115,29 @@ def quantize(
     return twin
 
 
-def _round(weight, rounding):
-    """Put a rounding on a Weight, one object in all that hold it; None takes away the one there is."""
-    for module, name in weight.holders:
-        set_rounding(module, rounding, name)
-
-
 def _grid(weight, bits, symmetric, per_channel, clipping, percentile, learned):
     """The Grid for a Weight, fitted to what it holds now; a masked weight's zeros do not count."""
     _check_values(weight)
     if not weight.value.numel():
         return None
+    codes = ranges.code_range(bits, symmetric)
     layer = next(module for module, _ in weight.holders if isinstance(module, TYPES))
     transposed = isinstance(layer, TRANSPOSED)
     kept = None if weight.mask is None else _rows(weight.mask, transposed, per_channel)
     rows = _rows(weight.value, transposed, per_channel)
     scale, point = ranges.fit(rows, bits, symmetric, clipping, percentile, kept)
+    _check_finite(weight, scale, scale * torch.maximum(point - codes[0], codes[1] - point))
     shape = [1] * weight.value.dim() if per_channel else []
     if per_channel:
         shape[transposed] = len(rows)
-    return Grid(scale.reshape(shape), point.reshape(shape), *ranges.code_range(bits, symmetric), bits, learned)
+    return Grid(scale.reshape(shape), point.reshape(shape), *codes, bits, learned)
 
 
 def _half(weight, dtype):
     """The Half for a Weight; raises ValueError where it would turn a weight to infinity."""
     _check_values(weight)
-    if weight.value.to(dtype).isinf().any():
+    if not weight.value.to(dtype).isfinite().all():
+        _check_finite(weight, weight.value)
         size, most = float(weight.value.abs().max()), torch.finfo(dtype).max
         raise ValueError(
             f"layer {weight.names[0]!r} has a weight of size {size:g}; {dtype} ends at {most:g}, use 'bf16'"
@@ -149,9 +152,9 @@ def _rows(value, transposed, per_channel):
     return value.reshape(len(value) if per_channel else 1, -1)
 
 
-def _left_alone(model):
+def _left_alone(model, weights):
     """Reasons for the parts whose weights stay as they are; an embedding that shares a quantized weight is not one."""
-    quantized = {id(module) for weight in distinct_weights(model) for module, _ in weight.holders}
+    quantized = {id(module) for weight in weights for module, _ in weight.holders}
     found = unsupported(model)
     return {
         name: f"weights of {kind}" for name, kind in found.items() if id(model.get_submodule(name)) not in quantized
@@ -216,17 +219,19 @@ def _check_model(model, layers):
 
 
 def _check_values(weight):
-    """Raise ValueError for weights without values, or with values that cannot be rounded."""
+    """Raise ValueError for weights without values, or of a kind that is not rounded."""
     name, value = weight.names[0], weight.value
     if value.is_meta:
         raise ValueError(f"layer {name!r} is on the meta device, without values; load the weights first")
     if not value.is_floating_point():
         raise ValueError(f"layer {name!r} has weights of {value.dtype}; only real floating-point ones are quantized")
-    size = max((abs(float(end)) for end in value.aminmax()), default=0.0) if value.numel() else 0.0
-    if not math.isfinite(size):
-        raise ValueError(f"layer {name!r} has weights that are not finite (nan or inf)")
-    if size > LARGEST:
-        raise ValueError(f"layer {name!r} has a weight of size {size:g}; a grid in float32 takes up to {LARGEST:g}")
+
+
+def _check_finite(weight, *numbers):
+    """Raise ValueError where numbers made from a weight are not finite, and say whether the weight is."""
+    if not all(one.isfinite().all() for one in numbers):
+        found = "too large for a grid in its arithmetic" if weight.value.isfinite().all() else "not finite (nan or inf)"
+        raise ValueError(f"layer {weight.names[0]!r} has weights that are {found}")
 
 
 def anatomy(model, compressed, setting):
