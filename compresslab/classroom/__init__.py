@@ -10,6 +10,8 @@ answer, or calls the learner's function on cases that it computes itself.
 from compresslab.classroom import (  # noqa: F401  importing them registers their exercises
     activation_pruning,
     honest_meter,
+    quantization,
+    redundancy_pruning,
     zero_pruning,
 )
 from compresslab.classroom.feedback import Feedback, check, exercises
