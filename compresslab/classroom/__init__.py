@@ -10,6 +10,7 @@ answer, or calls the learner's function on cases that it computes itself.
 from compresslab.classroom import (  # noqa: F401  importing them registers their exercises
     activation_pruning,
     honest_meter,
+    low_rank,
     quantization,
     redundancy_pruning,
     zero_pruning,
