@@ -3,10 +3,10 @@
     magic "CLAB" · version (1 byte) · four varints: header bytes unpacked, header bytes stored, bytes section, words
     · header · bytes section · words (32-bit little-endian) · first 8 bytes of the SHA-256 of everything before
 
-The version is the lowest whose readers know all that the file uses: 1, or 2 where weights or inputs are rounded (see
-grids, halves and inputs in `content`, InputGrid in `standard`). A varint holds 7 bits a byte, least significant first,
-the high bit set on all but the last. The header is compact UTF-8 JSON, raw-deflated against DICTIONARY where that is
-shorter (then the two lengths differ). Nothing may be left over.
+The version is the lowest whose readers know all that the file uses: 1, or 2 where weights or inputs are rounded, or a
+tensor has an order (grids, halves, inputs and tensors in `content`, InputGrid in `standard`). A varint holds 7 bits a
+byte, least significant first, the high bit set on all but the last. The header is compact UTF-8 JSON, raw-deflated
+against DICTIONARY where that is shorter (then the two lengths differ). Nothing may be left over.
 """
 
 import contextlib

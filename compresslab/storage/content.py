@@ -2,7 +2,9 @@
 
 The header has
     tensors   one entry a name of the state dict, in its order: [name, dtype, shape], or [name, index] for a tensor that
-              is the very same one as an earlier entry. The payload holds the tensors in this order (see `tensors`)
+              is the very same one as an earlier entry. The payload holds the tensors in this order (see `tensors`). For
+              one whose dimensions lie in another order in memory, [name, dtype, shape, order], the outermost first:
+              layers add up in another order then, and round otherwise
     model     the architecture (see `architecture`, `graph`), or null: then the file holds tensors only
     training  whether the model was in training mode;  flipped  names of the modules that were in the other mode
     frozen    indices of tensors that take no gradient though they could: frozen parameters
@@ -32,12 +34,16 @@ _DIMENSIONS = 64  # most that torch has
 
 @dataclass(frozen=True)
 class Entry:
-    """A name and its tensor: `dtype` (a key of tensors.TYPES) and `shape`; `tied` is the index of an earlier entry."""
+    """A name and its tensor: `dtype` (a key of tensors.TYPES) and `shape`; `tied` is the index of an earlier entry.
+
+    order  of its dimensions in memory, as from tensors.order_of
+    """
 
     name: str
     dtype: str
     shape: tuple
     tied: int | None = None
+    order: list | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ def header(model, state, described, *, masked=(), extra=(), rounded=None, inputs
     first, listed = {}, []
     for index, (name, tensor) in enumerate(state.items()):
         tied = first.setdefault(id(tensor), index)
-        whole = [name, tensors.NAMES[tensor.dtype], list(tensor.shape)]
+        order = tensors.order_of(tensor)
+        whole = [name, tensors.NAMES[tensor.dtype], list(tensor.shape), *([] if order is None else [order])]
         listed.append(whole if tied == index else [name, tied])
     names = list(state)
     lists = {
@@ -119,6 +126,12 @@ def header(model, state, described, *, masked=(), extra=(), rounded=None, inputs
     }
     used = {key: value for key, value in lists.items() if value}
     return {"model": described, "training": model.training, **used, "tensors": listed}
+
+
+def version(found):
+    """Lowest format version that has all that a header says, input grids in the architecture aside."""
+    newer = any(key in found for key in ("grids", "halves", "inputs")) or any(len(one) > 3 for one in found["tensors"])
+    return 2 if newer else 1
 
 
 def check_header(found, length):
@@ -166,6 +179,8 @@ def read(parts, listed):
         if entry.tied is None:
             rounding, value, kept = roundings.read(reader, entry, forms.get(index), index in masked)
             found |= {index: rounding} if rounding is not None else {}
+            if entry.order is not None:
+                value, kept = (one if one is None else tensors.laid_out(one, entry.order) for one in (value, kept))
         else:
             value, kept = values[entry.tied], keeps[entry.tied]
         values.append(value)
@@ -177,20 +192,23 @@ def read(parts, listed):
 
 
 def _entry(one, earlier):
-    if not isinstance(one, list) or len(one) not in (2, 3) or not isinstance(one[0], str):
+    if not isinstance(one, list) or len(one) not in (2, 3, 4) or not isinstance(one[0], str):
         raise CorruptFileError(f"a tensor is listed as {str(one)[:200]}")
     if len(one) == 2:
         tied = one[1]
         if type(tied) is not int or not 0 <= tied < len(earlier) or earlier[tied].tied is not None:
             raise CorruptFileError(f"tensor {one[0]!r} is tied to {str(tied)[:50]}, which is not an earlier tensor")
         return Entry(one[0], earlier[tied].dtype, earlier[tied].shape, tied)
-    name, dtype, shape = one
+    name, dtype, shape, order = *one, *([None] * (4 - len(one)))
     if not isinstance(dtype, str) or dtype not in tensors.TYPES:
         raise CorruptFileError(f"tensor {name!r} has the unknown dtype {str(dtype)[:50]!r}")
     sizes = isinstance(shape, list) and len(shape) <= _DIMENSIONS and all(type(size) is int for size in shape)
     if not sizes or not all(0 <= size < 2**62 for size in shape):
         raise CorruptFileError(f"tensor {name!r} has the shape {str(shape)[:200]}")
-    return Entry(name, dtype, tuple(shape))
+    dimensions = sorted(map(repr, range(len(shape))))
+    if len(one) == 4 and not (isinstance(order, list) and sorted(map(repr, order)) == dimensions):
+        raise CorruptFileError(f"tensor {name!r} has its dimensions in the order {str(order)[:200]}")
+    return Entry(name, dtype, tuple(shape), order=order)
 
 
 def _bytes(entry):

@@ -88,7 +88,7 @@ def _packed(flat, masks, rounded, node, extra):
     for name, dtype_or_tied, *_ in header["tensors"]:
         if isinstance(dtype_or_tied, str):
             roundings.write(writer, state[name], masks.get(name), rounded.get(name))
-    return container.pack(header, bytes(writer.data), writer.words(), 2 if rounded or found else 1)
+    return container.pack(header, bytes(writer.data), writer.words(), 2 if found else content.version(header))
 
 
 def _decode(blob, limit, model=True, numbers=True):

@@ -105,6 +105,29 @@ def rows(shape):
     return shape[0] if len(shape) > 1 else 1
 
 
+def order_of(tensor):
+    """Dimensions of a tensor from the one with the widest strides to the narrowest; None where that is their order.
+
+    Layers compute in other ways, and round otherwise, where their weights lie otherwise in memory (channels last, a
+    transposed factor). A tensor that is not dense is taken for one in order.
+    """
+    order = sorted(range(tensor.dim()), key=lambda one: (-tensor.stride(one), tensor.shape[one] == 1))
+    plain = order == list(range(tensor.dim())) or tensor.stride() != _strides(tensor.shape, order)
+    return None if plain or not tensor.numel() else order
+
+
+def laid_out(tensor, order):
+    """A tensor equal to this one, in memory as `order_of` says."""
+    return torch.empty_strided(tensor.shape, _strides(tensor.shape, order), dtype=tensor.dtype).copy_(tensor)
+
+
+def _strides(shape, order):
+    strides, below = [0] * len(shape), 1
+    for one in reversed(order):
+        strides[one], below = below, below * max(1, shape[one])
+    return tuple(strides)
+
+
 def _plan_dense(words, stored):
     numbers = values.plan(words, stored.kind)
 
