@@ -65,7 +65,8 @@ def prune(
     layers     names of the layers whose neurons may go, as in model.named_modules(); None for all
     calibration_size  use the first so many of the images, 1 or more; None for all
     fold       put the mean of a removed neuron into the bias of every layer that read it: exact for a neuron that is
-               constant, but for the outermost pixels of a convolution with zero padding, where it read zeros as well
+               constant, but for the outermost pixels of a convolution with zero padding, where it read zeros as well,
+               and a transposed convolution with a stride, which answers differently from pixel to pixel
     fresh      keep the shape and draw all weights anew with `seed`: the small network from scratch, to be trained
     seed       whole number, 0 or more; the global random state is left alone
     returns    smaller model of the same structure, in which layers that are added, multiplied or convolved group by
@@ -322,7 +323,7 @@ def _fold(twin, removal):
 def _response(module, mean):
     """What a layer answers, without its bias, to inputs that are everywhere `mean` (inputs,): (outputs,), float64.
 
-    The answer of a transposed convolution may differ from pixel to pixel, as its kernel meets its stride: the average.
+    Each pixel of a transposed convolution with a stride sees some of the kernel: the average of their answers.
     """
     weight = module.weight.detach().double().movedim(_input_axis(module), 0)  # (inputs, outputs, …)
     taps = weight.reshape(*weight.shape[:2], -1).sum(-1)
