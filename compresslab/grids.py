@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from compresslab import checks
-from compresslab.layers import Rounding
+from compresslab.layers import InputRounding, Rounding
 
 MOST_BITS = 16
 HALVES = (torch.float16, torch.bfloat16)
@@ -114,7 +114,7 @@ class Grid(_Steps, Rounding):
     """
 
 
-class InputGrid(_Steps):
+class InputGrid(_Steps, InputRounding):
     """Module that rounds the activations that pass through it to an integer grid; the arguments as of `Grid`."""
 
     def share(self, numbers):

@@ -71,6 +71,10 @@ class Rounding(nn.Module):
         return weight
 
 
+class InputRounding(nn.Module):
+    """Module that keeps what passes through it on few values; a step size that it learns is no weight or bias."""
+
+
 @dataclass(frozen=True)
 class Weight:
     """One weight tensor of a model, once, however many layers share it.
@@ -277,7 +281,7 @@ def unsupported(model):
 
 
 def count_parameters(model):
-    """Number of effective parameters: pruned ones included, shared ones once, buffers not."""
+    """Number of effective parameters: pruned ones included, shared ones once; buffers and learned step sizes not."""
     return sum(value.numel() for value in _effective_parameters(model))
 
 
@@ -299,7 +303,7 @@ def _weight(names, holders):
 def _effective_parameters(model):
     """Effective tensor of every parameter, each shared one once."""
     seen = set()
-    for _, module in _walk(model):
+    for module in [one for _, one in _walk(model) if not isinstance(one, InputRounding)]:
         for name, source in _sources(module).items():
             key = _identity(source)
             if key not in seen and _is_trained(source):

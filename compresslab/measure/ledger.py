@@ -22,11 +22,13 @@ _GZIP_LEVEL = 6  # what the gzip command uses
 class SizeLedger:
     """What a model costs, counted in seven ways; parameters shared between layers count once everywhere.
 
-    parameters        count of weights and biases, zeros included
+    parameters        count of weights and biases, zeros included; scales and zero points of grids, learned or not, are
+                      none: they cost bytes of the file
     nonzeros          count of those that are not zero
     dense_bytes       parameters and persistent buffers (a working model needs both), 4 bytes (fp32) for each
                       floating-point number whatever its precision now, whole numbers and flags at their own width
-    torch_save_bytes  length of torch.save(state_dict), masks baked in: zeros are written like any other number
+    torch_save_bytes  length of torch.save(state_dict), masks and grids baked in: zeros, and numbers of few bits, are
+                      written like any other number
     gzip_bytes        those very bytes, gzip level 6
     csr_bytes         every weight of 2 or more dimensions as fp32 compressed sparse rows, reshaped to (out, …), with
                       both index arrays (int32); everything else as in dense_bytes
