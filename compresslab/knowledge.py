@@ -14,11 +14,13 @@ from torch import nn
 from torch.nn import functional
 
 from compresslab import activations, checks, layers, train
+from compresslab.data import Split
 
 KNOWLEDGE = ("response", "feature", "relation")
 HOTTEST = 1000  # temperature beyond which float32 logits are all alike
-DISTANCE, ANGLE = 25.0, 50.0  # weights of the two relations, as Park et al. use them for classification
-VERTICES = 64  # images of a batch that angles are taken between: there are VERTICES**3 of them
+DISTANCE, ANGLE = 1.0, 2.0  # weights of the two relations, of Park et al.
+ENDS, VERTICES = 128, 48  # images of a batch that distances and angles are taken between: ENDS**2 and VERTICES**3
+REMEMBERED = 5000  # images whose answers are remembered, rather than asked for at every step
 LARGEST = 2**24  # numbers that a regressor, or the differences between features, may hold
 HALF = (torch.float16, torch.bfloat16)
 WHOSE = ("student", "teacher")
@@ -91,12 +93,12 @@ def relation_loss(features, teacher_features):
     """How differently two networks place the same images: distances and angles between their features.
 
     features, teacher_features  (batch, …), each flattened; their lengths may differ
-    returns                     25 * Huber(distances / their mean) + 50 * Huber(cosines of the angles in all triangles);
-                                angles only between the first images of a batch, 64 of them or fewer
+    returns                     Huber(distances / their mean) + 2 * Huber(cosines of the angles in all triangles);
+                                of a batch, the first 128 images have distances, the first 48, or fewer, angles
 
     Park et al. 2019, equations 4 to 9.
     """
-    features, teacher_features = features.flatten(1), teacher_features.flatten(1)
+    features, teacher_features = features[:ENDS].flatten(1), teacher_features[:ENDS].flatten(1)
     distance = functional.smooth_l1_loss(_distances(features), _distances(teacher_features))
     width = max(features.shape[1], teacher_features.shape[1])
     few = max(3, min(VERTICES, math.isqrt(LARGEST // max(1, width))))
@@ -117,7 +119,7 @@ class Loss(nn.Module):
         self.temperature, self.alpha, self.knowledge = temperature, alpha, knowledge
         self.label_smoothing, self.asks = label_smoothing, alpha > 0
         self.regressor = self.classes = self._places = None
-        self._hints = hints
+        self._hints, self._table = hints, None
         self._teacher = (ordinary(teacher).eval().requires_grad_(False),)  # in a tuple it is no submodule
 
     def prepare(self, student, images, seed=0):
@@ -130,21 +132,41 @@ class Loss(nn.Module):
             mine, theirs = _aligned(*map(_features, (student, *self._teacher), (images, images), self._places))
             self.regressor = _regressor(mine.shape[-1], theirs.shape[-1], seed).to(mine)
 
+    def remember(self, split):
+        """Ask the teacher once about each of a few images, of a prepared loss; many are asked about as they come.
+
+        returns  the Split to train on: its labels are the positions of the images, by which the answers are found
+        """
+        if not self.asks or len(split) > REMEMBERED:
+            return split
+        device = _first_weight(*self._teacher).device
+        told, features = [], []
+        for images in split.images.split(250):
+            logits, found = self._ask(images.to(device))
+            told.append(logits)
+            features += [] if self._places[1] is None else [_last(found, self._places[1])]
+            if features and features[0][0].numel() * len(split) > LARGEST:
+                return split
+        features = torch.cat(features) if features else None
+        self._table = [split.labels.to(device), torch.cat(told), features]
+        return Split(split.images, torch.arange(len(split), device=split.labels.device))
+
     def forward(self, model, images, labels):
         """The loss of a batch, the model in whatever mode it is in."""
+        positions, labels = labels, labels if self._table is None else self._look_up(labels)[0]
         if self._places is None:
             self._find(model, images[:2])
         with _caught(model, self._places[0]) as features:
             logits = model(images)
-        knowledge = self._knowledge(logits, features, images) if self.asks else None
+        knowledge = self._knowledge(logits, features, images, positions) if self.asks else None
         if self.alpha == 1:
             return knowledge
         task = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return self.alpha * knowledge + (1 - self.alpha) * task if self.asks else task
 
-    def _knowledge(self, logits, features, images):
+    def _knowledge(self, logits, features, images, positions):
         """The part of the loss that alpha weighs, of the student's logits and features."""
-        told, their_features = self._ask(images)
+        told, their_features = self._look_up(positions)[1:] if self._table else self._ask(images)
         if told.shape != logits.shape:
             shapes = f"{tuple(told.shape)}, the student {tuple(logits.shape)}"
             raise ValueError(f"teacher returns {shapes}; give two networks with the same classes")
@@ -157,6 +179,13 @@ class Loss(nn.Module):
                 return relation_loss(mine, theirs)
             mine, theirs = _aligned(mine, theirs)
             return feature_loss(self.regressor(mine), theirs)
+
+    def _look_up(self, positions):
+        """Labels, the teacher's logits and list of features of remembered images."""
+        if self._table[0].device != positions.device:
+            self._table = [values if values is None else values.to(positions.device) for values in self._table]
+        labels, told, features = self._table
+        return labels[positions], told[positions], [] if features is None else [features[positions]]
 
     def _ask(self, images):
         """The teacher's logits and list of features for a batch, detached, where the batch is."""

@@ -14,6 +14,7 @@ import weakref
 
 import numpy as np
 import torch
+from torch import nn
 
 from compresslab import activations, checks, layers, structure, train
 from compresslab.data import split_of, stratified
@@ -63,6 +64,7 @@ def distill(
     options = {"label_smoothing": label_smoothing, "hint": hint, "seed": seed}
     objective = loss(teacher, temperature, alpha, knowledge, student=student, images=split.images[:2], **options)
     check_labels(split, objective)
+    split = objective.remember(split)
     return train.finetune(student, split, epochs=epochs, steps=steps, seed=seed, loss=objective, **training)
 
 
@@ -83,17 +85,26 @@ def student_of(teacher, images, width=0.25, seed=0):
     _check_width(width)
     checks.integer("seed", seed, 0)
     check_module("teacher", teacher)
-    twin = ordinary(teacher).requires_grad_(True)
+    twin = _unrounded(ordinary(teacher)).requires_grad_(True)
     if width < 1:
         _narrow(twin, activations.checked_images(images, 2), width)
     structure.reset(twin, seed)
     return twin
 
 
+def _unrounded(model):
+    """The model, whose layers no longer round what goes into them: the ranges were those of other weights."""
+    for name, module in list(model.named_modules()):
+        if name and isinstance(module, layers.InputRounding):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, nn.Identity())
+    return model
+
+
 def student(
     teacher,
     images,
-    width=0.1,
+    width=0.3,
     temperature=4.0,
     alpha=0.9,
     knowledge="response",
@@ -112,7 +123,7 @@ def student(
 
 
 def training(model, compressed, split, setting, seed):
-    """On what, and with which loss, a student learns: (Split, loss), for `train.fit`.
+    """On what, and with which loss, a student learns: (Split, loss), for `train.fit`, which belong together.
 
     model, compressed  teacher and student;  setting  what `student` was called with
     split, seed        training images, of which `setting["share"]` is drawn with `seed`
@@ -122,7 +133,7 @@ def training(model, compressed, split, setting, seed):
     options = {name: setting[name] for name in names if name in setting}
     objective = loss(model, student=compressed, images=part.images[:2], seed=seed, **options)
     check_labels(part, objective)
-    return part, objective
+    return objective.remember(part), objective
 
 
 def _part(split, share, seed):
@@ -244,7 +255,7 @@ TECHNIQUE = Technique(
         Control(
             "width", 0.1, 0.02, 1.0, 0.02, unit="%", help="Width of the student's hidden layers; 100% is the teacher's."
         ),
-        Control("share", 1.0, 0.01, 1.0, 0.01, unit="%", help="Share of the training images that the student sees."),
+        Control("share", 0.01, 0.01, 1.0, 0.01, unit="%", help="Share of the training images that the student sees."),
         Control("knowledge", "response", choices=KNOWLEDGE, help="What of the teacher the student imitates."),
     ),
     fair_controls={
@@ -254,5 +265,5 @@ TECHNIQUE = Technique(
     anatomy=anatomy,
     calibration=2,
     training=training,
-    steps=None,
+    steps=200,
 )

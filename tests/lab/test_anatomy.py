@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from compresslab.lab import anatomy
@@ -14,6 +17,12 @@ PICTURES = [
     Picture("s", "spectrum", np.exp(-np.arange(20.0)), "Spectrum", cut=5),
     Picture("i", "images", GENERATOR.normal(size=(7, 3, 3)), "Images"),
     Picture("b", "bars", np.array([0.2, 0.9]), "Bars", labels=("fc1", "fc2"), axis="sparsity"),
+    Picture(
+        *("t", "targets", np.array([[0.7, 0.2, 0.1], [0.001, 0.5, 0.499]]), "Targets"),
+        labels=("cat", "dog"),
+        classes=("cat", "dog", "bird"),
+        images=GENERATOR.random((2, 5, 5)),
+    ),
 ]
 
 
@@ -61,6 +70,34 @@ def test_the_cut_of_magnitudes_lies_on_one(ax):
     anatomy.histogram(picture, ax)
     _, *lines = anatomy.cut(picture, ax)
     assert [line.get_xdata()[0] for line in lines] == [0.5]
+
+
+def test_targets_are_a_bar_for_each_class_orange_for_the_true_one(ax):
+    anatomy.targets(PICTURES[5], ax)
+    (bars,) = [one for one in ax.collections if hasattr(one, "get_facecolors") and len(one.get_paths()) == 6]
+    heights = [np.ptp(path.vertices[:, 1]) / anatomy.BAR for path in bars.get_paths()]
+    assert heights == pytest.approx(PICTURES[5].values.ravel())
+    orange = [tuple(color) == to_rgba(anatomy.ORANGE) for color in bars.get_facecolors()]
+    assert orange == [True, False, False, False, True, False]
+    assert [text.get_text() for text in ax.texts] == ["70%", "20%", "50%", "50%"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["cat", "dog"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["cat", "dog", "bird"]
+
+
+def test_the_images_beside_targets_are_square_and_each_in_its_row(ax):
+    ax.figure.set_layout_engine("constrained")
+    anatomy.targets(PICTURES[5], ax)
+    ax.figure.draw_without_rendering()
+    left, right, bottom, top = ax.images[0].get_extent()
+    corners = ax.transData.transform([(left, bottom), (right, top)])
+    width, height = np.ptp(corners[:, 0]), np.ptp(corners[:, 1])
+    assert (bottom, top) == (2, 0)
+    assert width == pytest.approx(height / 2, rel=0.02)
+
+
+def test_targets_without_images_leave_no_room_for_them(ax):
+    anatomy.targets(replace(PICTURES[5], images=None), ax)
+    assert not ax.images and ax.get_xlim() == (-0.6, 2.6)
 
 
 def test_tile_keeps_every_image_and_leaves_gaps():
