@@ -162,22 +162,27 @@ class _Moments:
 
     def __init__(self, module, statistic):
         self.linear, self.statistic, self.count = isinstance(module, nn.Linear), statistic, 0
-        self.mean = self.variance = self.size = self.active = 0.0  # each (features,), float64
+        self.mean = self.variance = self.size = self.active = 0.0  # each (features,), float64 on the CPU
 
     def add(self, given, _):
         """Take in a batch; means and variances are merged as in Chan, Golub and LeVeque 1983."""
         given = given.float().flatten(0, -2).unsqueeze(2) if self.linear else given.float().flatten(2)
         before, self.count = self.count, self.count + given.shape[0] * given.shape[2]  # given: (images, features, …)
         share, mean = 1 - before / self.count, given.mean((0, 2))
-        change = mean.double() - self.mean
+        change = _exact(mean) - self.mean
         if self.statistic in ("std", "variance"):
-            variance = (given - mean.unsqueeze(1)).square_().mean((0, 2)).double()
+            variance = _exact((given - mean.unsqueeze(1)).square_().mean((0, 2)))
             self.variance = self.variance + (variance - self.variance) * share + change**2 * share * (1 - share)
         elif self.statistic == "apoz":
-            self.active = self.active + ((given != 0).float().mean((0, 2)).double() - self.active) * share
+            self.active = self.active + (_exact((given != 0).float().mean((0, 2))) - self.active) * share
         else:
-            self.size = self.size + (given.abs().mean((0, 2)).double() - self.size) * share
+            self.size = self.size + (_exact(given.abs().mean((0, 2))) - self.size) * share
         self.mean = self.mean + change * share
+
+
+def _exact(tensor):
+    """As float64 on the CPU, which every machine has."""
+    return tensor.detach().cpu().double()
 
 
 def _seen(model, groups, images, statistic, most=2**21):
@@ -195,7 +200,7 @@ def _scores(model, groups, seen, statistic, seed):
         return {group.name: torch.rand(group.size, generator=generator) for group in groups}
     scores = {}
     for group in groups:
-        each = [_score(model, one, seen[one.name], statistic).cpu() for one in group.consumers]
+        each = [_score(model, one, seen[one.name], statistic) for one in group.consumers]
         score = torch.stack(each).sum(0) if statistic == "variance" else torch.stack(each).amax(0)
         if not score.isfinite().all():
             raise ValueError(f"layer {group.name!r} has activations or weights that are not finite (nan or inf)")
@@ -205,7 +210,7 @@ def _scores(model, groups, seen, statistic, seed):
 
 def _score(model, consumer, moments, statistic):
     """The statistic of neurons as one consumer sees them, (size,); several features of one are taken together."""
-    places = consumer.inputs.to(moments.mean.device)
+    places = consumer.inputs
     if statistic == "mean":
         return moments.size[places].mean(1)
     if statistic == "apoz":
@@ -213,9 +218,7 @@ def _score(model, consumer, moments, statistic):
     if statistic == "std":
         return (moments.variance[places].mean(1) + moments.mean[places].var(1, correction=0)).sqrt()
     module = model.get_submodule(consumer.name)
-    weight = (
-        module.weight.detach().double()
-    )  # (outputs, inputs, …), or (inputs, outputs, …) of a transposed convolution
+    weight = _exact(module.weight)  # (outputs, inputs, …), or (inputs, outputs, …) of a transposed convolution
     norms = weight.square().movedim(_input_axis(module), 0).flatten(1).sum(1)
     return (moments.variance * norms)[places].sum(1)
 
@@ -313,7 +316,7 @@ def _fold(twin, removal):
     for group in removal.groups:
         for one in group.consumers:
             mean = removal.means[one.name]
-            places = one.inputs[removal.removed[group.name]].flatten().to(mean.device)
+            places = one.inputs[removal.removed[group.name]].flatten()
             gone.setdefault(one.name, torch.zeros_like(mean))[places] = mean[places]
     for name, mean in gone.items():
         if mean.count_nonzero():
@@ -325,7 +328,7 @@ def _response(module, mean):
 
     Each pixel of a transposed convolution with a stride sees some of the kernel: the average of their answers.
     """
-    weight = module.weight.detach().double().movedim(_input_axis(module), 0)  # (inputs, outputs, …)
+    weight = _exact(module.weight).movedim(_input_axis(module), 0)  # (inputs, outputs, …)
     taps = weight.reshape(*weight.shape[:2], -1).sum(-1)
     return mean @ taps / (math.prod(module.stride) if getattr(module, "transposed", False) else 1)
 
@@ -403,7 +406,7 @@ TECHNIQUE = Technique(
         Control("statistic", "mean", choices=STATISTICS, help="What is measured of a neuron over calibration images."),
         Control("scope", "global", choices=SCOPES, help="One cut for all layers together, or one in each layer."),
         Control(
-            "calibration_size", CALIBRATION, 10, CALIBRATION, 10, unit=" images", help="Images the statistic is over."
+            "calibration_size", CALIBRATION, 10, CALIBRATION, 10, unit="images", help="Images the statistic is over."
         ),
         Control("fold", True, help="Leave a removed neuron's mean in the next layer's bias."),
     ),
