@@ -38,7 +38,8 @@ def watch(model, images, watchers, batch_size=None):
             handle = modules[name].register_forward_hook(_hook(watcher))
             stack.callback(handle.remove)
         for batch in images.split(checks.integer("batch_size", 256 if batch_size is None else batch_size, 1)):
-            _run(model, batch.to(weight.device, weight.dtype if batch.is_floating_point() else batch.dtype))
+            dtype = weight.dtype if batch.is_floating_point() else batch.dtype
+            _run(model, batch.to(weight.device, dtype, copy=True))  # a layer may write into what it is given
 
 
 def checked_images(images, limit=None):

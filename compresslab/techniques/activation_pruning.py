@@ -401,13 +401,11 @@ TECHNIQUE = Technique(
     name="activation_pruning",
     apply=prune,
     controls=(
-        Control("threshold", 0.4, 0.0, 1.0, 0.05, alternative="amount", help="Neurons with a lower statistic go."),
+        Control("threshold", 0.15, 0.0, 1.0, 0.05, alternative="amount", help="Neurons with a lower statistic go."),
         Control("sparsity", 0.5, 0.0, 0.95, 0.01, unit="%", alternative="amount", help="Share of neurons that go."),
         Control("statistic", "mean", choices=STATISTICS, help="What is measured of a neuron over calibration images."),
         Control("scope", "global", choices=SCOPES, help="One cut for all layers together, or one in each layer."),
-        Control(
-            "calibration_size", CALIBRATION, 10, CALIBRATION, 10, unit="images", help="Images the statistic is over."
-        ),
+        Control("calibration_size", CALIBRATION, 10, CALIBRATION, 10, help="Images the statistic is over."),
         Control("fold", True, help="Leave a removed neuron's mean in the next layer's bias."),
     ),
     fair_controls={"random neurons": {"statistic": "random"}, "from scratch": {"fresh": True}},

@@ -305,9 +305,7 @@ TECHNIQUE = Technique(
         Control("clipping", "mse", choices=ranges.CLIPPINGS, help="Where the range of the weights ends."),
         Control("activations", "fp32", choices=("fp32", 8, 6, 4, 2), help="Bits of what goes into layers."),
         Control("calibration", "mse", choices=CALIBRATIONS, help="Where the range of the activations ends."),
-        Control(
-            "calibration_size", 200, 10, IMAGES, 10, unit="images", help="Training images the activations are seen on."
-        ),
+        Control("calibration_size", 200, 10, IMAGES, 10, help="Training images the activations are seen on."),
         Control("learned", False, help="Train the step sizes along with the weights."),
     ),
     fair_controls={"one scale a layer": {"per_channel": False}, "no clipping": {"clipping": "none"}},
