@@ -1,14 +1,15 @@
 """Exact coding of a weight on an integer grid (compresslab.grids.Grid): step sizes, zero points, and the codes.
 
 The step sizes and the zero points come first, two tensors (see `tensors`) of the shape that the header says. Then the
-weights, each by its code or by its level, which is its code less its zero point rounded down. A varint says of which
+codes. A level is a code less its zero point rounded down. A varint says which codes there are
 0 all     every weight
 1 sparse  the kept ones: their positions (`positions`), then they alone. A masked weight keeps what its mask keeps,
           though a kept level may be 0, and the rest has the value 0; any other keeps what is not of level 0
-and another how
-0 packed     code - low in so many bits as the grid has, the highest first, eight to a byte
-1 histogram  the smallest level (a zigzagged varint), a histogram of level - smallest (below 4096), and those in the
-             range coder. Levels, for channels whose ranges differ have the same level, not the same code, near 0
+and another how they are written
+0 packed  code - low in so many bits as the grid has, the highest first, eight to a byte
+1 levels  the smallest level (a zigzagged varint), a histogram of level - smallest (below 4096), and those in the range
+          coder: of channels whose zero points differ, the numbers near 0 have the same level
+2 codes   a histogram of code - low (below 4096), and those in the range coder
 
 Shannon 1948: what is frequent is cheap. Weights crowd around 0, so 4 bits a weight cost 2 to 3.
 """
@@ -24,7 +25,7 @@ from compresslab.storage.container import CorruptFileError
 from compresslab.storage.streams import CHUNK, affordable, coded_bits, frequencies
 
 ALL, SPARSE = range(2)
-PACKED, HISTOGRAM = range(2)
+PACKED, LEVELS, CODES = range(3)
 SPAN = 4096  # levels that a histogram may have
 FARTHEST = 2**24  # most that low, high and a zero point may be away from 0: whole numbers that float32 tells apart
 FEW = 1 / 16  # share of weights of level 0 from which sparse is tried
@@ -46,10 +47,10 @@ class Form:
 
     def listed(self):
         """As a list of JSON values; defaults at its end are left out."""
-        items = [self.bits, self.low, self.high, list(self.shape), self.learned, self.dtype]
-        while items[-1] in ([], False, "float32"):
+        items = [list(self.shape), self.learned, self.dtype]
+        while items and items[-1] in ([], False, "float32"):
             items.pop()
-        return items
+        return [self.bits, self.low, self.high, *items]
 
     def grid(self, scale, zero_point):
         """The Grid itself; raises ValueError for tensors that no grid has."""
@@ -189,8 +190,13 @@ def _plan_sparse(kept, rows, levels, floors, grid):
 def _plan_numbers(levels, grid, codes):
     """The cheaper of the two forms of some weights; `codes()` makes their codes, where they are wanted."""
     bits = 8 + grid.bits * len(levels)
-    packed = values.Plan(bits, lambda writer: _write_packed(writer, codes() - grid.low, grid.bits))
-    return min([packed, *_plan_histogram(levels)], key=lambda one: one.bits)
+    plans = [values.Plan(bits, lambda writer: _write_packed(writer, codes() - grid.low, grid.bits))]
+    if len(levels):
+        smallest = int(levels.min())
+        plans += _plan_histogram(levels - smallest, LEVELS, 2 * smallest if smallest >= 0 else -2 * smallest - 1)
+        if grid.zero_point.numel() > 1 and not (grid.zero_point == grid.zero_point.reshape(-1)[0]).all():
+            plans += _plan_histogram(codes() - grid.low, CODES)
+    return min(plans, key=lambda one: one.bits)
 
 
 def _write_packed(writer, numbers, bits):
@@ -200,33 +206,34 @@ def _write_packed(writer, numbers, bits):
         writer.raw(np.packbits((some & 1).astype(np.uint8).reshape(-1)).tobytes())
 
 
-def _plan_histogram(levels):
-    smallest, largest = (int(levels.min()), int(levels.max())) if len(levels) else (0, SPAN)
-    if largest - smallest >= SPAN:
+def _plan_histogram(symbols, form, *first):
+    """A plan for whole numbers from 0 on in the range coder, after the varints `first`; none if they are too many."""
+    if int(symbols.max()) >= SPAN:
         return []
-    symbols = levels - smallest
     counts = np.bincount(symbols)
     table = frequencies(counts)
-    bits = 8 + 16 + coded_bits(counts, table)
-    if np.count_nonzero(table) > 1 and not affordable(len(levels), bits):
+    bits = 8 + 8 * len(first) + coded_bits(counts, table)
+    if np.count_nonzero(table) > 1 and not affordable(len(symbols), bits):
         return []
-    return [values.Plan(bits, lambda writer: _write_histogram(writer, smallest, symbols, table))]
+    return [values.Plan(bits, lambda writer: _write_histogram(writer, symbols, table, form, *first))]
 
 
-def _write_histogram(writer, smallest, symbols, table):
-    writer.uint(HISTOGRAM)
-    writer.uint(2 * smallest if smallest >= 0 else -2 * smallest - 1)
+def _write_histogram(writer, symbols, table, form, *first):
+    for number in (form, *first):
+        writer.uint(number)
     writer.frequencies(table)
     writer.symbols(symbols, table)
 
 
 def _read_codes(reader, floors, form):
     """Codes of so many weights as `floors`, the codes of their level 0, has; int32."""
-    if reader.uint(HISTOGRAM) == PACKED:
+    how = reader.uint(CODES)
+    if how == PACKED:
         return _read_packed(reader, len(floors), form)
-    zigzagged = reader.uint(4 * FARTHEST)
-    smallest = zigzagged // 2 if zigzagged % 2 == 0 else -(zigzagged // 2) - 1
-    codes, at = floors + np.int32(smallest), 0
+    codes, at = np.full(len(floors), form.low, dtype=np.int32), 0
+    if how == LEVELS:
+        zigzagged = reader.uint(4 * FARTHEST)
+        codes = floors + np.int32(zigzagged // 2 if zigzagged % 2 == 0 else -(zigzagged // 2) - 1)
     for symbols in reader.symbols(len(codes), reader.frequencies(SPAN)):
         codes[at : at + len(symbols)] += symbols
         at += len(symbols)
