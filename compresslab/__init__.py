@@ -21,6 +21,7 @@ _MODULES = {
     "storage": "compresslab.storage",
     "measure": "compresslab.measure",
     "sweep": "compresslab.sweep",
+    "decide": "compresslab.decide",
     "journal": "compresslab.journal",
     "lab": "compresslab.lab",
     "classroom": "compresslab.classroom",
