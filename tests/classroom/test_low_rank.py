@@ -258,6 +258,11 @@ def test_the_break_even_is_counted_on_real_layers(rows, columns, factors):
         assert cl.low_rank.break_even(rows, columns) == pytest.approx(break_even(rows, columns, 2))
 
 
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_stub_is_told_from_a_wrong_answer(name):
+    assert "nothing here yet" in cl.classroom.check(name, lambda *given: None).message
+
+
 def test_no_change_of_two_ranks_improves_what_is_held_against_an_answer():
     for _, spectra, shapes in exercises._networks():
         cost = {name: sum(shape) for name, shape in shapes.items()}
