@@ -91,6 +91,13 @@ def call(function, *arguments):
         raise NotYet(f"for ({given}) your function stopped with {describe(error)}") from error
 
 
+def given(answer):
+    """`answer` itself, what a learner's function returned; as not begun yet where it is None or another stub."""
+    if _is_stub(answer):
+        raise _Nothing
+    return answer
+
+
 def number(value, what="your answer"):
     """A float from a Python, numpy or one-element torch number; raises NotYet for anything else, nan and infinity."""
     if value is None:

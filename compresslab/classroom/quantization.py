@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab.classroom.feedback import NotYet, call, exercise, given, number, shown
 
 _SLACK = 1 + 1e-4  # of half a step, for rounding in float32
 _NEAR = 1.1  # of the least squared error that a fine search finds
@@ -16,7 +16,7 @@ def check_affine_grid(affine_grid):
     """affine_grid(weight, bits) -> (codes, scale, zero_point)."""
     for name, weight in _tensors().items():
         for bits in (2, 4, 8):
-            _check_grid(call(affine_grid, weight, bits), name, weight, bits)
+            _check_grid(given(call(affine_grid, weight, bits)), name, weight, bits)
     return (
         "A range that is made to hold 0 gives 0 a code of its own, which padding and pruned weights need; "
         "and a constant is a grid of one step."
@@ -77,7 +77,7 @@ def check_pack_int4(answer):
     drawn = torch.Generator().manual_seed(0)
     for length in _LENGTHS:
         codes = torch.randint(0, 16, (length,), generator=drawn, dtype=torch.uint8)
-        packed = call(pack, codes)
+        packed = given(call(pack, codes))
         if not isinstance(packed, torch.Tensor) or packed.dtype != torch.uint8 or packed.dim() != 1:
             raise NotYet(f"pack returns {shown(packed)} for {length} codes; give a uint8 tensor of one dimension")
         if len(packed) != (length + 1) // 2:
