@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 import compresslab as cl
@@ -472,10 +473,19 @@ def test_weights_pruned_by_torch_are_masked_ones():
     assert twins[0].out_features == 12 and error(twins, model, images) < 1e-5
 
 
+def test_weights_of_16_bits_take_what_is_merged():
+    model, images, narrow = perceptron(scales=(2.0, 0.5, 4.0))
+    for layer in (model[2], model[4]):
+        parametrize.register_parametrization(layer, "weight", cl.grids.Half(torch.float16))
+    twins = prune(model, images, similarity=0.9999, layers=["0"])
+    assert twins[0].out_features == 12 and 0 < error(twins, model, images) < 1e-2
+    assert torch.equal(twins[2].weight, twins[2].weight.half().float())
+
+
 def test_weights_on_a_grid_are_left_alone_but_for_deleting():
     model, images, _ = perceptron()
     model = cl.quantization.quantize(model, bits=8)
-    with pytest.warns(UserWarning, match="2 reads it, whose weights are on a grid"):
+    with pytest.warns(UserWarning, match="2 reads it, whose weights are on a grid and merged ones are not"):
         assert widths(prune(model, images, similarity=0.99)) == widths(model)
     assert widths(prune(model, images, similarity=0.99, merge=False))["0"] < 15
 
