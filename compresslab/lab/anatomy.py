@@ -42,7 +42,7 @@ def histogram(picture, ax, limits=None):
 
 def cut(picture, ax):
     """The moving part of a histogram or spectrum: the cut as lines and a band; returns the artists."""
-    if picture.cut is None:
+    if picture.cut is None or picture.kind not in ("histogram", "spectrum"):
         return []
     if picture.kind == "spectrum":
         return [ax.axvline(picture.cut - 0.5, color=RED, linewidth=2.5)]

@@ -114,6 +114,13 @@ def test_tile_of_one_hundred_leaves_no_empty_place():
     assert rows * columns == 100
 
 
+def test_a_cut_through_bars_is_a_line_that_stays(ax):
+    picture = Picture("b", "bars", np.array([0.2, 0.9]), "Bars", labels=("fc1", "fc2"), cut=1.0)
+    anatomy.bars(picture, ax, None)
+    assert ax.lines[-1].get_xdata()[0] == 1.0
+    assert anatomy.cut(picture, ax) == []
+
+
 def test_bars_of_fractions_are_in_percent(ax):
     anatomy.bars(PICTURES[4], ax, anatomy.limits(PICTURES[4]))
     ax.figure.draw_without_rendering()
