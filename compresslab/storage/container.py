@@ -6,7 +6,7 @@
 The version is the lowest whose readers know all that the file uses: 1, or 2 where weights or inputs are rounded, or a
 tensor has an order (grids, halves, inputs and tensors in `content`, InputGrid in `standard`). A varint holds 7 bits a
 byte, least significant first, the high bit set on all but the last. The header is compact UTF-8 JSON, raw-deflated
-against DICTIONARY where that is shorter (then the two lengths differ). Nothing may be left over.
+against the version's dictionary where that is shorter (then the two lengths differ). Nothing may be left over.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ MAGIC = b"CLAB"
 FIRST, VERSION = 1, 2  # oldest that is read, newest that is read and written
 CHECKSUM_BYTES = 8
 # Part of the format: what deflate may refer back to. The most frequent strings stand last.
-DICTIONARY = (
+_FIRST_DICTIONARY = (
     b'["MaxPool1d",["MaxPool3d",["AvgPool2d",["AdaptiveAvgPool2d",{"output_size":["ConvTranspose2d",["Conv1d",["Conv3d",'
     b'["LSTM",{"input_size":"hidden_size":"batch_first":true,"num_layers":["GRU",["Embedding",{"num_embeddings":'
     b'"embedding_dim":["LayerNorm",{"normalized_shape":["MultiheadAttention",{"embed_dim":"num_heads":'
@@ -43,6 +43,15 @@ DICTIONARY = (
     b'["fc1.bias","float32",[300]],["fc2.weight","float32",[100,300]],["fc2.bias","float32",[100]],'
     b'["fc3.weight","float32",[10,100]],["fc3.bias","float32",[10]]]}'
 )
+_SECOND_DICTIONARY = (
+    b'"inputs":[["halves":[[0,"bfloat16"],"float16"],"frozen"],"growth","float32",[]],["fc2.input.scale","float32",[]],'
+    b'["fc1.input.growth","float32",[]],["fc1.input.scale","float32",[]],["fc1.input.zero_point","float32",[]],'
+    b'["fc1.layer.weight","float32",["fc1.layer.bias","float32",["fc1.0.weight","fc1.1.weight","fc1.1.bias",'
+    b'["Sequential",{},{"input":["InputGrid",{"bits":8,"low":0,"high":255,"learned":true}],"layer":["Conv2d","Linear",'
+    b'"grids":[[0,8,-128,127,[500,1]],[1,2,-2,1],[2,4,-8,7,[100,1,1,1]],[0,4,-8,7,[300,1]],[2,4,-8,7,[100,1]],'
+    b'[4,4,-8,7,[10,1]]],"tensors":[["fc1.weight","float32",[300,784]],'
+) + _FIRST_DICTIONARY
+DICTIONARIES = {1: _FIRST_DICTIONARY, 2: _SECOND_DICTIONARY}
 
 
 class CorruptFileError(ValueError):
@@ -67,7 +76,7 @@ def pack(header, data, words, version):
     raises   ValueError if the header is longer than a reader accepts
     """
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    stored = min(_deflate(text), text, key=len)
+    stored = min(_deflate(text, DICTIONARIES[version]), text, key=len)
     lengths = b"".join(varint(n) for n in (len(text), len(stored), len(data), len(words)))
     words = np.ascontiguousarray(words, dtype="<u4").tobytes()
     body = b"".join((MAGIC, bytes([version]), lengths, stored, data, words))
@@ -98,7 +107,7 @@ def unpack(blob):
         raise CorruptFileError(f"file is {len(blob)} bytes, its lengths say {ends[-1] + CHECKSUM_BYTES}; truncated?")
     if blob[-CHECKSUM_BYTES:] != _checksum(blob[:-CHECKSUM_BYTES]):
         raise CorruptFileError("checksum does not match: the file was changed after it was written")
-    header = _read_header(blob[at : ends[0]], unpacked, len(blob))
+    header = _read_header(blob[at : ends[0]], unpacked, len(blob), DICTIONARIES[blob[version_at]])
     return Parts(header, blob[ends[0] : ends[1]], np.frombuffer(blob[ends[1] : ends[2]], dtype="<u4"), len(blob))
 
 
@@ -171,16 +180,16 @@ def _checksum(body):
     return hashlib.sha256(body).digest()[:CHECKSUM_BYTES]
 
 
-def _deflate(text):
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
+def _deflate(text, dictionary):
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
     return packer.compress(text) + packer.flush()
 
 
-def _read_header(stored, unpacked, length):
+def _read_header(stored, unpacked, length, dictionary):
     """The header's dict; raises CorruptFileError for anything that is not plain, finite, unambiguous JSON."""
     if unpacked > header_limit(length):
         raise CorruptFileError(f"header claims {unpacked} bytes; a file this size holds {header_limit(length)}")
-    text = stored if len(stored) == unpacked else _inflate(stored, unpacked)
+    text = stored if len(stored) == unpacked else _inflate(stored, unpacked, dictionary)
     try:
         header = json.loads(
             text.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse, parse_float=_finite
@@ -192,8 +201,8 @@ def _read_header(stored, unpacked, length):
     return header
 
 
-def _inflate(stored, unpacked):
-    unpacker = zlib.decompressobj(-15, DICTIONARY)
+def _inflate(stored, unpacked, dictionary):
+    unpacker = zlib.decompressobj(-15, dictionary)
     try:
         text = unpacker.decompress(stored, unpacked + 1)
     except zlib.error as error:

@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import compresslab as cl
-from compresslab import layers
+from compresslab import grids, layers
 from compresslab.storage import container
 
 
@@ -53,12 +54,13 @@ cl.save(cl.load(folder + "net.clab"), folder + "again.clab")
     assert (tmp_path / "again.clab").read_bytes() == (tmp_path / "net.clab").read_bytes()
 
 
+def numbers(*shape):
+    count = torch.Size(shape).numel()
+    return (torch.arange(count) * 37 % 101 - 50).reshape(shape) / 64
+
+
 def golden():
     """A model whose numbers are the same everywhere: masked, on a grid, tied, with buffers and a forward of its own."""
-
-    def numbers(*shape):
-        count = torch.Size(shape).numel()
-        return (torch.arange(count) * 37 % 101 - 50).reshape(shape) / 64
 
     class Head(nn.Module):
         def __init__(self):
@@ -84,6 +86,53 @@ def test_a_file_of_version_1_loads():
     assert torch.equal(same(batch), model(batch))
     assert torch.equal(layers.get_mask(same[0]), layers.get_mask(model[0]))
     assert same[2].weight is same[4].weight and not same.training
+
+
+def golden_of_version_2():
+    """A model with every rounding, every form of codes and a layout, whose numbers are the same everywhere."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            grid = grids.InputGrid(torch.tensor(1 / 8), torch.tensor(3.0), 0, 15, 4, learned=True)
+            self.last = nn.Sequential(OrderedDict(input=grid, layer=nn.Linear(30, 3)))
+
+        def forward(self, x):
+            return self.last(torch.relu(x)) + x.shape[1]
+
+    model = nn.Sequential(nn.Linear(40, 30), *(nn.Linear(30, 30) for _ in range(5)), Head())
+    model[3].weight = model[2].weight
+    with torch.no_grad():
+        for one in model.parameters():
+            one.copy_(numbers(*one.shape) if one.dim() else one)
+    zeros, scales = (torch.arange(30) % 5)[:, None] + 1.0, torch.full((30, 1), 1 / 4)
+    layers.set_rounding(model[0], grids.Grid(scales, zeros, 0, 7, 3))
+    layers.set_mask(model[0], numbers(30, 40) > 0.2)
+    layers.set_rounding(model[1], grids.Grid(scales, zeros * 0 + 0.5, 0, 1, 1))
+    shared = grids.Grid(torch.tensor(1 / 2), torch.tensor(0.0), -8, 7, 4, learned=True)
+    layers.set_rounding(model[2], shared)
+    layers.set_rounding(model[3], shared)
+    model[4].weight = nn.Parameter(numbers(30, 30).t())
+    layers.set_rounding(model[4], grids.Half(torch.bfloat16))
+    uneven = grids.Grid(scales / 16, torch.arange(30.0)[:, None] * 7 % 16, 0, 15, 4)
+    model[5].weight = nn.Parameter(uneven.values(((numbers(30, 30) + 0.8).clamp(0) * 2).round()))
+    layers.set_rounding(model[5], uneven)
+    layers.set_rounding(model[6].last.layer, grids.Grid(scales[:3] / 16, zeros[:3], -128, 127, 8))
+    return model.eval(), numbers(4, 40)
+
+
+def test_a_file_of_version_2_loads():
+    """tests/storage/version2.clab was written by the first version 2 of the format; it is never written again."""
+    model, batch = golden_of_version_2()
+    blob = Path(__file__).with_name("version2.clab").read_bytes()
+    same = cl.storage.loads(blob)
+    assert blob[4] == 2 and torch.equal(same(batch), model(batch))
+    assert torch.equal(layers.get_mask(same[0]), layers.get_mask(model[0]))
+    for path in (*"012345", "6.last.layer"):
+        one, other = (layers.get_rounding(each.get_submodule(path)) for each in (same, model))
+        assert type(one) is type(other) and one.extra_repr() == other.extra_repr()
+    assert same[2].parametrizations.weight.original is same[3].parametrizations.weight.original
+    assert same[4].weight.stride() == (1, 30) and same[6].last.input.growth is not None
 
 
 def test_masks_come_back_and_hold_while_the_model_trains_on():
