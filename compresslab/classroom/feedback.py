@@ -92,7 +92,7 @@ def call(function, *arguments):
 
 
 def given(answer):
-    """`answer` itself, what a learner's function returned; as not begun yet where it is None or another stub."""
+    """`answer` itself, what a learner's function returned; as not begun yet where that is None or another stub."""
     if _is_stub(answer):
         raise _Nothing
     return answer
