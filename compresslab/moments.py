@@ -13,7 +13,7 @@ from torch.nn import functional
 from compresslab import activations
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-WORK = 2e10  # multiplications a layer that its moment may take, before rows are left out
+ROWS, WORK = 2**15, 4e9  # input rows of a layer, and multiplications for its moment, before rows are left out
 BYTES = 64 * 2**20  # of rows made at a time
 BATCH, VALUES = 1000, 2**22  # images run at a time, and values in them, at most
 TOGETHER = 2**29  # bytes of moments kept at a time; more layers than fit take further runs of the model
@@ -40,8 +40,8 @@ def input_moments(model, images, names, seed=0):
 
     names    qualified names of the layers; one that the model does not run, or runs without a tensor as its first
              positional argument, is left out
-    seed     of the choice of rows where there are too many: all are taken up to 2e10 / columns**2, or 4 * columns if
-             that is more; then as many, at random, the same share of every batch
+    seed     of the choice of rows where there are too many: up to 32,768 are taken, fewer where that would be over 4e9
+             multiplications, but 4 * columns at least; at random, the same share of every batch
     raises   ValueError as `activations.watch` does, and for inputs that are not finite
 
     Memory: at most 512 MiB of moments at a time, or those of one layer.
@@ -90,7 +90,7 @@ class _Sums:
     def __init__(self, module, batches, seed):
         self._module, self._generator = module, torch.Generator().manual_seed(seed)
         columns = columns_of(module)
-        self._wanted, self._share = max(4 * columns, WORK / columns**2) / batches, None
+        self._wanted, self._share = max(4 * columns, min(ROWS, WORK / columns**2)) / batches, None
         self.rows, self.first, self.second = 0, 0.0, 0.0
 
     def add(self, inputs, _):
