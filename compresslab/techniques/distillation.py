@@ -253,7 +253,7 @@ TECHNIQUE = Technique(
             "alpha", 0.9, 0.0, 1.0, 0.05, unit="%", help="Share of the teacher in the loss; the labels' is the rest."
         ),
         Control(
-            "width", 0.1, 0.02, 1.0, 0.02, unit="%", help="Width of the student's hidden layers; 100% is the teacher's."
+            "width", 0.3, 0.02, 1.0, 0.02, unit="%", help="Width of the student's hidden layers; 100% is the teacher's."
         ),
         Control("share", 0.01, 0.01, 1.0, 0.01, unit="%", help="Share of the training images that the student sees."),
         Control("knowledge", "response", choices=KNOWLEDGE, help="What of the teacher the student imitates."),
