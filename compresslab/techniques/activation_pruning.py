@@ -72,9 +72,10 @@ def prune(
     returns    smaller model of the same structure, in which layers that are added, multiplied or convolved group by
                group lose the same neurons
     raises     ValueError for a setting out of range, both or neither of threshold and sparsity, no images, images that
-               the model does not take, an unknown layer name, one whose neurons cannot go, and a model without any
+               the model does not take, an unknown layer name, one whose neurons cannot go, and a model without Linear
+               or convolution layers
     warns      UserWarning that names layers that would lose all neurons, where the one with the highest statistic
-               stays, and what is left alone
+               stays, and what is left alone, which may be everything
 
     Masking and removing are the same: the logits are those of the model in which the consumers' weights for the removed
     neurons are 0 and, with `fold`, their biases have the means.
@@ -84,8 +85,12 @@ def prune(
     _check_bool("fresh", fresh)
     groups, left = _groups(model, images, layers)
     setting = (threshold, sparsity, statistic, scope, seed)
-    removal = _removal(model, groups, checked_images(images, calibration_size), *setting)
-    twin = _without(model, removal, fold, left)
+    images = checked_images(images, calibration_size)
+    if groups:
+        twin = _without(model, _removal(model, groups, images, *setting), fold, left)
+    else:
+        twin = duplicate(model)
+        warn_left_alone("activation_pruning", left)
     if fresh:
         structure.reset(twin, seed)
     return twin
@@ -151,10 +156,9 @@ def _groups(model, images, layers):
         if fixed := [name for name in chosen if name in reasons]:
             raise ValueError(f"layers has {fixed[0]!r}, whose neurons cannot go: {reasons[fixed[0]]}")
         groups, left = [group for group in groups if {*group.producers} & {*chosen}], {}
-    if not groups:
-        told = "; ".join(f"{name}: {reason}" for name, reason in {**reasons, **left}.items())
-        raise ValueError(f"model has no neurons that can be removed ({told or 'no Linear or convolution layer'})")
-    return groups, left
+    if not chosen:
+        raise ValueError("model has no neurons that can be removed: no Linear or convolution layer")
+    return groups, left if groups else {**reasons, **left}
 
 
 class _Moments:

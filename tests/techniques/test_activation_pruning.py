@@ -565,7 +565,6 @@ def test_bad_images_are_named(images, said):
 
 
 BAD_MODELS = {
-    "one layer": (lambda: nn.Sequential(nn.Linear(8, 3)), "no neurons that can be removed .*0: its outputs"),
     "no layer": (lambda: nn.ReLU(), "no Linear or convolution layer"),
     "not a model": (lambda: "mlp", "model is 'mlp'; give a torch.nn.Module"),
     "meta": (lambda: nn.Sequential(nn.Linear(8, 3, device="meta")), "meta device"),
@@ -579,11 +578,13 @@ def test_a_model_that_cannot_be_pruned_is_refused(make, said):
         prune(make(), torch.randn(4, 8), sparsity=0.5)
 
 
-def test_an_lstm_alone_is_refused_by_name():
-    model = reader()
+def test_a_model_whose_neurons_all_stay_is_copied_and_that_is_said():
+    model, words = reader(), torch.randint(0, 20, (8, 7))
     model.hidden, model.head = nn.Identity(), nn.Linear(12, 3)
-    with pytest.raises(ValueError, match="no neurons that can be removed .*memory: a LSTM"):
-        prune(model, torch.randint(0, 20, (8, 7)), sparsity=0.5)
+    with pytest.warns(UserWarning, match=r"activation_pruning leaves alone head \(.*\).*memory \(a LSTM\)"):
+        small = prune(model, words, sparsity=0.5)
+    assert small is not model and torch.equal(small(words), model(words))
+    assert statistics(model, words) == {}
 
 
 def test_nan_weights_are_refused_by_name():
