@@ -10,7 +10,7 @@ import torch
 
 from compresslab import checks
 from compresslab.data import Split
-from compresslab.layers import modes_kept
+from compresslab.layers import as_inputs, modes_kept
 
 
 def watch(model, images, watchers, batch_size=None):
@@ -29,7 +29,6 @@ def watch(model, images, watchers, batch_size=None):
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in watchers:
         checks.choice("watchers", name, modules)
-    weight = next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
     with ExitStack() as stack:
         stack.enter_context(modes_kept(model))
         stack.enter_context(torch.no_grad())
@@ -38,8 +37,7 @@ def watch(model, images, watchers, batch_size=None):
             handle = modules[name].register_forward_hook(_hook(watcher))
             stack.callback(handle.remove)
         for batch in images.split(checks.integer("batch_size", 256 if batch_size is None else batch_size, 1)):
-            dtype = weight.dtype if batch.is_floating_point() else batch.dtype
-            _run(model, batch.to(weight.device, dtype, copy=True))  # a layer may write into what it is given
+            _run(model, as_inputs(model, batch.clone()))  # a layer may write into what it is given
 
 
 def checked_images(images, limit=None):

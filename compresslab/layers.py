@@ -265,6 +265,18 @@ def modes_kept(model):
             module.training = training
 
 
+def as_inputs(model, images, device=None):
+    """Images as a model takes them: of its weights' dtype; int64 for one that begins with an embedding, and of whole
+    numbers for one that has any; on `device`, None for the model's own. A copy only where something changes.
+    """
+    tables = nn.Embedding | nn.EmbeddingBag
+    weight = next((one for one in [*model.parameters(), *model.buffers()] if one.is_floating_point()), torch.empty(0))
+    first = next((part for part in model.modules() if part._parameters or part._buffers), None)
+    has_table = any(isinstance(part, tables) for part in model.modules())
+    words = isinstance(first, tables) or (has_table and not images.is_floating_point())
+    return images.to(device or weight.device, torch.int64 if words else weight.dtype)
+
+
 def unsupported(model):
     """Parts that hold weights which are not of `weight_layers`: embeddings, recurrent layers, attention's projections.
 

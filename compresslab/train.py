@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from compresslab import checks, paths
 from compresslab.data import split_of
-from compresslab.layers import duplicate, modes_kept, plain
+from compresslab.layers import as_inputs, duplicate, modes_kept, plain
 
 ARITHMETIC = ("fp32", "medium", "bf16")
 
@@ -171,7 +171,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
     order, chance = torch.Generator().manual_seed(seed), _PrivateChance(model, seed, device, loss)
     bar = tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar)
     with _trainable(model, device, precision), bar:
-        images, labels = split.images.to(device, _dtype(model)), split.labels.to(device)
+        images, labels = as_inputs(model, split.images, device), split.labels.to(device)
         own = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
         optimizer = adam(own, lr)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
@@ -316,7 +316,7 @@ def evaluate(model, data, batch_size=None):
     parts = images.split(checks.integer("batch_size", size, 1))
     with modes_kept(model), torch.no_grad(), precision.active(weight.device):
         model.eval()
-        batches = (laid_out(part.to(weight.device, weight.dtype), precision) for part in parts)
+        batches = (laid_out(as_inputs(model, part), precision) for part in parts)
         return torch.cat([_logits(model, batch) for batch in batches])
 
 
@@ -375,7 +375,7 @@ def calibrate(model, images, batch_size=None, device=None):
     device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
     if _dtype(model) != torch.float32:
         return Precision()
-    batch = images[: batch_size or min(512, len(images))].to(device)
+    batch = as_inputs(model, images[: batch_size or min(512, len(images))], device)
     key = _calibration_key(model, batch, device)
     if key not in _calibrated:
         kept = _read_calibration()

@@ -487,3 +487,35 @@ def test_modes_are_kept(training):
     with cl.layers.modes_kept(model):
         model.eval() if training else model.train()
     assert [model.training, model[1].training] == [training, not training]
+
+
+class Reader(nn.Module):
+    """Words in, classes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.memory, self.head = nn.Embedding(20, 8), nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, words):
+        return self.head(self.memory(self.words(words))[0][:, -1])
+
+
+def test_inputs_are_whole_numbers_for_a_model_that_begins_with_an_embedding():
+    floats, whole = torch.tensor([[1.0, 2.0]]), torch.tensor([[1, 2]])
+    assert cl.layers.as_inputs(Reader(), floats).equal(whole)
+    assert cl.layers.as_inputs(Reader(), whole) is whole
+    assert cl.layers.as_inputs(nn.Linear(2, 2).half(), whole).equal(floats.half())
+    assert cl.layers.as_inputs(nn.Linear(2, 2), floats) is floats
+
+
+def test_a_model_of_words_is_trained_evaluated_and_measured():
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 20, (120, 6), generator=generator)
+    labels = words[:, -1] % 3
+    torch.manual_seed(0)
+    model = Reader()
+    trained = cl.train.finetune(model, (words, labels), epochs=30, lr=0.02, bar=False)
+    assert cl.measure.accuracy(trained, (words, labels)) > 0.9
+    assert torch.equal(cl.train.evaluate(trained, words), cl.train.evaluate(trained, words.float()))
+    measured = cl.measure.measure(trained, (words, labels))
+    assert measured.latency.median > 0 and measured.macs > 0

@@ -1,7 +1,6 @@
 """Inputs to run a model on when only its speed or its operations matter, and a clear word when they do not fit."""
 
 import contextlib
-from itertools import chain
 
 import torch
 
@@ -10,25 +9,17 @@ from compresslab import checks, layers
 _WORKBOOK = (1, 28, 28)  # shape of one MNIST or Fashion-MNIST image
 
 
-def place(model):
-    """Device and floating-point dtype of a model's first parameter or buffer; CPU and float32 if it has none."""
-    for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.float32
-
-
 def batch(model, shape, batch_size=1):
     """Random inputs (batch_size, *shape) in [0, 1) on the model's device, in its dtype; a private generator.
+
+    Where the model begins with an embedding, they are the whole number 0.
 
     raises  ValueError if `shape` is not the shape of one sample: whole numbers, 1 or more
     """
     if not isinstance(shape, (tuple, list)) or not shape:
         raise ValueError(f"shape is {shape!r}; give the shape of one sample, without the batch: {_WORKBOOK}")
     sides = [checks.integer("a side of shape", side, 1) for side in shape]
-    device, dtype = place(model)
-    numbers = torch.rand(batch_size, *sides, generator=torch.Generator().manual_seed(0))
-    return numbers.to(device, dtype)
+    return layers.as_inputs(model, torch.rand(batch_size, *sides, generator=torch.Generator().manual_seed(0)))
 
 
 def sample_shape(model, shape=None):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresslab import data
-from compresslab.measure.inputs import batch, evaluating, place, sample_shape
+from compresslab import data, layers
+from compresslab.measure.inputs import batch, evaluating, sample_shape
 
 
 def macs(model, images=None):
@@ -38,11 +38,9 @@ def _one(model, images):
     images = torch.as_tensor(images)
     if images.ndim == 0 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}; give at least one, (N, …)")
-    device, dtype = place(model)
-    if not images.is_floating_point():
-        return images[:1].to(device)
-    sample_shape(model, tuple(images.shape[1:]))
-    return images[:1].to(device, dtype)
+    if images.is_floating_point():
+        sample_shape(model, tuple(images.shape[1:]))
+    return layers.as_inputs(model, images[:1])
 
 
 @contextlib.contextmanager
