@@ -28,6 +28,19 @@ class Rows(nn.Module):
         return self.head(self.relu(self.hidden(states[:, -1])))
 
 
+class Words(nn.Module):
+    """An LSTM that reads words, and two Linear layers that decide."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.memory = nn.Embedding(20, 16), nn.LSTM(16, 64, batch_first=True)
+        self.hidden, self.relu, self.head = nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 5)
+
+    def forward(self, words):
+        states, _ = self.memory(self.table(words))  # (N, words, 64)
+        return self.head(self.relu(self.hidden(states[:, -1])))
+
+
 class Tied(nn.Module):
     """Two layers that share their weight, between layers that do not."""
 
@@ -54,6 +67,7 @@ FOREIGN = {  # name: (network, shape of an image)
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), (3, 32, 32)),
     "vision_transformer": (vision_transformer, (3, 32, 32)),
     "lstm": (Rows, (1, 16, 16)),
+    "words": (Words, (9,)),
     "tied": (Tied, (1, 16, 16)),
 }
 
@@ -64,7 +78,8 @@ def foreign(request):
     build, shape = FOREIGN[request.param]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build().eval(), torch.rand(24, *shape, generator=torch.Generator().manual_seed(1))
+        images = torch.rand(24, *shape, generator=torch.Generator().manual_seed(1))
+        return build().eval(), (20 * images).long() if request.param == "words" else images
 
 
 def first_setting(technique):
@@ -196,4 +211,4 @@ def test_calibration_images_that_do_not_fit_are_named(technique, images):
         apply(technique, cl.models.build("lenet_300_100", seed=0), images, setting)
 
 
-NEEDS_IMAGES = {"low_rank": {"method": "activation"}, "quantization": {"activations": True}}
+NEEDS_IMAGES = {"low_rank": {"method": "activation"}, "quantization": {"activations": 8}}
