@@ -210,10 +210,10 @@ def test_what_is_missed_is_the_variance_times_the_squared_outgoing_norm():
 
 @functools.cache
 def chosen():
-    """article_mlp with 72% fewer parameters, retrained for a moment, and its interval on the test images."""
+    """article_mlp with over 80% fewer parameters, retrained for a moment, and its interval on the test images."""
     data, dense = cl.data.load("mnist"), cl.models.pretrained("article_mlp", "mnist")
-    pruned = cl.activation_pruning.prune(dense, data.train.images[:1000], sparsity=0.55, statistic="variance")
-    model = cl.train.finetune(pruned, data.train, steps=60, precision="fp32", bar=False)
+    pruned = cl.activation_pruning.prune(dense, data.train.images[:1000], sparsity=0.66, statistic="variance")
+    model = cl.train.finetune(pruned, data.train, steps=200, precision="fp32", bar=False)
     return pruned, model, cl.measure.accuracy_interval(model, data.test)
 
 
@@ -230,11 +230,13 @@ def test_a_wrong_model_or_interval_fails_with_a_hint_that_fits():
     pruned, model, interval = chosen()
     mask = cl.zero_pruning.prune(dense, sparsity=0.8)
     small = cl.models.lenet_300_100(seed=0)
+    enough = cl.activation_pruning.prune(dense, data.train.images[:1000], sparsity=0.54, statistic="variance")
     narrow = SimpleNamespace(accuracy=interval.accuracy, low=interval.accuracy, high=interval.accuracy)
     wrong = {
         "0% of the parameters are gone": [(dense, interval), (mask, cl.measure.accuracy_interval(mask, data.test))],
         "% of the parameters are gone": [(small, interval)],
-        "points, 0.5 are allowed": [(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), interval)],
+        "72% of the parameters are gone, 80% are asked for": [(enough, interval)],
+        "points, 0.4 are allowed": [(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), interval)],
         "on which the model was chosen": [(model, cl.measure.accuracy_interval(model, data.validation))],
         "not those of a 95% interval": [
             (model, narrow),
