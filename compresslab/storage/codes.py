@@ -14,6 +14,7 @@ and another how they are written
 Shannon 1948: what is frequent is cheap. Weights crowd around 0, so 4 bits a weight cost 2 to 3.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +77,7 @@ def read_form(items, shape):
     sizes = isinstance(scale, list) and len(scale) <= len(shape) and all(type(size) is int for size in scale)
     if not sizes or any(one not in (1, size) for one, size in zip(reversed(scale), reversed(shape), strict=False)):
         raise CorruptFileError(f"scales of shape {str(scale)[:100]} do not fit a weight of shape {str(shape)[:100]}")
-    if learned not in (False, True, "frozen") or type(learned) is int or dtype not in ("float32", "float64"):
+    if type(learned) is not bool and learned != "frozen" or dtype not in ("float32", "float64"):
         raise CorruptFileError(f"a grid is learned: {str(learned)[:50]}, of dtype {str(dtype)[:50]}")
     return Form(bits, low, high, tuple(scale), learned, dtype)
 
@@ -103,8 +104,8 @@ def write(writer, grid, codes, mask=None):
     """Write a weight on a grid in its cheapest form; `grid` and `codes` as from `settled`."""
     tensors.write(writer, grid.scale)
     tensors.write(writer, grid.zero_point)
-    floors, codes, rows = _floors(grid, codes.shape), codes.contiguous().numpy(), tensors.rows(codes.shape)
-    levels = codes.reshape(-1) - floors
+    floors = np.broadcast_to(_floors(grid), codes.shape).reshape(-1)
+    levels, rows = codes.contiguous().numpy().reshape(-1) - floors, tensors.rows(codes.shape)
     if mask is not None:
         kept = mask.detach().cpu().contiguous().numpy().reshape(-1)
         _plan_sparse(kept, rows, levels, floors, grid).write(writer)
@@ -117,25 +118,28 @@ def write(writer, grid, codes, mask=None):
 
 
 def read(reader, form, shape, dtype, masked):
-    """The weight that was written.
+    """The weight that was written, a chunk at a time: nothing else of it takes as much memory.
 
     form     Form;  shape, dtype  of the weight;  masked  whether it is to have a mask
     returns  Grid, weight (tensor), and its mask (bool tensor, or None)
     raises   CorruptFileError
     """
-    grid = _checked(form, *(tensors.read(reader, form.dtype, form.shape)[0] for _ in range(2)))
-    floors, kept = _floors(grid, shape), None
+    grid, kept = _checked(form, *(tensors.read(reader, form.dtype, form.shape)[0] for _ in range(2))), None
+    weight = torch.empty(shape, dtype=dtype)
     if reader.uint(SPARSE) == SPARSE:
-        kept = positions.read(reader, len(floors), tensors.rows(shape))
-        codes = np.full(len(floors), form.low, dtype=np.int32) if masked else floors
-        codes[kept] = _read_codes(reader, floors[kept], form)
-    else:
-        codes = _read_codes(reader, floors, form)
-    if masked and kept is None:
+        kept = positions.read(reader, weight.numel(), tensors.rows(shape))
+    elif masked:
         raise CorruptFileError("a masked weight is stored without its mask")
-    if len(codes) and not form.low <= int(codes.min()) <= int(codes.max()) <= form.high:
-        raise CorruptFileError(f"a code lies outside its grid, {form.low} to {form.high}")
-    return _weight(grid, torch.from_numpy(codes).reshape(shape), dtype, kept if masked else None)
+    how, flat = reader.uint(CODES), weight.view(-1)
+    numbers = _Numbers(_read_numbers(reader, how, len(flat) if kept is None else int(np.count_nonzero(kept)), form))
+    for start in range(0, len(flat), CHUNK):
+        stop = min(start + CHUNK, len(flat))
+        inside = None if kept is None else kept[start:stop]
+        some = numbers.take(stop - start if inside is None else int(np.count_nonzero(inside)))
+        part = _part(grid, shape, start, stop)
+        codes = _codes(part, some, inside, how == LEVELS)
+        flat[start:stop] = _values(part, codes, inside if masked else None, dtype)
+    return grid, weight, torch.from_numpy(kept).reshape(shape) if masked else None
 
 
 def _checked(form, scale, zero_point):
@@ -145,23 +149,52 @@ def _checked(form, scale, zero_point):
     return form.grid(scale, zero_point)
 
 
-def _weight(grid, codes, dtype, kept):
-    """What codes stand for, 0 where they are not kept (bool array, or None); grid, weight, and kept as a tensor."""
-    mask, weight = None, grid.values(codes).to(dtype)
-    off_grid = grid.codes(weight) != codes
-    if kept is not None:
-        mask = torch.from_numpy(kept).reshape(codes.shape)
-        weight.masked_fill_(~mask, 0.0)
-        off_grid &= mask
-    if off_grid.any():
+def _part(grid, shape, start, stop):
+    """The grid of the weights from `start` to `stop` of a flattened tensor, which its scale broadcasts to `shape`."""
+    if grid.scale.numel() == 1:
+        sides = grid.scale.reshape(1), grid.zero_point.reshape(1)
+    elif grid.scale.dim() == len(shape) and grid.scale.numel() == shape[0]:
+        size = math.prod(shape[1:])  # of a row
+        rows = torch.arange(start // size, -(-stop // size))
+        counts = ((rows + 1) * size).clamp(max=stop) - (rows * size).clamp(min=start)
+        sides = (one.reshape(-1)[rows].repeat_interleave(counts) for one in (grid.scale, grid.zero_point))
+    else:
+        wide = (np.broadcast_to(one.numpy(), shape) for one in (grid.scale, grid.zero_point))
+        sides = [torch.from_numpy(one.flat[start:stop]) for one in wide]
+    part = grids.Grid(torch.ones(1), torch.zeros(1), grid.low, grid.high, grid.bits)
+    part.scale, part.zero_point = sides  # which have been checked
+    part._whole, part._tiny, part._empty = grid._whole, grid._tiny, grid._empty  # it is to compute in the same way
+    return part
+
+
+def _codes(grid, numbers, inside, levels):
+    """Codes of a chunk: `numbers` (codes, or levels) where `inside`, and level 0 in the rest; int32.
+
+    inside  bool array, or None for everywhere
+    """
+    floors = _floors(grid)
+    if inside is None:
+        return numbers + floors if levels else numbers
+    codes = np.broadcast_to(floors, len(inside)).copy()
+    codes[inside] = numbers + (codes[inside] if levels else 0)
+    return codes
+
+
+def _values(grid, codes, kept, dtype):
+    """Values of the codes of a chunk, 0 where they are not `kept` (bool array, or None for all)."""
+    codes = torch.from_numpy(codes if kept is None else np.where(kept, codes, grid.low))
+    if ((codes < grid.low) | (codes > grid.high)).any():
+        raise CorruptFileError(f"a code lies outside its grid, {grid.low} to {grid.high}")
+    weight = grid.values(codes).to(dtype)
+    off = grid.codes(weight) != codes
+    if (off if kept is None else off & torch.from_numpy(kept)).any():
         raise CorruptFileError("weights do not lie on their grid")
-    return grid, weight, mask
+    return weight if kept is None else weight.masked_fill_(~torch.from_numpy(kept), 0.0)
 
 
-def _floors(grid, shape):
-    """Code of level 0 for each weight: flat int32 array, of its own memory."""
-    floors = grid.zero_point.floor().to(torch.int32).numpy()
-    return np.broadcast_to(floors, shape).reshape(-1).copy()
+def _floors(grid):
+    """Code of level 0, the zero point rounded down, as an int32 array of the zero point's shape."""
+    return grid.zero_point.floor().to(torch.int32).numpy()
 
 
 def _plan_all(levels, floors, grid):
@@ -225,27 +258,38 @@ def _write_histogram(writer, symbols, table, form, *first):
     writer.symbols(symbols, table)
 
 
-def _read_codes(reader, floors, form):
-    """Codes of so many weights as `floors`, the codes of their level 0, has; int32."""
-    how = reader.uint(CODES)
+class _Numbers:
+    """Hands out, so many at a time as are asked for, what an iterator of arrays yields."""
+
+    def __init__(self, arrays):
+        self._arrays, self._left = arrays, np.zeros(0, dtype=np.int32)
+
+    def take(self, count):
+        found = [self._left]
+        while sum(map(len, found)) < count:
+            found.append(next(self._arrays))
+        every = np.concatenate(found)
+        self._left = every[count:]
+        return every[:count]
+
+
+def _read_numbers(reader, how, count, form):
+    """Yields `count` codes, or levels, in int32 arrays."""
     if how == PACKED:
-        return _read_packed(reader, len(floors), form)
-    codes, at = np.full(len(floors), form.low, dtype=np.int32), 0
+        yield from _read_packed(reader, count, form)
+        return
+    first = form.low
     if how == LEVELS:
         zigzagged = reader.uint(4 * FARTHEST)
-        codes = floors + np.int32(zigzagged // 2 if zigzagged % 2 == 0 else -(zigzagged // 2) - 1)
-    for symbols in reader.symbols(len(codes), reader.frequencies(SPAN)):
-        codes[at : at + len(symbols)] += symbols
-        at += len(symbols)
-    return codes
+        first = zigzagged // 2 if zigzagged % 2 == 0 else -(zigzagged // 2) - 1
+    for symbols in reader.symbols(count, reader.frequencies(SPAN)):
+        yield symbols + np.int32(first)
 
 
 def _read_packed(reader, count, form):
-    codes = np.empty(count, dtype=np.int32)
-    weights = 1 << np.arange(form.bits - 1, -1, -1, dtype=np.int32)
+    worths = 1 << np.arange(form.bits - 1, -1, -1, dtype=np.int32)
     for start in range(0, count, CHUNK):
         size = min(CHUNK, count - start)
         packed = np.frombuffer(reader.raw(-(-size * form.bits // 8)), dtype=np.uint8)
         digits = np.unpackbits(packed, count=size * form.bits).reshape(size, form.bits)
-        codes[start : start + size] = digits.astype(np.int32) @ weights
-    return codes + np.int32(form.low)
+        yield digits.astype(np.int32) @ worths + np.int32(form.low)

@@ -35,13 +35,13 @@ def put_in(model, content):
     made, seen = {}, set()
     for index, entry in enumerate(content.entries):
         module, own = _place(model, entry.name)
-        source = index if entry.tied is None else entry.tied
+        source = _source(content, index)
         if source not in made:
             made[source] = _as_parameter(content, source) if own in module._parameters else content.values[source]
         setattr(module, own, made[source])
     for index, entry in enumerate(content.entries):
         module, own = _place(model, entry.name)
-        rounding = content.roundings.get(index if entry.tied is None else entry.tied)
+        rounding = content.roundings.get(_source(content, index))
         if (id(module), own) not in seen:
             _parametrize(module, own, rounding, content.keeps[index] if index in content.masked else None)
             seen.add((id(module), own))
@@ -89,6 +89,9 @@ def _check_fits(into, content, wanted, around):
             found, held = ((tuple(one.shape), one.dtype) for one in (own[name], value))
             raise ValueError(f"into has {name!r} of shape {found[0]} ({found[1]}); the file has {held[0]} ({held[1]})")
         _check_parametrization(*_place(into, name), name)
+        changed = wanted[name] in content.masked or _source(content, wanted[name]) in content.roundings
+        if changed and not isinstance(_parameter(*_place(into, name)), nn.Parameter):
+            raise ValueError(f"the file masks or rounds {name!r}, which is not a parameter of into")
     _check_ties(into, listed)
 
 
@@ -129,8 +132,7 @@ def _parametrize(module, own, rounding, mask):
 
 def _rounding(content, index, parameter, made):
     """The rounding of an entry for the parameter it went to: one object for each parameter; `made` remembers them."""
-    source = content.entries[index].tied
-    rounding = content.roundings.get(index if source is None else source)
+    rounding = content.roundings.get(_source(content, index))
     if rounding is None:
         return None
     if id(parameter) not in made:
@@ -165,6 +167,12 @@ def _parameter(module, own):
     if parametrize.is_parametrized(module, own):
         return module.parametrizations[own].original
     return getattr(module, f"{own}_orig", None) if f"{own}_orig" in module._parameters else getattr(module, own)
+
+
+def _source(content, index):
+    """Index of the entry that has an entry's tensor: its own, or that of the one it is tied to."""
+    tied = content.entries[index].tied
+    return index if tied is None else tied
 
 
 def _as_parameter(content, index):

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional
 
 import compresslab as cl
-from compresslab import layers
+from compresslab import grids, layers
 from compresslab.storage import CorruptFileError, container
+from compresslab.techniques import quantization
 
 
 class Net(nn.Module):
@@ -46,7 +47,26 @@ def some_models():
     recurrent = nn.ModuleDict({"e": nn.Embedding(5, 3), "g": nn.LSTM(2, 2, 2)})
     transformer = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4, activation=nn.ReLU(), batch_first=True), 2)
     conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.MaxPool2d(2)).half()
-    return [masked, grid, signed, few, shared, recurrent, transformer, conv, Net()]
+    return [masked, grid, signed, few, shared, recurrent, transformer, conv, Net(), *rounded_models(masked)]
+
+
+def rounded_models(masked):
+    """Small models with weights and inputs that are rounded in every way, in every form of codes."""
+    images, odd = torch.randn(30, 40), nn.Linear(40, 30)
+    odd.weight = nn.Parameter(torch.randn(40, 30).t())
+    uneven = grids.Grid(torch.ones(30, 1) / 8, torch.arange(30.0)[:, None] % 16, 0, 15, 4)
+    with torch.no_grad():
+        odd.weight.copy_(uneven.values(torch.randint(0, 3, (30, 40))))
+    tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    tied[1].weight = tied[0].weight
+    layers.set_rounding(odd, uneven)
+    return [
+        quantization.quantize(masked, images, bits=3, symmetric=False, learned=True),
+        quantization.quantize(nn.Sequential(nn.Linear(40, 30)), bits=2, per_channel=False),
+        quantization.quantize(tied, bits=1),
+        quantization.quantize(Net(), images[:, :6], dtype="bf16", activations=4, layers=["first", "last"]),
+        nn.Sequential(odd),
+    ]
 
 
 BLOBS = [cl.storage.dumps(model) for model in some_models()]
@@ -59,6 +79,8 @@ ODD = [
     *({"dict": [[1, 2]]}, {"slice": [1, 2, 3]}, {"dtype": "float16"}, {"ellipsis": None}, ["ReLU"], ["Transformer"]),
     ["LSTM", {"input_size": 3, "hidden_size": 4, "num_layers": 5000}],
     ["Linear", {"in_features": 10**9, "out_features": 10**9}],
+    *(["InputGrid", {"bits": 4, "low": 0, "high": 15}], [0, 4, 0, 15], [0, 4, 0, 15, [30, 1], True], [2, "bfloat16"]),
+    *([0, 99, 0, 15], [0, 4, 15, 0], [1, 0], "InputGrid", "frozen", "bfloat16", "float64", ["0.input", ["InputGrid"]]),
 ]
 
 
@@ -71,7 +93,7 @@ def forged(header, data=b"", words=(), text=None):
     """A file with any header, its lengths and checksum right; `text` in the place of the header's JSON."""
     text = json.dumps(header, separators=(",", ":")).encode() if text is None else text
     lengths = b"".join(container.varint(n) for n in (len(text), len(text), len(data), len(words)))
-    return signed(b"CLAB\x01" + lengths + text + data + np.array(words, dtype="<u4").tobytes())
+    return signed(b"CLAB\x02" + lengths + text + data + np.array(words, dtype="<u4").tobytes())
 
 
 def outcome(blob, **keywords):
@@ -235,6 +257,56 @@ def encoder(layers_inside, inner):
     return ["TransformerEncoder", {"encoder_layer": {"module": inner}, "num_layers": layers_inside}]
 
 
+FOUR = {"bits": 4, "low": 0, "high": 15}
+SCALE = b"\0\0\0\0\x80\x3f" + raw(4)  # a scale of 1 and a zero point of 0
+GRIDS = [
+    *(
+        [[]],
+        [[0]],
+        [[0, 4]],
+        [[2, 4, 0, 15]],
+        [[-1, 4, 0, 15]],
+        [[True, 4, 0, 15]],
+        [["0", 4, 0, 15]],
+        [0],
+        [None],
+        {},
+        7,
+    ),
+    *([[0, 0, 0, 0]], [[0, 99, 0, 15]], [[0, 4, 15, 0]], [[0, 4, 0, 99]], [[0, 4, 0, 15, [3, 2]]], [[0, 4, 0, 15, 2]]),
+    *([[0, 4, 0, 15], [0, 4, 0, 15]], [[0, 4, 0, 15, [], False, "bool"]], [[0, 4, 0, 15, [10**30]]]),
+]
+HALVES = [[[]], [[0]], [[0, "float32"]], [[0, "int8"]], [[0, ["float16"]]], [[9, "float16"]], [[0, "float16", 1]], [0]]
+ORDERS = [[0], [0, 0], [1, 2], [0, 1, 2], [True, 0], ["1", "0"], [[], []], {}, "10", 10]
+
+
+def reordered(order):
+    return [["0.weight", "float32", [2, 3], order], ["0.bias", "float32", [2]]]
+
+
+def norm(**more):
+    """A normalisation: two parameters, two buffers, an integer."""
+    names = ["weight", "bias", "running_mean", "running_var"]
+    listed = [*([name, "float32", [2]] for name in names), ["num_batches_tracked", "int64", []]]
+    return header(["BatchNorm1d", {"num_features": 2}], listed, **more)
+
+
+def gated(arguments):
+    """A linear layer behind an input grid."""
+    node = ["Sequential", {}, {"input": ["InputGrid", arguments], "layer": header()["model"][2]["0"]}]
+    listed = [["input.scale", "float32", []], ["input.zero_point", "float32", []]]
+    return header(node, [*listed, ["layer.weight", "float32", [2, 3]], ["layer.bias", "float32", [2]]])
+
+
+def test_forging_can_make_good_rounded_files():
+    good = SCALE + b"\0\0\x12\x34\x56" + raw(8)
+    assert outcome(forged(header(grids=[[0, 4, 0, 15]]), good)) == "loaded"
+    assert outcome(forged(header(halves=[[0, "float16"]]), raw(12, 8))) == "loaded"
+    assert outcome(forged(header(tensors=reordered([1, 0])), raw(24, 8))) == "loaded"
+    assert outcome(forged(gated(FOUR), SCALE + raw(24, 8))) == "loaded"
+    assert outcome(forged(norm(), raw(8, 8, 8, 8, 8))) == "loaded"
+
+
 FORGERIES = {
     "header is a list": dict(header=[1, 2]),
     "no tensors": dict(header={"model": None, "training": True}),
@@ -279,6 +351,44 @@ FORGERIES = {
     "beyond a float": dict(text=b'{"model":null,"training":true,"tensors":[1e999]}'),
     "long number": dict(text=b'{"model":null,"training":true,"tensors":[%s]}' % (b"9" * 10_000)),
     "no text": dict(text=b"\xff\xfe"),
+    **{f"grid {one}": dict(header=header(grids=one), data=raw(4, 4) + b"\0\0abc" + raw(8)) for one in GRIDS},
+    **{f"half {one}": dict(header=header(halves=one), data=raw(12, 8)) for one in HALVES},
+    **{f"order {one}": dict(header=header(tensors=reordered(one)), data=raw(24, 8)) for one in ORDERS},
+    "a tensor is rounded twice": dict(header=header(grids=[[0, 4, 0, 15]], halves=[[0, "float16"]])),
+    "a buffer on a grid": dict(header=norm(grids=[[2, 4, 0, 15]]), data=raw(8, 8) + SCALE + b"\0\0\0" + raw(8, 8)),
+    "an integer on a grid": dict(header=norm(grids=[[4, 4, 0, 15]]), data=raw(8, 8, 8, 8) + SCALE + b"\0\0\0"),
+    "a tied tensor on a grid": dict(
+        header=header(
+            ["Sequential", {}, {one: ["Linear", {"in_features": 1, "out_features": 1, "bias": False}] for one in "ab"}],
+            [["a.weight", "float32", [1, 1]], ["b.weight", 0]],
+            grids=[[1, 4, 0, 15]],
+        ),
+        data=SCALE + b"\0\0\0",
+    ),
+    **{
+        f"input grid {one}": dict(header=gated(one), data=raw(4, 4, 24, 8))
+        for one in (
+            *(
+                {},
+                {"bits": 0, "low": 0, "high": 0},
+                {"bits": 99, "low": 0, "high": 1},
+                {"bits": 4, "low": 9, "high": 0},
+            ),
+            *(
+                {"bits": 4, "low": 0, "high": 16},
+                {"bits": 4, "low": 0.0, "high": 1},
+                {"bits": 4, "low": 0, "high": 10**30},
+            ),
+            *(
+                {**FOUR, "learned": True},
+                {**FOUR, "shape": [2**40]},
+                {**FOUR, "shape": {"list": [1]}},
+                {**FOUR, "x": 1},
+            ),
+        )
+    },
+    "input grid of no scale": dict(header=gated(FOUR), data=b"\0\0\0\0\xc0\x7f" + raw(4, 24, 8)),
+    "input grid of negative scale": dict(header=gated(FOUR), data=b"\0\0\0\0\x80\xbf" + raw(4, 24, 8)),
 }
 
 
@@ -329,6 +439,80 @@ def test_a_few_bytes_cannot_claim_hours_of_decoding_or_much_memory():
     for data in (planes, palette, odds, gaps):
         found, held = peak(one_tensor("uint8", [2**13, 2**13], data, [0] * 20))
         assert found == "corrupt" and held < size + 2**26, data
+
+
+def test_codes_of_a_few_bytes_take_little_more_memory_than_the_weights_they_stand_for():
+    count, sides = 2**24, b"\0\1\0\0\x80\x3f" + b"\0\1\0\0\0\0"  # 64 MiB of weights, a scale and a zero point for each
+    level = b"\1\0\0\0" + container.varint(2**14)
+    node = ["Linear", {"in_features": 2**12, "out_features": 2**12, "bias": False}]
+    listed = [["weight", "float32", [2**12, 2**12]]]
+    for shape, data in (([], SCALE), ([2**12, 1], sides), ([2**12], sides)):
+        blob = forged(header(node, listed, grids=[[0, 4, 0, 15, shape]]), data + b"\0" + level)
+        found, held = peak(blob)
+        assert found == "loaded" and held < count  # torch holds the weights themselves
+    blob = forged(header(node, listed, grids=[[0, 4, 0, 15]], masked=[0]), SCALE + b"\1\1" + level)
+    found, held = peak(blob)
+    assert found == "loaded" and held < 2 * count
+    nearly = container.varint(2**14 - 1) + container.varint(1)
+    for data in (b"\0\1\0\0\1" + nearly, b"\0\2\0\1" + nearly, b"\0\0abc"):
+        found, held = peak(forged(header(node, listed, grids=[[0, 4, 0, 15]]), SCALE + data, [0] * 20))
+        assert found == "corrupt" and held < count
+
+
+@pytest.mark.parametrize(
+    "inputs", [[[]], [["input"]], [["input", None]], [["input", ["ReLU"]]], [[1, 2]], [["x", FOUR]]]
+)
+def test_input_grids_of_tensors_alone_that_no_writer_lists_are_refused(inputs):
+    good = [["input", ["InputGrid", FOUR]]]
+    target, listed, data = nn.Sequential(), gated(FOUR)["tensors"], SCALE + raw(24, 8)
+    target.add_module("input", grids.InputGrid(torch.ones(()), torch.ones(()), 0, 1, 1))
+    target.add_module("layer", nn.Linear(3, 2))
+    with pytest.raises(CorruptFileError):
+        cl.storage.loads(forged(header(None, listed, inputs=inputs), data), into=target)
+    assert target.input.bits == 1
+    assert cl.storage.loads(forged(header(None, listed, inputs=good), data), into=target).input.bits == 4
+
+
+def test_what_is_no_parameter_is_not_masked_or_rounded_and_nothing_is_changed_then():
+    target = nn.BatchNorm1d(2)
+    before = copy.deepcopy(target.state_dict())
+    grid = forged(norm(grids=[[2, 4, 0, 15]]), raw(8, 8) + SCALE + b"\0\0\0" + raw(8, 8))
+    mask = forged(norm(masked=[2]), raw(8, 8) + b"\1\0\0" + raw(8, 8))
+    for blob in (grid, mask):
+        assert outcome(blob) == "corrupt"
+        with pytest.raises(ValueError, match="running_mean.*not a parameter"):
+            cl.storage.loads(blob, into=target)
+    assert all(torch.equal(value, target.state_dict()[key]) for key, value in before.items())
+
+
+def test_shared_modules_cannot_multiply_input_grids():
+    node = doubling(40)
+    inner = node
+    while len(inner) > 1 and isinstance(inner[2].get("a"), list):
+        inner = inner[2]["a"]
+    inner[:] = ["InputGrid", FOUR]
+    blob = forged(header(node, [["a.scale", "float32", []], ["a.zero_point", "float32", []]]), SCALE)
+    assert outcome(blob) == "corrupt" and outcome(blob, into=nn.Linear(3, 2)) == "corrupt"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_rewritten_files_change_a_module_wholly_or_not_at_all(seed):
+    chance, seen = random.Random(seed), set()
+    makes = [lambda: nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)), Net]
+    for number in range(120):
+        make, parts = [(makes[0], PARTS[-5]), (makes[1], PARTS[-2])][number % 2]
+        target = make()
+        before = copy.deepcopy(target.state_dict())
+        try:
+            data = flipped(parts.data, chance) if number % 3 == 0 else parts.data
+            blob = forged(rewritten(parts.header, chance) if number % 3 else parts.header, data, parts.words)
+            cl.storage.loads(blob, into=target)
+            seen.add("loaded")
+        except ValueError as error:
+            seen.add("corrupt" if isinstance(error, CorruptFileError) else "does not fit")
+            assert list(target.state_dict()) == list(before)
+            assert all(torch.equal(value, target.state_dict()[key]) for key, value in before.items())
+    assert seen >= {"loaded", "corrupt"}
 
 
 def test_a_packed_header_cannot_claim_much_memory():
