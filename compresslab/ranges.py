@@ -5,17 +5,19 @@ those and brings the rest closer. The best cut, by mean squared error, is found 
 given the codes k (less the zero point) of the numbers w, the scale that fits best is <w, k> / <k, k>.
 
 Jacob et al. 2018, arXiv:1712.05877, section 2 (scale, zero point); Rastegari et al. 2016, arXiv:1603.05279, section 3.1
-(one bit); Nagel et al. 2021, arXiv:2106.08295, section 3.1 (min-max, mean squared error).
+(one bit); Nagel et al. 2021, arXiv:2106.08295, section 3.1 (min-max, mean squared error); Nahshan et al. 2019,
+arXiv:1911.07190, section 4 (other powers of the error: at very few bits, 2 of them cuts off too much).
 """
 
 from dataclasses import dataclass
 
 import torch
 
-CLIPPINGS = ("none", "percentile", "mse")
+CLIPPINGS = ("none", "percentile", "mse", "l4")
 BLOCK = 2**16  # numbers looked at together: they stay in a core's cache
 TRIES = 8  # ranges tried between the mean size and the largest, evenly on a log scale
 REFINEMENTS = 2
+NEARBY = (0.88, 1.12, 0.94, 1.06)  # factors of the best scale that "l4" tries too: the formula is the squared error's
 
 
 def code_range(bits, symmetric):
@@ -33,7 +35,8 @@ def fit(rows, bits, symmetric=True, clipping="mse", percentile=0.995, counts=Non
     rows        (channels, n) float32 or float64, finite, at most a quarter of the largest float
     bits        1 to 16;  symmetric  as in `code_range`
     clipping    "none": the range holds every number, each half a step away from a value at most; "percentile": it holds
-                that share of them; "mse": it is the one with the least mean squared error of those tried.
+                that share of them; "mse": it is the one with the least mean squared error of those tried;
+                "l4": with the least mean fourth power of the error, which spares large numbers.
                 1 bit has no range to choose: its two values are the mean size, negative and positive (affine: their
                 mean distance from their mean, below and above it)
     percentile  fraction above 0, to 1
@@ -47,8 +50,8 @@ def fit(rows, bits, symmetric=True, clipping="mse", percentile=0.995, counts=Non
     else:
         reach = _percentiles(rows, counts, percentile, symmetric) if clipping == "percentile" else (smallest, largest)
         scale, point = _laid(*reach, codes, symmetric)
-        if clipping == "mse":
-            scale, point = _search(rows, counts, *reach, codes, symmetric)
+        if clipping in ("mse", "l4"):
+            scale, point = _search(rows, counts, *reach, codes, symmetric, clipping == "l4")
     constant, size = smallest == largest, largest.abs()
     if bits == 1:
         return torch.where(constant, 2 * size, scale), point.masked_fill(constant, 0.5)
@@ -83,9 +86,9 @@ def _no_less(scale, width):
     return torch.where(width > 0, scale.clamp(min=least), scale)
 
 
-def _search(rows, counts, smallest, largest, codes, symmetric):
-    """The grid of the least squared error of those tried; the outermost values move, both at once and one by one."""
-    error = _Error(rows, counts, codes, symmetric, _unit(smallest, largest))
+def _search(rows, counts, smallest, largest, codes, symmetric, quartic):
+    """The grid of the least error of those tried; the outermost values move, both at once and one by one."""
+    error = _Error(rows, counts, codes, symmetric, quartic, _unit(smallest, largest))
     size = _mean_size(rows, counts)
     best = error.of_range(smallest, largest)
     shares = [number / TRIES for number in range(TRIES)]
@@ -95,6 +98,8 @@ def _search(rows, counts, smallest, largest, codes, symmetric):
             low = before.low if part == "high" else -_between(size, -smallest, share)
             high = before.high if part == "low" else _between(size, largest, share)
             best = best.or_better(error.of_range(low, high))
+    for factor in NEARBY if quartic else ():
+        best = best.or_better(error.of_scale(best, best.scale * factor))
     for _ in range(REFINEMENTS):
         best = best.or_better(error.of_fitted(best))
     return best.scale, best.point
@@ -107,10 +112,10 @@ def _between(size, reach, share):
 
 
 class _Error:
-    """The squared error of grids laid over the numbers of each row, a block of numbers at a time in the same memory."""
+    """The error of grids laid over the numbers of each row, a block of numbers at a time in the same memory."""
 
-    def __init__(self, rows, counts, codes, symmetric, unit):
-        self.codes, self.symmetric, self.unit = codes, symmetric, unit
+    def __init__(self, rows, counts, codes, symmetric, quartic, unit):
+        self.codes, self.symmetric, self.quartic, self.unit = codes, symmetric, quartic, unit
         self.divides = bool((unit < 1e-25).any())  # whose reciprocal, in steps, may be infinite
         self.blocks = list(_blocks(rows, counts))
         self.scratch = torch.empty(2, max([some.numel() for _, some, _ in self.blocks], default=0), dtype=rows.dtype)
@@ -121,6 +126,10 @@ class _Error:
         scale, point = _laid(low, high, self.codes, self.symmetric)
         return self._judged(scale.masked_fill(scale == 0, 1.0), point, low, high)
 
+    def of_scale(self, grid, scale):
+        """A grid with another scale, and its error."""
+        return self._judged(scale, grid.point, grid.low, grid.high)
+
     def of_fitted(self, grid):
         """The grid with the scale that fits its codes best, and its error."""
         along, square = torch.zeros_like(grid.scale), torch.zeros_like(grid.scale)
@@ -129,16 +138,18 @@ class _Error:
             along[part] += torch.linalg.vecdot(scaled, weighted)[:, None]
             square[part] += torch.linalg.vecdot(codes, weighted)[:, None]
         change = torch.where((square > 0) & (along > 0), along / square, 1.0)
-        return self._judged(grid.scale * change, grid.point, grid.low, grid.high)
+        return self.of_scale(grid, grid.scale * change)
 
     def _judged(self, scale, point, low, high):
         error = torch.zeros_like(scale)
         for part, scaled, codes, count in self._coded(scale, point):
             off = scaled.sub_(codes)
+            if self.quartic:
+                off.square_()
             if count is not None:
                 off.mul_(count.sqrt())
             error[part] += torch.linalg.vector_norm(off, dim=1, keepdim=True).square()
-        return _Laid(error * (scale / self.unit).square(), scale, point, low, high)
+        return _Laid(error * (scale / self.unit) ** (4 if self.quartic else 2), scale, point, low, high)
 
     def _coded(self, scale, point):
         """Of each block: its rows (a slice), the numbers in steps, their codes less the zero point, their counts."""
@@ -160,7 +171,7 @@ class _Error:
 
 @dataclass(frozen=True)
 class _Laid:
-    """A grid for each row, (channels, 1) each: its squared error, scale, zero point, and the range it was laid over."""
+    """A grid for each row, (channels, 1) each: its error, scale, zero point, and the range it was laid over."""
 
     error: torch.Tensor
     scale: torch.Tensor
