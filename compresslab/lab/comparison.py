@@ -61,11 +61,16 @@ def means(results):
     return together.sort_values("file_bytes").reset_index(drop=True)
 
 
-def pareto(points):
-    """The rows of `points` (file_bytes, accuracy) that no other row beats in both, smallest first."""
-    ordered = points.sort_values(["file_bytes", "accuracy"], ascending=[True, False])
-    best = ordered["accuracy"].cummax().shift(fill_value=-1.0)
-    return ordered[ordered["accuracy"] > best]
+def pareto(points, same=0.005):
+    """The rows of `points` (file_bytes, accuracy) that no other row beats, smallest first.
+
+    same  share by which sizes may differ and still count as equal: files of one shape differ by some bytes
+    """
+    sizes, accuracies = (points[name].to_numpy(dtype=float) for name in ("file_bytes", "accuracy"))
+    no_larger = sizes[:, None] <= (1 + same) * sizes  # (rows, rows): whether the first is no larger than the second
+    ties = (accuracies[:, None] == accuracies) & (sizes[:, None] < sizes)
+    beaten = (no_larger & (accuracies[:, None] > accuracies)) | ties
+    return points[~beaten.any(axis=0)].sort_values("file_bytes")
 
 
 def _source(source, model, data, stage, journal):

@@ -25,6 +25,17 @@ def test_the_front_holds_what_nothing_beats_in_both_size_and_accuracy():
     assert comparison.pareto(points)["file_bytes"].tolist() == [100, 300]
 
 
+def test_files_that_differ_by_some_bytes_are_of_one_size_on_the_front():
+    assert comparison.pareto(results([1000, 1002, 1003, 2000], [0.90, 0.95, 0.93, 0.97]))["file_bytes"].tolist() == [
+        1002,
+        2000,
+    ]
+
+
+def test_of_equals_the_smaller_is_on_the_front():
+    assert comparison.pareto(results([1000, 1002, 1002], [0.95, 0.95, 0.9]))["file_bytes"].tolist() == [1000]
+
+
 def test_a_point_alone_is_its_own_front():
     assert len(comparison.pareto(results([100], [0.0]))) == 1
 
