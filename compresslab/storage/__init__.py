@@ -1,14 +1,20 @@
-"""The .clab file, format version 1: a model in one self-describing file, exact to the bit, without class or pickle.
+"""The .clab file, format version 2: a model in one self-describing file, exact to the bit, without class or pickle.
 
     save(net, "net.clab"); same = load("net.clab")
 
 Written specification, by module:
     container     magic, version, lengths, header, two payload sections, checksum; written whole or not at all
-    content       the header: tensors by name, modes, masks
+    content       the header: tensors by name, modes, masks, roundings
     architecture  the layers of torch.nn as JSON (which: standard);  plain  their arguments
     graph, calls  a class of the user's own as a graph of allowed calls (made by tracing)
     tensors       a tensor dense or sparse;  values  words of bits in their cheapest form;  positions  what is kept
+    codes         a weight on an integer grid: scales, zero points, and codes in their cheapest form
     streams       varints, histograms, and the range coder
+roundings and inputs say which weights and which layers' inputs are rounded, and put that on a model again; filling
+does so with tensors and masks.
+
+Version 1 is read, and written for models that need no more: it has no grids, no 16-bit roundings, no input grids, and
+all tensors in the order of their dimensions.
 
 Loading trusts nothing. Every length is checked before it is used, nothing is built that the length of the file (or
 `max_bytes`, for the numbers) does not pay for, names are looked up in fixed lists, and no code of the file runs.

@@ -11,6 +11,7 @@ from torch.nn.utils import prune as torch_prune
 
 import compresslab as cl
 from compresslab import measure
+from compresslab.techniques import quantization
 
 
 def mlp(seed=0):
@@ -31,6 +32,34 @@ def masked(model, keep):
         mask[: round(keep * len(mask))] = True
         cl.layers.set_mask(layer, mask.view_as(layer.weight))
     return model
+
+
+def wide():
+    """A large enough network for its weights to outweigh the rest of a file."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_quantized_weights_are_few_bits_in_the_file_alone(bits, learned):
+    dense, images = measure.sizes(wide()), torch.randn(20, 200)
+    count, scales = dense.parameters, 2 * 4 * 110
+    for setting in ({}, {"activations": 8, "images": images}):
+        ledger = measure.sizes(quantization.quantize(wide(), bits=bits, learned=learned, **setting))
+        inputs = 2 * (3 if learned else 2) * 4 if setting else 0  # scale, zero point and growth of two layers
+        assert ledger.parameters == count and ledger.nonzeros <= count
+        assert ledger.dense_bytes == 4 * count + inputs
+        assert dense.torch_save_bytes <= ledger.torch_save_bytes < 1.05 * dense.torch_save_bytes + 2000
+        assert ledger.csr_bytes <= dense.csr_bytes + inputs
+        assert ledger.file_bytes < count * bits / 8 + scales + 4 * 110 + 350
+
+
+def test_halves_count_as_four_bytes_but_in_the_file():
+    dense, ledger = measure.sizes(wide()), measure.sizes(quantization.quantize(wide(), dtype="fp16"))
+    assert (ledger.parameters, ledger.dense_bytes) == (dense.parameters, dense.dense_bytes)
+    assert ledger.torch_save_bytes == dense.torch_save_bytes
+    assert ledger.file_bytes < 2 * dense.parameters + 2 * 110 + 300 and ledger.compression_ratio > 1.9
 
 
 def test_a_dense_model_by_hand():
