@@ -42,7 +42,7 @@ def check_plant(plant):
         planted += len(neurons)
     return (
         f"All {planted} planted twins were found at similarity 1 and merged again; the logits moved by {worst:.0e} at "
-        "most. A twin that shares the work is harmless to merge; you cannot just delete it."
+        "most. Twins that share the work are merged without loss; deleting one would lose its share."
     )
 
 
