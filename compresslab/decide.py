@@ -73,6 +73,7 @@ def data_type(model, data, points=None, kib=None, *, candidates=None, steps=0, s
         rows.append(_row(setting, candidate, size, dense, model, data.validation))
         made.append(candidate)
     table = pd.DataFrame(rows, index=pd.Index(map(name_of, settings), name="data type"))
+    table = table.astype({"bits": "Int64", "activations": "Int64"})
     table["meets"] = (table["points"] <= points) & (table["file_bytes"] <= kib * KIB)
     chosen = _choose(table, points, kib)
     return Decision(
@@ -109,8 +110,8 @@ def _made(setting, model, data, steps, seed, journal):
 def _row(setting, candidate, size, dense, model, split):
     interval, test = measure.accuracy_interval(candidate, split), measure.mcnemar(model, candidate, split)
     verdicts = {"a is better": "worse", "b is better": "better", "can't tell": "can't tell"}
-    format = {name: setting.get(name) for name in ("bits", "dtype", "activations")}
-    return format | {
+    asked = {name: setting.get(name) for name in ("bits", "dtype", "activations")}
+    return asked | {
         "accuracy": interval.accuracy,
         "low": interval.low,
         "high": interval.high,
