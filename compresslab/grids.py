@@ -153,7 +153,9 @@ class _Straight(torch.autograd.Function):
     def forward(ctx, numbers, step, grid):
         free = grid._free(numbers, step)
         codes = free.clamp(grid.low, grid.high)
-        inside = codes == free
+        inside = torch.eq(
+            codes, free, out=torch.empty_like(free)
+        )  # floats: to multiply by bool takes six times as long
         steps = codes.sub_(grid.zero_point)
         ctx.grid = grid
         ctx.save_for_backward(inside, *((numbers, steps, step) if ctx.needs_input_grad[1] else ()))
@@ -169,7 +171,7 @@ class _Straight(torch.autograd.Function):
             largest = torch.maximum(ctx.grid.zero_point - ctx.grid.low, ctx.grid.high - ctx.grid.zero_point)
             factor = (largest.clamp(min=1) * ctx.grid.share(numbers)).rsqrt()
             to_step = (gradient * slope).sum_to_size(step.shape) * factor
-        return gradient * inside if ctx.needs_input_grad[0] else None, to_step, None
+        return (gradient * inside).to(gradient.dtype) if ctx.needs_input_grad[0] else None, to_step, None
 
 
 class _StraightHalf(torch.autograd.Function):
