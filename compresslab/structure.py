@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from compresslab import coupling
 from compresslab.activations import checked_images
-from compresslab.layers import Mask, duplicate, get_mask, plain, set_mask, weight_layers
+from compresslab.layers import Mask, as_inputs, duplicate, get_mask, plain, set_mask, weight_layers
 
 OUTPUT = coupling.OUTPUT
 
@@ -68,7 +68,7 @@ def find_groups(model, images):
     raises   ValueError for no images or images that the model does not take
     """
     twin = _bare(model)
-    images = _fitting(twin, checked_images(images, 2))
+    images = as_inputs(twin, checked_images(images, 2)).clone()  # a network may write into what it is given
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         images, calls = _first_run(twin, images)
         try:
@@ -189,12 +189,6 @@ def _first_run(twin, images):
         for handle in handles:
             handle.remove()
     raise ValueError(f"the model does not take images of shape {tuple(images.shape)}: {failure}") from failure
-
-
-def _fitting(twin, images):
-    """A copy of images (a network may write to them) where the model is, in its type."""
-    device = next((one.device for one in twin.parameters()), images.device)
-    return images.to(device, torch.float32 if images.is_floating_point() else images.dtype, copy=True)
 
 
 def _blocked(model, calls):

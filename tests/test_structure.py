@@ -518,3 +518,9 @@ def test_parameters_of_own_modules_are_drawn_alike():
     assert model.scale.mean().item() == pytest.approx(3, abs=0.2) and model.scale.std().item() == pytest.approx(
         2, abs=0.2
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float64, torch.float16])
+def test_images_of_any_type_are_taken_as_training_takes_them(dtype):
+    groups, left = structure.find_groups(mlp(), torch.ones(3, 8, dtype=dtype))
+    assert [group.name for group in groups] == ["0", "2"] and left == {"4": structure.OUTPUT}
