@@ -67,7 +67,8 @@ def prune(
     criterion   "correlation"; or "random": as many neurons of each layer go, drawn with `seed`, each merged (or not)
                 into the one most like it that stays: the control for any claim about redundancy
     constant    what becomes of neurons that never vary over the images. False: they have no correlation, 0, and only a
-                sparsity that needs them takes them. True: they go first, for they are affine images of any other, with
+                sparsity that needs them takes them, but for copies of one another, made by equal weights, which are
+                twins on any images. True: they go first, for they are affine images of any other, with
                 slope 0 and their value as the offset. Off, for who is silent on these images may speak on others
     fresh       True: draw all weights of the smaller model anew, with `seed`: the control that trains it from scratch
     seed        whole number, 0 or more, for criterion "random" and for `fresh`; the global random state is not touched
@@ -102,7 +103,7 @@ def similarities(model, images, layers=None, calibration_size=None):
 
     model, images, layers, calibration_size  as in `prune`; so are the errors
     returns  dict of layer name -> float32 tensor (neurons, neurons), -1 to 1, symmetric, 1 on the diagonal. A neuron
-             that never varies has 0 in its row and column, on the diagonal too. Where several layers read the neurons,
+             that never varies has 0 in its row and column, on the diagonal too, and 1 with its exact copies. Where several layers read the neurons,
              each along a path of its own, the correlation of the smallest magnitude
 
     Measured where the next layers read: the zeros of a padded convolution belong to what it reads.
@@ -177,12 +178,14 @@ class _Study:
     readings     one Reading for each of the group's consumers
     correlation  as `similarities` gives it
     importance   float64 (neurons,), norm of the outgoing weights
+    copies       int64 (neurons,), as `_copies` gives it
     """
 
     group: structure.Group
     readings: tuple
     correlation: torch.Tensor
     importance: torch.Tensor
+    copies: torch.Tensor
 
 
 def _studies(model, images, layers, calibration_size, merge):
@@ -196,10 +199,35 @@ def _studies(model, images, layers, calibration_size, merge):
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
         model = duplicate(model).float()  # activations in half precision would blur the fits
     groups, left_alone = _groups(model, images, layers, merge)
-    studies = [
-        _Study(group, seen, weakest(seen), _importance(model, group)) for group, seen in readings(model, images, groups)
-    ]
-    return studies, left_alone
+    return [_study(model, *one) for one in readings(model, images, groups)], left_alone
+
+
+def _study(model, group, seen):
+    correlation = weakest(seen)
+    copies = _copies(model, group, (correlation.diagonal() == 0).nonzero().flatten())
+    one, other = ((copies[:, None] == copies) & ~torch.eye(group.size, dtype=torch.bool)).nonzero().unbind(1)
+    correlation[one, other] = 1
+    return _Study(group, seen, correlation, _importance(model, group), copies)
+
+
+def _copies(model, group, still):
+    """For each neuron the first one that is made by the same numbers, (neurons,) int64, its own index if none is.
+
+    still  (k,) indices of the neurons that never vary, whose activations cannot tell: only these are looked at
+    """
+    copies, numbers = torch.arange(group.size), []
+    makers = [(model.get_submodule(cut.name), cut.channels[still]) for cut in group.cuts if cut.side == "out"]
+    if len(still) < 2 or any(getattr(module, "groups", 1) > 1 for module, _ in makers):
+        return copies  # groups of a convolution read channels of their own
+    for module, channels in makers:
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            values = getattr(module, name, None)
+            if values is not None and len(values) > 1:
+                values = _inputs_first(values, module).transpose(0, 1) if values.dim() > 1 else values
+                numbers.append(values.detach()[channels].flatten(1).cpu().double())  # (k, numbers of a neuron)
+    _, kinds = torch.cat(numbers, 1).unique(dim=0, return_inverse=True)
+    copies[still] = still.new_full((len(still),), group.size).scatter_reduce(0, kinds, still, "amin")[kinds]
+    return copies
 
 
 def _refuse_nan(model):
@@ -343,6 +371,8 @@ def _merge(model, study, stand):
     for consumer, reading in zip(study.group.consumers if len(gone) else (), study.readings, strict=False):
         module = model.get_submodule(consumer.name)
         slope, offset = reading.fit(gone, stand[gone])
+        copied = study.copies[gone] == study.copies[stand[gone]]
+        slope, offset = slope.masked_fill(copied, 1), offset.masked_fill(copied, 0)
         weight = _inputs_first(module.weight.detach(), module).cpu().double().clone()
         outgoing = weight[consumer.inputs[gone]]  # (gone, inputs of a neuron, outputs, *kernel)
         moved = outgoing * slope.reshape(-1, *[1] * (outgoing.dim() - 1))

@@ -357,6 +357,18 @@ def test_neurons_that_never_vary_stay_unless_asked_for():
     assert error(folded, model, images) < 1e-5
 
 
+def test_copies_of_silent_neurons_are_recovered_for_images_on_which_they_speak():
+    model, images, _ = perceptron()
+    with torch.no_grad():
+        model[0].bias[:3] = -5.0
+    wider(model, "0", "2", (1.0, 1.0))
+    seen = similarities(model.eval(), images)["0"]
+    assert seen[0, 15] == seen[15, 0] == seen[1, 16] == 1 and (seen[0, :15] == 0).all() and seen[15, 15] == 0
+    pruned, loud = prune(model, images, similarity=0.999, layers=["0"]), 10 * images
+    assert (model[0](loud)[:, :2] > 0).any() and pruned[0].out_features == 12 + 3
+    assert error(pruned, model, loud) < 1e-6 * outputs(model, loud).abs().max()
+
+
 def test_one_neuron_stays_where_all_are_silent():
     model, images, _ = perceptron()
     model[0].bias.data.fill_(-1000.0)
