@@ -153,24 +153,27 @@ class Loss(nn.Module):
 
     def forward(self, model, images, labels):
         """The loss of a batch, the model in whatever mode it is in."""
-        positions, labels = labels, labels if self._table is None else self._look_up(labels)[0]
         if self._places is None:
             self._find(model, images[:2])
+        told = their_features = None
+        if self._table is not None:
+            labels, told, their_features = self._look_up(labels)
+        elif self.asks:
+            told, their_features = self._ask(images)
         with _caught(model, self._places[0]) as features:
             logits = model(images)
-        knowledge = self._knowledge(logits, features, images, positions) if self.asks else None
+        knowledge = self._knowledge(logits, features, told, their_features) if self.asks else None
         if self.alpha == 1:
             return knowledge
         task = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return self.alpha * knowledge + (1 - self.alpha) * task if self.asks else task
 
-    def _knowledge(self, logits, features, images, positions):
-        """The part of the loss that alpha weighs, of the student's logits and features."""
-        told, their_features = self._look_up(positions)[1:] if self._table else self._ask(images)
+    def _knowledge(self, logits, features, told, their_features):
+        """The part of the loss that alpha weighs, of the logits and features of both."""
         if told.shape != logits.shape:
             shapes = f"{tuple(told.shape)}, the student {tuple(logits.shape)}"
             raise ValueError(f"teacher returns {shapes}; give two networks with the same classes")
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(logits.device.type, enabled=False):
             if self.knowledge == "response":
                 return response_loss(_full(logits), told.to(_full(logits)), self.temperature)
             mine = _last(features, self._places[0])
@@ -190,11 +193,13 @@ class Loss(nn.Module):
     def _ask(self, images):
         """The teacher's logits and list of features for a batch, detached, where the batch is."""
         (teacher,) = self._teacher
-        weight = _first_weight(teacher)
-        if weight.device != images.device:
+        if _first_weight(teacher).device != images.device:
             teacher.to(images.device)
+        images = layers.as_inputs(
+            teacher, images.clone(), images.device
+        )  # its layers may write into what they are given
         with torch.no_grad(), _caught(teacher, self._places[1]) as features:
-            return teacher(images.to(weight.dtype) if images.is_floating_point() else images), features
+            return teacher(images), features
 
     def _find(self, student, images):
         """Find both hint layers."""
@@ -335,10 +340,8 @@ def _place(model, images, name, whose):
 
 def _features(model, images, place):
     """The features of a few images, without gradients; the model's modes are kept."""
-    weight = _first_weight(model)
-    images = images.to(weight.device, weight.dtype if images.is_floating_point() else images.dtype)
     with layers.modes_kept(model), torch.no_grad(), _caught(model, place) as features:
-        model.eval()(images)
+        model.eval()(layers.as_inputs(model, images.clone()))
     return _last(features, place)
 
 

@@ -8,7 +8,7 @@ from compresslab import data as datasets
 from compresslab import measure, models, storage, sweep
 from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
 
-_DEFAULTS = {"temperature": 4.0, "alpha": 0.9, "width": 0.3, "share": 0.01, "knowledge": "response"}
+_DEFAULTS = {"temperature": 4.0, "alpha": 0.9, "width": 0.2, "share": 0.01, "knowledge": "response"}
 _STEPS, _SEEDS = 200, (0, 1)
 _NOTHING, _AGAIN = 0.5, 1.0  # points: at most this is nothing, at least that is a gain
 _LEARNS = 0.8  # accuracy that a student without a teacher must reach, or there is little to compare

@@ -60,6 +60,7 @@ def distill(
     The other arguments, and the errors, are those of `loss` (compresslab.knowledge); every error is raised before the
     training starts. Frozen parameters of the student stay frozen, its masks and grids stay.
     """
+    check_module("student", student)
     split = split_of(data)
     options = {"label_smoothing": label_smoothing, "hint": hint, "seed": seed}
     objective = loss(teacher, temperature, alpha, knowledge, student=student, images=split.images[:2], **options)
@@ -104,7 +105,7 @@ def _unrounded(model):
 def student(
     teacher,
     images,
-    width=0.3,
+    width=0.2,
     temperature=4.0,
     alpha=0.9,
     knowledge="response",
@@ -253,7 +254,7 @@ TECHNIQUE = Technique(
             "alpha", 0.9, 0.0, 1.0, 0.05, unit="%", help="Share of the teacher in the loss; the labels' is the rest."
         ),
         Control(
-            "width", 0.3, 0.02, 1.0, 0.02, unit="%", help="Width of the student's hidden layers; 100% is the teacher's."
+            "width", 0.2, 0.02, 1.0, 0.02, unit="%", help="Width of the student's hidden layers; 100% is the teacher's."
         ),
         Control("share", 0.01, 0.01, 1.0, 0.01, unit="%", help="Share of the training images that the student sees."),
         Control("knowledge", "response", choices=KNOWLEDGE, help="What of the teacher the student imitates."),
