@@ -103,8 +103,8 @@ def similarities(model, images, layers=None, calibration_size=None):
 
     model, images, layers, calibration_size  as in `prune`; so are the errors
     returns  dict of layer name -> float32 tensor (neurons, neurons), -1 to 1, symmetric, 1 on the diagonal. A neuron
-             that never varies has 0 in its row and column, on the diagonal too, and 1 with its exact copies. Where several layers read the neurons,
-             each along a path of its own, the correlation of the smallest magnitude
+             that never varies has 0 in its row and column, on the diagonal too, but 1 with its exact copies. Where
+             several layers read the neurons, each along a path of its own, the correlation of the smallest magnitude
 
     Measured where the next layers read: the zeros of a padded convolution belong to what it reads.
     """
