@@ -41,8 +41,7 @@ def fit(model, names, images, bits, calibration, percentile, learned):
         for gate, grid in zip(gates, before, strict=True):
             gate.input = grid
     reached = {name: one.grid(bits, calibration, percentile, learned) for name, one in seen.items() if one.count}
-    devices = {name: next(model.get_submodule(name).parameters()).device for name in reached}
-    grids = {name: grid.to(devices[name]) for name, grid in reached.items()}
+    grids = {name: _matched(grid, list(model.get_submodule(name).parameters())) for name, grid in reached.items()}
     return grids, {name: "input that images do not reach" for name in names if name not in grids}
 
 
@@ -60,7 +59,7 @@ def place(model, grids, images):
         if gate is None:
             new[name] = _gate(grid, layers[name])
         else:
-            gate.input = grid
+            gate.input = grid.train(gate.training)
     for name, gate in new.items():
         _replace(root, layers[name], gate)
     refused = {}
@@ -115,6 +114,13 @@ class _Seen:
             numbers = _middle_of(keys).clamp(self.low, self.high)[None]
             scale, point = ranges.fit(numbers, bits, False, calibration, percentile, counts)
         return InputGrid(scale.reshape(()), point.reshape(()), *ranges.code_range(bits, False), bits, learned)
+
+
+def _matched(grid, parameters):
+    """The grid on its layer's device; the step size of a frozen layer's input is frozen too."""
+    if grid.growth is not None:
+        grid.growth.requires_grad_(any(one.requires_grad for one in parameters))
+    return grid.to(parameters[0].device)
 
 
 def _middle_of(keys):

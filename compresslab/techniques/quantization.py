@@ -74,15 +74,17 @@ def quantize(
                  and zero point a layer, affine, fitted to the images; layer `fc1` becomes Sequential(input, layer)
     calibration  where the range of activations ends: "minmax", "percentile" or "mse", as of `clipping`
     calibration_size  use the first so many images, 1 or more; None for all
-    learned      train the step sizes along with the weights (of grids; 16-bit floats have none)
+    learned      train the step sizes along with the weights (of grids; 16-bit floats have none); frozen weights' not
     layers       names of the layers to quantize, as in model.named_modules(); None for all
     returns      model whose quantized weights carry a grids.Grid or grids.Half, so that training keeps them on it
     raises       ValueError for a setting out of range, both bits and dtype, activations without images or images that
                  the model does not take, an unknown layer, a model without such layers, weights that are not finite
     warns        UserWarning that names what is left alone: embeddings, recurrent layers, attention's projections
 
-    A masked model stays masked. Quantizing again replaces the grid, from the values there are. Tensors all of whose
-    weights are equal, channels of zeros, and ranges to one side of 0 are kept: exactly, exactly, to half a step.
+    Training the result is quantization-aware. At 1 and 2 bits it recovers most when it is trained towards the model
+    that it came from (distillation.distill). A masked model stays masked. Quantizing again replaces the grid, from the
+    values there are. Tensors all of whose weights are equal, channels of zeros, and ranges to one side of 0 are kept:
+    exactly, exactly, to half a step.
     """
     checks.choice("clipping", clipping, CLIPPINGS)
     checks.choice("calibration", calibration, CALIBRATIONS)
@@ -103,6 +105,9 @@ def quantize(
             rounding = None if bits == FLOAT else _grid(weight, *grid)
         for module, name in weight.holders:
             set_rounding(module, rounding, name)
+        if learned and isinstance(rounding, Grid):
+            source = weight.holders[0][0].parametrizations[weight.holders[0][1]]
+            rounding.growth.requires_grad_(any(one.requires_grad for one in source.parameters(recurse=False)))
     reasons = _left_alone(twin, weights) if layers is None and bits != FLOAT else {}
     names = list(weight_layers(twin, layers))
     if inputs == "fp32":

@@ -533,6 +533,9 @@ def test_frozen_layers_stay_frozen_and_biases_as_they_are():
     model[0].requires_grad_(False)
     quantized = quantize(model, bits=2)
     frozen = [name for name, one in quantized.named_parameters() if not one.requires_grad]
+    learned = quantize(model, images(), bits=2, learned=True)
+    growths = [(name, one.requires_grad) for name, one in learned.named_parameters() if name.endswith("growth")]
+    assert [trained for name, trained in sorted(growths)] == [False] * 2 + [True] * 4
     assert len(frozen) == 2 and all(torch.equal(one.bias, other.bias) for one, other in ((quantized[0], model[0]),))
 
 
