@@ -21,7 +21,7 @@ from torchvision.models import vit_b_16
 from tqdm.auto import tqdm
 
 from compresslab import low_rank
-from compresslab.decomposition import break_even, decompose
+from compresslab.numerics.decomposition import break_even, decompose
 
 
 def network():

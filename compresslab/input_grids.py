@@ -13,9 +13,9 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from compresslab import ranges
 from compresslab.activations import watch
 from compresslab.grids import InputGrid
+from compresslab.numerics import ranges
 
 CALIBRATIONS = ("minmax", "percentile", "mse")
 KEYS = 2**16  # upper halves that a float32 may have

@@ -9,13 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "compresslab"
 
 # Lower ranks never import higher ones. Parts of one rank may import each other, but techniques never do.
 RANKS = {
-    **dict.fromkeys(
-        ["checks", "paths", "datafiles", "layers", "selection", "grids", "ranges", "decomposition", "replacing"], 0
-    ),
+    **dict.fromkeys(["checks", "paths", "datafiles", "layers", "grids"], 0),
     **dict.fromkeys(["data", "models"], 1),
-    **dict.fromkeys(
-        ["train", "activations", "structure", "knowledge", "coupling", "moments", "correlation", "input_grids"], 2
-    ),
+    **dict.fromkeys(["train", "activations", "structure", "numerics", "knowledge", "input_grids"], 2),
     "techniques": 3,
     "storage": 4,
     "measure": 5,

@@ -21,10 +21,10 @@ from torch.nn.utils import parametrize
 
 from compresslab import checks
 from compresslab.activations import checked_images
-from compresslab.decomposition import break_even, decompose
 from compresslab.layers import distinct_weights, duplicate, plain, unsupported, weight_layers
-from compresslab.moments import CONVOLUTIONS, input_moments
-from compresslab.replacing import read_from_outside, replace
+from compresslab.numerics.decomposition import break_even, decompose
+from compresslab.numerics.moments import CONVOLUTIONS, input_moments
+from compresslab.structure.replacing import read_from_outside, replace
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
 __all__ = ["TECHNIQUE", "anatomy", "break_even", "factorize", "singular_values"]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compresslab import checks, input_grids, ranges
+from compresslab import checks, input_grids
 from compresslab.activations import checked_images
 from compresslab.grids import MOST_BITS, Grid, Half
 from compresslab.input_grids import CALIBRATIONS
@@ -29,6 +29,7 @@ from compresslab.layers import (
     unsupported,
     weight_layers,
 )
+from compresslab.numerics import ranges
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -25,10 +25,10 @@ from torch import nn
 
 from compresslab import checks, structure
 from compresslab.activations import checked_images
-from compresslab.correlation import ROUNDING, readings, weakest
 from compresslab.data import Split
 from compresslab.grids import Half
 from compresslab.layers import Mask, duplicate, get_mask, set_mask, unsupported, weight_layers
+from compresslab.numerics.correlation import ROUNDING, readings, weakest
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
 CRITERIA = ("correlation", "random")

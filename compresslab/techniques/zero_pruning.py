@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from compresslab import checks, train
 from compresslab.layers import TYPES, distinct_weights, duplicate, set_mask, unsupported, weight_layers
-from compresslab.selection import chunks, common_dtype, keep_largest
+from compresslab.numerics.selection import chunks, common_dtype, keep_largest
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
 SCOPES = ("global", "layer")

@@ -14,6 +14,7 @@ from torch import nn
 import compresslab as cl
 from compresslab.grids import Grid, Half, InputGrid
 from compresslab.layers import distinct_weights, get_mask, get_rounding, weight_layers
+from compresslab.numerics import ranges
 from compresslab.techniques import quantization
 from compresslab.techniques.quantization import anatomy, quantize
 
@@ -348,7 +349,7 @@ class TestActivations:
         inputs = images(500)
         for calibration in ("percentile", "mse"):
             grid = quantize(small(), inputs, bits=4, calibration=calibration)[0].input
-            scale, point = cl.ranges.fit(inputs.reshape(1, -1), 4, False, calibration)
+            scale, point = ranges.fit(inputs.reshape(1, -1), 4, False, calibration)
             assert grid.scale.item() == pytest.approx(scale.item(), rel=0.02)
             assert abs(grid.zero_point.item() - point.item()) <= 1
 

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
 import compresslab as cl
-from compresslab import correlation
 from compresslab.layers import Mask
+from compresslab.numerics import correlation
 from compresslab.techniques import redundancy_pruning
 from compresslab.techniques.redundancy_pruning import clusters, prune, similarities
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresslab import decomposition
-from compresslab.decomposition import break_even, decompose
+from compresslab.numerics import decomposition
+from compresslab.numerics.decomposition import break_even, decompose
 
 SHAPES = [(1, 1), (1, 7), (9, 1), (5, 5), (6, 20), (20, 6), (300, 100)]
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import compresslab as cl
-from compresslab import moments
-from compresslab.moments import input_moments, input_rows
+from compresslab.numerics import moments
+from compresslab.numerics.moments import input_moments, input_rows
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (5, 6)),

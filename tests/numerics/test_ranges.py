@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresslab import ranges
+from compresslab.numerics import ranges
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 ROWS = st.lists(st.lists(FINITE, min_size=4, max_size=4), min_size=1, max_size=4)

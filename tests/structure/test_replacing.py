@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compresslab.replacing import read_from_outside, replace
+from compresslab.structure.replacing import read_from_outside, replace
 
 
 class Shared(nn.Module):

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
-from compresslab import coupling
 from compresslab.activations import checked_images
 from compresslab.layers import Mask, as_inputs, duplicate, get_mask, plain, set_mask, weight_layers
+from compresslab.structure import coupling
 
 OUTPUT = coupling.OUTPUT
 
