@@ -271,10 +271,15 @@ def as_inputs(model, images, device=None):
     """
     tables = nn.Embedding | nn.EmbeddingBag
     weight = next((one for one in [*model.parameters(), *model.buffers()] if one.is_floating_point()), torch.empty(0))
-    first = next((part for part in model.modules() if part._parameters or part._buffers), None)
+    first = next((part for part in model.modules() if _is_layer_with_tensors(part)), None)
     has_table = any(isinstance(part, tables) for part in model.modules())
     words = isinstance(first, tables) or (has_table and not images.is_floating_point())
     return images.to(device or weight.device, torch.int64 if words else weight.dtype)
+
+
+def _is_layer_with_tensors(part):
+    """Whether a module holds tensors and no modules: positions that a model itself holds are not its first layer."""
+    return parametrize.is_parametrized(part) or (not part._modules and bool(part._parameters or part._buffers))
 
 
 def unsupported(model):

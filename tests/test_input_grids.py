@@ -47,6 +47,15 @@ def test_ranges_are_seen_without_the_grids_there_are():
     assert network.get_submodule("2.1.input") is again["2.1.layer"]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_grid_takes_over_the_mode_of_its_layer(training):
+    network = model().train(training)
+    for name in ("0", "0.layer"):  # before a layer, and in the place of a grid
+        grids, _ = fitted(network, [name])
+        input_grids.place(network, grids, images())
+        assert {module.training for module in network.modules()} == {training}
+
+
 def test_they_are_put_back_when_images_do_not_fit():
     network = model()
     grids, _ = fitted(network, ["0"])

@@ -508,6 +508,32 @@ def test_inputs_are_whole_numbers_for_a_model_that_begins_with_an_embedding():
     assert cl.layers.as_inputs(nn.Linear(2, 2), floats) is floats
 
 
+class Placed(Reader):
+    """A reader that holds the places of the words itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(6, 8))
+
+    def forward(self, words):
+        return self.head(self.memory(self.words(words) + self.places[: words.shape[1]])[0][:, -1])
+
+
+def tied_reader():
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 20, bias=False))
+    model[3].weight = model[0].weight
+    return cl.quantization.quantize(model, bits=4)
+
+
+@pytest.mark.parametrize("make", [Placed, tied_reader], ids=["a parameter of its own", "quantized tied table"])
+def test_an_embedding_is_found_behind_parameters_and_below_a_parametrization(make):
+    floats, whole = torch.tensor([[1.0, 2.0]]), torch.tensor([[1, 2]])
+    assert cl.layers.as_inputs(make(), floats).equal(whole)
+    words = torch.arange(60).reshape(30, 2) % 20
+    tuned = cl.train.finetune(make(), (words, words[:, 0] % 3), steps=2, bar=False)
+    assert len(cl.train.evaluate(tuned, words)) == 30
+
+
 def test_a_model_of_words_is_trained_evaluated_and_measured():
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(0, 20, (120, 6), generator=generator)

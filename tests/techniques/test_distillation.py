@@ -421,8 +421,9 @@ def test_a_teacher_that_does_not_fit_is_refused(make, said, data):
 
 
 def test_a_student_or_data_that_do_not_fit_are_refused(teacher, data):
-    with pytest.raises(ValueError, match="student is 'small'"):
-        distill("small", teacher, data.train)
+    for nothing in ("small", None):
+        with pytest.raises(ValueError, match=f"student is {nothing!r}"):
+            distill(nothing, teacher, data.train)
     with pytest.raises(ValueError, match="labels go up to 7, the student has 3 classes"):
         distill(network(8, 6, 3), teacher, (data.train.images, data.train.labels + 5))
     with pytest.raises(ValueError, match="student= and images= as well"):
