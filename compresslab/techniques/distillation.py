@@ -31,7 +31,7 @@ from compresslab.knowledge import (
 )
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
-__all__ = ["TECHNIQUE", "distill", "feature_loss", "loss", "relation_loss", "response_loss", "student_of"]
+__all__ = ["TECHNIQUE", "distill", "feature_loss", "loss", "relation_loss", "response_loss", "student", "student_of"]
 
 
 def distill(
@@ -203,14 +203,16 @@ def _targets(teacher, temperature, data):
     )
 
 
-def _unsure(teacher, split, count=6, most=500):
+def _unsure(teacher, split, count=6):
     """Positions and logits (rows, classes), of the first images: that of median confidence, then the least sure.
 
-    Kept with the teacher, as long as its weights and the images are the same: a slider asks again at every move.
+    500 images of 28 x 28, fewer larger ones. What is found is kept, as long as the teacher's weights and the images are
+    the same: a slider asks again at every move.
     """
     tensors = (*teacher.parameters(), *teacher.buffers(), split.images)
     state = [(id(tensor), tensor._version) for tensor in tensors]
     if teacher not in _asked or _asked[teacher][0] != state:
+        most = max(20, min(500, 500 * 784 // split.images[0].numel()))
         logits = train.evaluate(teacher, split.images[:most])
         order = logits.softmax(1).amax(1).nan_to_num(1.0).argsort(stable=True)
         chosen = torch.cat([order[len(order) // 2 :][:1], order[: min(count, len(order) // 2)]])
