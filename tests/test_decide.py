@@ -118,6 +118,8 @@ BAD = {
     "no room": ({"kib": 0}, "kib is 0; give a number above 0"),
     "text": ({"kib": "10"}, "kib is '10'"),
     "none": ({"points": 1, "candidates": []}, "candidates is empty"),
+    "one setting": ({"points": 1, "candidates": {"bits": 4}}, "candidates is {'bits': 4}; give a list of settings"),
+    "names": ({"points": 1, "candidates": ["fp16"]}, "candidates has 'fp16'; each is a dict"),
     "no format": ({"points": 1, "candidates": [{"symmetric": False}]}, "each needs bits or dtype"),
     "unknown": ({"points": 1, "candidates": [{"bits": 4, "bit": 3}]}, "has no parameter 'bit'"),
     "bits": ({"points": 1, "candidates": [{"bits": 33}]}, "bits is 33"),
