@@ -21,7 +21,7 @@ def fraction(name, value):
     """Return `value` as a float after checking that it is a fraction, 0 to 1; raises ValueError."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not 0 <= value <= 1:
-        hint = f" ({value / 100:g}, not {value:g})" if number and 1 < value <= 100 else " (0.9 for 90%)"
+        hint = f" ({value / 100:g}, not {value:g})" if number and 1.5 <= value <= 100 else " (0.9 for 90%)"
         raise ValueError(f"{name} is {value!r}; give a fraction from 0 to 1{hint}")
     return float(value)
 
