@@ -269,4 +269,5 @@ TECHNIQUE = Technique(
     calibration=2,
     training=training,
     steps=200,
+    longer=4,
 )
