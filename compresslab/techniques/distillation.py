@@ -77,8 +77,9 @@ def student_of(teacher, images, width=0.25, seed=0):
     seed     whole number, 0 or more; the global random state is not touched
     returns  model with ordinary parameters, all of them to be trained: masks, grids and frozen layers of the teacher
              are not taken over, half precision becomes float32; device and mode are the teacher's
-    raises   ValueError for a width out of range, and a teacher in which nothing can be made narrower
-    warns    UserWarning that names layers which keep their width (recurrent ones, say)
+    raises   ValueError for a width out of range, and images that the teacher does not take
+    warns    UserWarning that names layers which keep their width (recurrent ones, say), which may be all: for another
+             student, give `distill` one of your own
 
     Weights get torch's default initialization; a parameter for which there is none (of a class of your own without
     reset_parameters) is drawn from a normal distribution of the mean and standard deviation that it has.
@@ -150,16 +151,11 @@ def _part(split, share, seed):
 def _narrow(model, images, width):
     """Remove channels of every group of a model, in place; the last ones go, as their weights are drawn anew anyhow."""
     groups, reasons = structure.find_groups(model, images)
-    reasons = {name: why for name, why in reasons.items() if why != structure.OUTPUT} | layers.unsupported(model)
-    if not groups:
-        found = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "it has no hidden layer"
-        raise ValueError(
-            f"teacher has no layer that can be made narrower ({found}); give distill() a student of your own, "
-            "or width 1 for the teacher's own"
-        )
+    if groups:
+        reasons = {name: why for name, why in reasons.items() if why != structure.OUTPUT}
     kept = {group.name: max(1, round(width * group.size)) for group in groups}
     structure.remove(model, groups, {group.name: torch.arange(group.size) >= kept[group.name] for group in groups})
-    warn_left_alone("distillation", reasons)
+    warn_left_alone("distillation", reasons | layers.unsupported(model))
 
 
 def _check_width(width):

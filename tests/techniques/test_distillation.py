@@ -440,9 +440,9 @@ def test_a_width_out_of_range_is_named(width, teacher, data):
         student_of(teacher, data.train.images, width)
 
 
-def test_a_teacher_that_cannot_be_narrower_is_refused(data):
-    with pytest.raises(ValueError, match="no layer that can be made narrower"):
-        student_of(nn.Sequential(nn.Linear(8, 3)), data.train.images, 0.5)
+def test_a_teacher_that_cannot_be_narrower_keeps_its_width_and_that_is_said(data):
+    with pytest.warns(UserWarning, match=r"distillation leaves alone 0 \("):
+        assert student_of(nn.Sequential(nn.Linear(8, 3)), data.train.images, 0.5)[0].weight.shape == (3, 8)
     assert student_of(nn.Sequential(nn.Linear(8, 3)), data.train.images, 1)[0].weight.shape == (3, 8)
     with pytest.raises(ValueError, match="images is None"):
         student_of(network(8, 4, 3), None, 0.5)
