@@ -34,7 +34,9 @@ class Plan:
 
 
 PLANS = {
-    "distillation": Plan("article_mlp", [{"width": width} for width in (0.05, 0.1, 0.2, 0.3, 0.5)], {"epochs": 5}),
+    "distillation": Plan(
+        "article_mlp", [{"width": width, "temperature": 2.0} for width in (0.1, 0.2, 0.3)], {"epochs": 12, "lr": 4e-3}
+    ),
     "zero_pruning": Plan("lenet_300_100", [{"sparsity": share} for share in (0.8, 0.9, 0.93, 0.95, 0.97)], SHORT),
     "activation_pruning": Plan(
         "article_mlp", [{"sparsity": share, "statistic": "variance"} for share in (0.4, 0.5, 0.6, 0.7, 0.8)], SHORT
