@@ -156,7 +156,10 @@ def main():
     parser.add_argument("--models", nargs="+", default=["lenet_300_100", "article_mlp"])
     chosen = parser.parse_args()
     pairs = itertools.product(chosen.techniques, chosen.models)
-    rows = [measure(*pair, chosen.moves) for pair in tqdm(list(pairs), desc="labs")]
+    rows = []
+    for pair in tqdm(list(pairs), desc="labs"):
+        rows.append(measure(*pair, chosen.moves))
+        tqdm.write(str(rows[-1]))  # a run that is cut short has shown what it measured
     print(f"median / 95th percentile of {chosen.moves} moves")
     print(pd.DataFrame(rows).to_string(index=False))
 
