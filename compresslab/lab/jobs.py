@@ -111,18 +111,17 @@ class Jobs:
         yield
 
     def next_background(self):
-        """A job for idle time: the ledger of a point from the journal, the point trained for longer where the technique
-        asks for that, then the rest of the curve, nearest first.
+        """A job for idle time: the ledger of a point from the journal, then the rest of the curve, nearest first, then
+        the point trained for longer where the technique asks for that.
         """
         choice = self.settled
         if choice is None:
             return None
         if self._weighed != choice:
             return lambda: self._weigh(choice)
-        if self._waits_for_longer(choice):
-            return lambda: self._fill_quietly(choice, self._longer(choice))
-        missing = self._missing(choice)
-        return missing and (lambda: self._fill_quietly(choice, missing))
+        if missing := self._missing(choice):
+            return lambda: self._fill_quietly(choice, missing)
+        return (lambda: self._fill_quietly(choice, self._longer(choice))) if self._waits_for_longer(choice) else None
 
     def show_error(self, problem):
         """An exception in words, on the page and in `error`, until the next good result."""

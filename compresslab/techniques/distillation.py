@@ -264,6 +264,6 @@ TECHNIQUE = Technique(
     anatomy=anatomy,
     calibration=2,
     training=training,
-    steps=200,
+    steps=150,
     longer=4,
 )
