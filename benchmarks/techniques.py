@@ -159,7 +159,8 @@ def main():
     print(pd.DataFrame(rows).to_string(index=False))
     data = cl.data.load("mnist")
     names = [name for name, (one, *_) in TARGETS.items() if cl.techniques.get(one).name in wanted.techniques]
-    print(pd.DataFrame([target(name, data, wanted.seeds) for name in names]).to_string(index=False))
+    if names:
+        print(pd.DataFrame([target(name, data, wanted.seeds) for name in names]).to_string(index=False))
 
 
 if __name__ == "__main__":
