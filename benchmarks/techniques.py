@@ -90,8 +90,8 @@ def measured(technique, model, data, setting, training, seeds):
     """(Result, test accuracy) of a setting with every seed, in two lists: one-shot, and after training."""
     before, after = [], []
     for seed in range(seeds):
-        recipe = cl.sweep.Recipe(technique, setting, seed=seed, **training)
-        for event in cl.sweep.stages(recipe, model, data, journal=False):
+        trial = cl.sweep.Trial(technique, setting, seed=seed, **training)
+        for event in cl.sweep.stages(trial, model, data, journal=False):
             if event.result:
                 found = event.result, cl.measure.accuracy(event.model, data.test)
                 (before if event.stage == "one-shot" else after).append(found)

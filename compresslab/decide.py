@@ -106,8 +106,8 @@ def _settings(candidates):
 
 def _made(setting, model, data, steps, seed, journal):
     """The model in one data type, and the bytes of its file, as a sweep makes and measures them."""
-    recipe = sweep.Recipe("quantization", {"activations": "fp32"} | setting, steps=steps, seed=seed)
-    for event in sweep.stages(recipe, model, data, journal):
+    trial = sweep.Trial("quantization", {"activations": "fp32"} | setting, steps=steps, seed=seed)
+    for event in sweep.stages(trial, model, data, journal):
         last = event
     return last.model, last.result.file_bytes
 

@@ -1,7 +1,7 @@
-"""Compress, measure, retrain, measure again: one Recipe at a time, or a whole grid on as many machines as there are.
+"""Compress, measure, retrain, measure again: one Trial at a time, or a whole grid on as many machines as there are.
 
-`stages` computes one Recipe and hands over after every training step; the lab drives it. `run` takes a grid of settings
-and yields one Result for each, from the journal where it has been measured before. Either way a Recipe is computed on
+`stages` computes one Trial and hands over after every training step; the lab drives it. `run` takes a grid of settings
+and yields one Result for each, from the journal where it has been measured before. Either way a Trial is computed on
 one torch thread, in an arithmetic that is named, so that notebook, lab, process pool and cluster get the same numbers.
 """
 
@@ -22,14 +22,14 @@ from compresslab import data as datasets
 from compresslab import journal as journals
 from compresslab import layers, measure, models, storage, train, workers
 from compresslab.journal import Journal, Result
-from compresslab.recipe import Recipe, blank_results, checked, resolved, takes_seed
+from compresslab.trial import Trial, blank_results, checked, resolved, takes_seed
 
-__all__ = ["Event", "Recipe", "Result", "run", "stages"]
+__all__ = ["Event", "Trial", "Result", "run", "stages"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Where a Recipe stands.
+    """Where a Trial stands.
 
     stage     "compressed", "one-shot", "training" (after every step), "retrained"
     model     the compressed model, one object in all events: it is trained in place between them
@@ -43,8 +43,8 @@ class Event:
     progress: train.Progress | None = None
 
 
-def stages(recipe, model, data, journal=None, names=None):
-    """Compute one Recipe, yielding an Event after each stage and each training step; stop iterating to cancel.
+def stages(trial, model, data, journal=None, names=None):
+    """Compute one Trial, yielding an Event after each stage and each training step; stop iterating to cancel.
 
     model    any nn.Module; it is left as it is
     data     data.Data: trained on .train, measured on .validation
@@ -53,7 +53,7 @@ def stages(recipe, model, data, journal=None, names=None):
     raises   ValueError for a setting that the technique does not have or take
     """
     journal, seconds = _journal(journal), 0.0
-    with contextlib.closing(_work(recipe, model, data, names or {})) as work:
+    with contextlib.closing(_work(trial, model, data, names or {})) as work:
         while True:
             with _alone():
                 start = time.perf_counter()
@@ -116,12 +116,12 @@ def run(
             f"executor is {executor!r}; give None, an executor of concurrent.futures, or Dask's get_executor()"
         )
     seeds = _values("seed", seed)
-    recipes = [
-        checked(Recipe(technique, setting, steps, epochs, one, **training), data)
+    trials = [
+        checked(Trial(technique, setting, steps, epochs, one, **training), data)
         for setting in settings(grid)
         for one in seeds
     ]
-    return _run(recipes, model, data, names or {}, executor, _journal(journal), bar)
+    return _run(trials, model, data, names or {}, executor, _journal(journal), bar)
 
 
 def settings(grid):
@@ -144,15 +144,15 @@ def _values(name, given):
     return values
 
 
-def _run(recipes, model, data, names, executor, journal, bar):
+def _run(trials, model, data, names, executor, journal, bar):
     """The generator behind `run`: first what the journal holds, then what has to be computed, each once."""
     with _alone():
-        recipe = resolved(recipes[0], model, data)
-        blank = blank_results(recipe, model, data, names)[recipe.steps > 0]
-    recipes = [replace(one, precision=recipe.precision) for one in recipes]
-    keys = [replace(blank, setting=one.setting, seed=one.seed).key for one in recipes]
-    missing = dict(zip(keys, recipes, strict=True))
-    with tqdm(total=len(recipes), desc=blank.technique, disable=not bar) as shown:
+        trial = resolved(trials[0], model, data)
+        blank = blank_results(trial, model, data, names)[trial.steps > 0]
+    trials = [replace(one, precision=trial.precision) for one in trials]
+    keys = [replace(blank, setting=one.setting, seed=one.seed).key for one in trials]
+    missing = dict(zip(keys, trials, strict=True))
+    with tqdm(total=len(trials), desc=blank.technique, disable=not bar) as shown:
         for key in () if journal is None else list(missing):
             if found := journal.find(key):
                 del missing[key]
@@ -169,58 +169,58 @@ def _counted(result, times, shown):
         yield result
 
 
-def _computed(recipes, model, data, names, executor, journal):
-    """Pairs of key and last Result, as they are finished, of `recipes` (key -> Recipe); all Results recorded."""
+def _computed(trials, model, data, names, executor, journal):
+    """Pairs of key and last Result, as they are finished, of `trials` (key -> Trial); all Results recorded."""
     if executor is None:
-        for key, recipe in recipes.items():
-            yield key, compute(recipe, model, data, names, journal=False if journal is None else journal)[-1]
+        for key, trial in trials.items():
+            yield key, compute(trial, model, data, names, journal=False if journal is None else journal)[-1]
         return
-    with contextlib.closing(workers.spread(executor, compute, recipes, model, data, names)) as finished:
+    with contextlib.closing(workers.spread(executor, compute, trials, model, data, names)) as finished:
         for batch in finished:
             kept = [(key, results if journal is None else list(map(journal.record, results))) for key, results in batch]
             yield from ((key, results[-1]) for key, results in kept)
 
 
-def compute(recipe, model, data, names, journal=False, stop=None):
-    """Both Results of a Recipe as a list; given up between two steps when the event `stop` is set.
+def compute(trial, model, data, names, journal=False, stop=None):
+    """Both Results of a Trial as a list; given up between two steps when the event `stop` is set.
 
     raises  ValueError or RuntimeError that names the setting
     """
     try:
         events = itertools.takewhile(
-            lambda event: stop is None or not stop.is_set(), stages(recipe, model, data, journal, names)
+            lambda event: stop is None or not stop.is_set(), stages(trial, model, data, journal, names)
         )
         return [event.result for event in events if event.result]
     except ValueError as error:
-        raise ValueError(f"{recipe}: {error}") from error
+        raise ValueError(f"{trial}: {error}") from error
     except Exception as error:
-        raise RuntimeError(f"{recipe}: {type(error).__name__}: {error}") from error
+        raise RuntimeError(f"{trial}: {type(error).__name__}: {error}") from error
 
 
-def _work(recipe, model, data, names):
+def _work(trial, model, data, names):
     """The computation behind `stages`; its Results lack the time they took."""
-    recipe = resolved(recipe, model, data)
-    one_shot, retrained = blank_results(recipe, model, data, names)
-    compressed = _compressed(recipe, model, data)
+    trial = resolved(trial, model, data)
+    one_shot, retrained = blank_results(trial, model, data, names)
+    compressed = _compressed(trial, model, data)
     yield Event("compressed", compressed)
     yield Event("one-shot", compressed, _measured(one_shot, compressed, data))
-    if not recipe.steps:
+    if not trial.steps:
         return
-    options = {name: getattr(recipe, name) for name in ("steps", "seed", "lr", "batch_size", "precision")}
-    split, loss = _training(recipe, model, compressed, data)
+    options = {name: getattr(trial, name) for name in ("steps", "seed", "lr", "batch_size", "precision")}
+    split, loss = _training(trial, model, compressed, data)
     with contextlib.closing(train.fit(compressed, split, loss=loss, bar=False, **options)) as training:
         for progress in training:
             yield Event("training", compressed, progress=progress)
     yield Event("retrained", compressed, _measured(retrained, compressed, data))
 
 
-def _compressed(recipe, model, data):
+def _compressed(trial, model, data):
     """What the technique makes of the model; one that draws from torch's global generator finds it seeded."""
-    technique, setting = recipe.technique, dict(recipe.setting)
+    technique, setting = trial.technique, dict(trial.setting)
     if takes_seed(technique):
-        setting = {"seed": recipe.seed} | setting
+        setting = {"seed": trial.seed} | setting
     images = [data.train.images[: technique.calibration]] if technique.calibration else []
-    with _seeded(recipe.seed):
+    with _seeded(trial.seed):
         compressed = technique.apply(model, *images, **setting)
     if not isinstance(compressed, nn.Module) or compressed is model:
         got = "the model itself" if compressed is model else f"a {type(compressed).__name__}"
@@ -228,12 +228,12 @@ def _compressed(recipe, model, data):
     return compressed
 
 
-def _training(recipe, model, compressed, data):
+def _training(trial, model, compressed, data):
     """On what, and with which loss, the compressed model is trained."""
-    if recipe.technique.training is None:
+    if trial.technique.training is None:
         return data.train, train.cross_entropy
-    with _seeded(recipe.seed):
-        return recipe.technique.training(model, compressed, data.train, dict(recipe.setting), recipe.seed)
+    with _seeded(trial.seed):
+        return trial.technique.training(model, compressed, data.train, dict(trial.setting), trial.seed)
 
 
 @contextlib.contextmanager
@@ -264,7 +264,7 @@ def _journal(journal):
 
 @contextlib.contextmanager
 def _alone():
-    """One step of one Recipe at a time, on one thread: torch's precision and random numbers are the whole process's."""
+    """One step of one Trial at a time, on one thread: torch's precision and random numbers are the whole process's."""
     with _turn, train.threads(1):
         yield
 

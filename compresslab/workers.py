@@ -1,4 +1,4 @@
-"""Recipes computed by other processes or machines, through any executor with the interface of concurrent.futures.
+"""Trials computed by other processes or machines, through any executor with the interface of concurrent.futures.
 
 What travels: the network as .clab bytes (pickled where that format does not know its layers), the data by name where
 a worker can load the same, the technique pickled. What comes back: the measured Results.
@@ -17,7 +17,7 @@ from torch import nn
 
 from compresslab import data as datasets
 from compresslab import layers, storage
-from compresslab.recipe import fingerprint
+from compresslab.trial import fingerprint
 
 try:
     import cloudpickle as pickler
@@ -55,7 +55,7 @@ class Parcel:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Stands in for a `data.Data` in a worker: the two splits that a Recipe needs."""
+    """Stands in for a `data.Data` in a worker: the two splits that a Trial needs."""
 
     name: str
     fingerprint: str
@@ -63,35 +63,35 @@ class Parts:
     validation: datasets.Split
 
 
-def spread(executor, compute, recipes, model, data, names):
-    """Lists of (key, Results), as they are finished, of `recipes` (key -> Recipe) computed by an executor.
+def spread(executor, compute, trials, model, data, names):
+    """Lists of (key, Results), as they are finished, of `trials` (key -> Trial) computed by an executor.
 
-    compute  compute(recipe, model, data, names, stop=…) -> list of Result; a function that the workers can import
+    compute  compute(trial, model, data, names, stop=…) -> list of Result; a function that the workers can import
     raises   what `compute` raised, after handing over all that is finished; ValueError for what cannot be sent
 
     Closing the generator cancels what has not begun; threads stop at their next step, other workers finish unheard.
     """
-    if not recipes:
+    if not trials:
         return
-    stop, most = threading.Event(), len(recipes)
+    stop, most = threading.Event(), len(trials)
     if isinstance(executor, futures.ThreadPoolExecutor):
         begin = functools.partial(executor.submit, compute, model=model, data=data, names=names, stop=stop)
     else:
-        parcel = pack(next(iter(recipes.values())).technique, model, data, names)
+        parcel = pack(next(iter(trials.values())).technique, model, data, names)
         begin = functools.partial(_begin, executor, compute, parcel)
         most = max(4, IN_FLIGHT // max(1, parcel.size))
-    waiting, begun = list(reversed(recipes.items())), {}
+    waiting, begun = list(reversed(trials.items())), {}
     try:
         while waiting or begun:
             while waiting and len(begun) < most:
-                key, recipe = waiting.pop()
-                begun[begin(recipe)] = key, recipe
+                key, trial = waiting.pop()
+                begun[begin(trial)] = key, trial
             done, _ = futures.wait(begun, return_when=futures.FIRST_COMPLETED)
             done = {future: begun.pop(future) for future in done}
-            failed = {future: recipe for future, (_, recipe) in done.items() if _error(future)}
+            failed = {future: trial for future, (_, trial) in done.items() if _error(future)}
             yield [(key, future.result()) for future, (key, _) in done.items() if future not in failed]
-            for future, recipe in failed.items():
-                raise _explained(_error(future), recipe)
+            for future, trial in failed.items():
+                raise _explained(_error(future), trial)
     finally:
         stop.set()
         for future in begun:
@@ -145,11 +145,11 @@ def _array(tensor):
     return tensor.cpu().contiguous().numpy()
 
 
-def _begin(executor, compute, parcel, recipe):
-    return executor.submit(_remote, compute, replace(recipe, technique=None), parcel)
+def _begin(executor, compute, parcel, trial):
+    return executor.submit(_remote, compute, replace(trial, technique=None), parcel)
 
 
-def _remote(compute, recipe, parcel):
+def _remote(compute, trial, parcel):
     """Unpack and compute, in a worker."""
     try:
         technique = pickle.loads(parcel.technique)  # bytes of this very program, not from a file
@@ -157,7 +157,7 @@ def _remote(compute, recipe, parcel):
     except (AttributeError, ImportError) as error:
         hint = "put your own techniques and model classes in a module that the workers can import"
         raise ValueError(f"a worker lacks what the sweep needs ({error}); {hint}") from error
-    return compute(replace(recipe, technique=technique), model, _unpack_data(parcel), parcel.names)
+    return compute(replace(trial, technique=technique), model, _unpack_data(parcel), parcel.names)
 
 
 @functools.lru_cache(maxsize=2)
@@ -184,9 +184,9 @@ def _error(future):
     return futures.CancelledError("cancelled") if future.cancelled() else future.exception()
 
 
-def _explained(error, recipe):
+def _explained(error, trial):
     """The error to raise for a task: its own, which names the setting, or one for a worker that is gone."""
-    if str(recipe) in str(error):
+    if str(trial) in str(error):
         return error
     kind, lost = type(error), isinstance(error, (futures.BrokenExecutor, futures.CancelledError))
     hint = (
@@ -194,5 +194,5 @@ def _explained(error, recipe):
         if lost
         else ""
     )
-    text = f"{recipe}: {kind.__name__}: {error}{hint}"
+    text = f"{trial}: {kind.__name__}: {error}{hint}"
     return ValueError(text) if isinstance(error, ValueError) else RuntimeError(text)

@@ -1,4 +1,4 @@
-"""The sweep: every Recipe gives one number, whoever computes it, and is computed once."""
+"""The sweep: every Trial gives one number, whoever computes it, and is computed once."""
 
 import copy
 import itertools
@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import compresslab as cl
-from compresslab import recipe as recipes
+from compresslab import trial as trials
 from compresslab import workers
-from compresslab.sweep import Recipe
+from compresslab.sweep import Trial
 from compresslab.techniques import Control, Technique
 
 GRID = {"sparsity": [0.5, 0.9], "criterion": ["magnitude", "random"]}
@@ -123,20 +123,20 @@ def sweep(net, data, grid=None, technique="zero_pruning", **options):
     return list(cl.sweep.run(technique, net, data, GRID if grid is None else grid, **options))
 
 
-def recipe(**changes):
-    return replace(Recipe("zero_pruning", {"sparsity": 0.8}, steps=4), **changes)
+def trial(**changes):
+    return replace(Trial("zero_pruning", {"sparsity": 0.8}, steps=4), **changes)
 
 
 def all_stages(one, net, data, journal=False):
     return list(cl.sweep.stages(one, net, data, journal))
 
 
-# One Recipe, stage by stage
+# One Trial, stage by stage
 
 
 def test_stages_come_in_order_and_measure_what_they_hand_over(net, data, journal):
     before, seen = copy.deepcopy(net.state_dict()), []
-    for event in cl.sweep.stages(recipe(), net, data, journal):
+    for event in cl.sweep.stages(trial(), net, data, journal):
         seen.append(event.stage)
         if event.result is not None:
             assert event.result.stage == event.stage
@@ -160,7 +160,7 @@ def test_stages_come_in_order_and_measure_what_they_hand_over(net, data, journal
 
 
 def test_the_number_is_that_of_the_plain_calls(net, data):
-    *_, last = all_stages(recipe(seed=3), net, data)
+    *_, last = all_stages(trial(seed=3), net, data)
     with cl.train.threads(1):
         pruned = cl.zero_pruning.prune(net, sparsity=0.8)
         tuned = cl.train.finetune(pruned, data.train, steps=4, seed=3, bar=False)
@@ -170,7 +170,7 @@ def test_the_number_is_that_of_the_plain_calls(net, data):
 
 @pytest.mark.parametrize("nothing", [{"steps": 0}, {"steps": None, "epochs": 0}])
 def test_without_steps_it_ends_after_one_shot(net, data, fits, nothing):
-    events = all_stages(recipe(**nothing), net, data)
+    events = all_stages(trial(**nothing), net, data)
     assert [event.stage for event in events] == ["compressed", "one-shot"] and not fits
     (result,) = sweep(net, data, {"sparsity": [0.8]}, **nothing)
     assert result.stage == "one-shot" and result.key == events[-1].result.key
@@ -178,7 +178,7 @@ def test_without_steps_it_ends_after_one_shot(net, data, fits, nothing):
 
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_closing_cancels_and_leaves_nothing_behind(net, data, journal, two_threads, at):
-    state, events = torch.get_rng_state(), cl.sweep.stages(recipe(), net, data, journal)
+    state, events = torch.get_rng_state(), cl.sweep.stages(trial(), net, data, journal)
     last = [next(events) for _ in range(at)][-1]
     events.close()
     assert torch.get_num_threads() == 2 and torch.equal(torch.get_rng_state(), state)
@@ -189,14 +189,14 @@ def test_closing_cancels_and_leaves_nothing_behind(net, data, journal, two_threa
 def test_one_thread_inside_and_the_callers_number_outside(net, data, two_threads):
     inside = []
     spy = Technique("spy", lambda model: inside.append(torch.get_num_threads()) or scale(model), ())
-    for _ in cl.sweep.stages(Recipe(spy, steps=2), net, data, False):
+    for _ in cl.sweep.stages(Trial(spy, steps=2), net, data, False):
         assert torch.get_num_threads() == 2
     assert inside == [1]
 
 
 def test_what_draws_from_the_global_generator_is_repeatable_and_leaves_it_alone(net, data):
     state = torch.get_rng_state()
-    first, again, other = (all_stages(Recipe(SCALE, {"noise": True}, 0, seed=seed), net, data) for seed in (1, 1, 2))
+    first, again, other = (all_stages(Trial(SCALE, {"noise": True}, 0, seed=seed), net, data) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     weights = [events[-1].model[1].weight for events in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -204,14 +204,14 @@ def test_what_draws_from_the_global_generator_is_repeatable_and_leaves_it_alone(
 
 def test_a_technique_that_takes_a_seed_gets_the_recipes(net, data):
     setting = {"sparsity": 0.5, "criterion": "random"}
-    models = [all_stages(recipe(setting=setting, seed=seed), net, data)[0].model for seed in (1, 1, 2)]
+    models = [all_stages(trial(setting=setting, seed=seed), net, data)[0].model for seed in (1, 1, 2)]
     masks = [cl.layers.get_mask(model[1]) for model in models]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
 def test_a_technique_with_calibration_gets_training_images(net, data):
     technique = Technique("images_mean", images_mean, (Control("power", 1),), calibration=5)
-    events = all_stages(Recipe(technique, steps=0), net, data)
+    events = all_stages(Trial(technique, steps=0), net, data)
     mean = data.train.images[:5].mean().item()
     assert torch.equal(events[0].model[1].weight, net[1].weight * mean)
     assert events[-1].result.setting == {"power": 1}
@@ -219,13 +219,13 @@ def test_a_technique_with_calibration_gets_training_images(net, data):
 
 def test_a_technique_says_on_what_and_with_which_loss_its_model_is_trained(net, data):
     technique = replace(SCALE, training=pulled)
-    events = all_stages(Recipe(technique, {"factor": 5.0}, steps=300, seed=3, lr=0.05), net, data)
+    events = all_stages(Trial(technique, {"factor": 5.0}, steps=300, seed=3, lr=0.05), net, data)
     assert cl.train.evaluate(events[-1].model, data.train.images[:6]).mean().item() == pytest.approx(5, abs=0.5)
     assert events[-1].result.stage == "retrained"
 
 
 def test_how_it_is_trained_is_part_of_what_a_number_depends_on(net, data):
-    plain, other = (all_stages(Recipe(one, steps=0), net, data)[-1] for one in (SCALE, replace(SCALE, training=pulled)))
+    plain, other = (all_stages(Trial(one, steps=0), net, data)[-1] for one in (SCALE, replace(SCALE, training=pulled)))
     assert plain.result.accuracy == other.result.accuracy
     assert plain.result.key != other.result.key
 
@@ -235,13 +235,13 @@ def test_how_it_is_trained_is_part_of_what_a_number_depends_on(net, data):
 )
 def test_a_technique_that_returns_no_new_model(net, data, apply, got):
     with pytest.raises(ValueError, match=f"bad returned {got}; a technique returns a new"):
-        all_stages(Recipe(Technique("bad", apply, ())), net, data)
+        all_stages(Trial(Technique("bad", apply, ())), net, data)
 
 
 @pytest.mark.parametrize("length", [{"epochs": 1}, {"epochs": 0.3}, {"epochs": 2.5, "batch_size": 7}, {}])
 def test_epochs_are_counted_as_fit_counts_them(net, data, length):
     expected = next(cl.train.fit(copy.deepcopy(net), data.train, bar=False, **length)).steps
-    assert recipes.checked(recipe(steps=None, **length), data).steps == expected
+    assert trials.checked(trial(steps=None, **length), data).steps == expected
 
 
 @pytest.mark.parametrize("images", [1, 15, 700, 5000, 40_000])
@@ -249,14 +249,14 @@ def test_the_batch_size_is_fits_own(net, images):
     split = cl.data.Split(torch.zeros(images, 1, 4, 4), torch.zeros(images, dtype=torch.long))
     steps = next(cl.train.fit(copy.deepcopy(net), split, epochs=1, bar=False)).steps
     parts = workers.Parts("none", "", split, split)
-    assert recipes.checked(recipe(steps=None, epochs=1), parts).steps == steps
+    assert trials.checked(trial(steps=None, epochs=1), parts).steps == steps
 
 
 def test_auto_precision_is_resolved_and_recorded(net, data):
-    result = all_stages(recipe(), net, data)[-1].result
+    result = all_stages(trial(), net, data)[-1].result
     assert cl.train.Precision.named(result.precision) and result.precision != "auto"
-    assert all_stages(recipe(precision=result.precision), net, data)[-1].result.key == result.key
-    assert all_stages(recipe(precision="fp32"), net, data)[-1].result.precision == "fp32"
+    assert all_stages(trial(precision=result.precision), net, data)[-1].result.key == result.key
+    assert all_stages(trial(precision="fp32"), net, data)[-1].result.precision == "fp32"
 
 
 # Settings and keys
@@ -264,19 +264,19 @@ def test_auto_precision_is_resolved_and_recorded(net, data):
 
 def test_defaults_and_spelling_do_not_change_a_setting():
     technique = cl.techniques.get("zero_pruning")
-    full = recipes.complete_setting(technique, {"sparsity": 0.9})
+    full = trials.complete_setting(technique, {"sparsity": 0.9})
     assert full == {"sparsity": 0.9, "scope": "global", "criterion": "magnitude"}
     for same in (
         {"sparsity": np.float64(0.9), "scope": "global"},
         {"threshold": None, "criterion": "magnitude", "sparsity": 0.9},
         {"sparsity": torch.tensor(0.9, dtype=torch.float64), "layers": None},
     ):
-        assert list(recipes.complete_setting(technique, same).items()) == list(full.items())
-    assert recipes.complete_setting(technique, {"sparsity": 0.9, "layers": ("fc1",)})["layers"] == ["fc1"]
+        assert list(trials.complete_setting(technique, same).items()) == list(full.items())
+    assert trials.complete_setting(technique, {"sparsity": 0.9, "layers": ("fc1",)})["layers"] == ["fc1"]
 
 
 def test_the_functions_own_default_counts_before_the_sliders():
-    assert recipes.complete_setting(SCALE, {}) == {"factor": 0.5, "noise": False}
+    assert trials.complete_setting(SCALE, {}) == {"factor": 0.5, "noise": False}
 
 
 @pytest.mark.parametrize(
@@ -337,17 +337,17 @@ def test_a_grid_is_every_combination():
 
 
 def test_fingerprint_follows_what_the_model_does(net):
-    first = recipes.fingerprint(net)
-    assert recipes.fingerprint(copy.deepcopy(net).train()) == first
-    assert recipes.fingerprint(cl.storage.loads(cl.storage.dumps(net))) == first
+    first = trials.fingerprint(net)
+    assert trials.fingerprint(copy.deepcopy(net).train()) == first
+    assert trials.fingerprint(cl.storage.loads(cl.storage.dumps(net))) == first
     pruned = cl.zero_pruning.prune(net, sparsity=0.5)
-    assert recipes.fingerprint(cl.storage.loads(cl.storage.dumps(pruned))) == recipes.fingerprint(pruned)
+    assert trials.fingerprint(cl.storage.loads(cl.storage.dumps(pruned))) == trials.fingerprint(pruned)
     changed = [copy.deepcopy(net) for _ in range(4)]
     changed[0][1].weight.data[0, 0] += 1e-6
     changed[1][1].weight.requires_grad_(False)
     changed[2][2] = nn.Sigmoid()
     changed[3].insert(1, nn.Dropout(0.3))
-    prints = [first, *map(recipes.fingerprint, [*changed, pruned, cl.layers.plain(pruned), OwnNet()])]
+    prints = [first, *map(trials.fingerprint, [*changed, pruned, cl.layers.plain(pruned), OwnNet()])]
     assert len(set(prints)) == len(prints)
 
 
@@ -358,7 +358,7 @@ def edited(source):
 
 
 def digest(technique):
-    return recipes._versions(technique, "cpu")["technique"]
+    return trials._versions(technique, "cpu")["technique"]
 
 
 SOURCE = """
@@ -384,20 +384,20 @@ def test_an_edited_technique_is_measured_anew():
 
 def test_digests_are_the_same_in_every_process():
     script = """
-from tests.test_sweep import SOURCE, OwnNet, digest, edited, recipes
+from tests.test_sweep import SOURCE, OwnNet, digest, edited, trials
 import compresslab as cl
-print(digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), recipes.fingerprint(OwnNet()))
+print(digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), trials.fingerprint(OwnNet()))
 """
     environment, here = os.environ | {"PYTHONHASHSEED": "1"}, cl.paths.PACKAGE.parent
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=here)
-    own = digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), recipes.fingerprint(OwnNet())
+    own = digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), trials.fingerprint(OwnNet())
     assert tuple(run.stdout.split()) == own, run.stderr
 
 
 def test_names():
-    assert [recipes.name_of(cl.models.build(name)) for name in cl.models.names()] == cl.models.names()
-    assert recipes.name_of(cl.zero_pruning.prune(cl.models.lenet_300_100(0), sparsity=0.5)) == "lenet_300_100"
-    assert recipes.name_of(OwnNet()) == "OwnNet"
+    assert [trials.name_of(cl.models.build(name)) for name in cl.models.names()] == cl.models.names()
+    assert trials.name_of(cl.zero_pruning.prune(cl.models.lenet_300_100(0), sparsity=0.5)) == "lenet_300_100"
+    assert trials.name_of(OwnNet()) == "OwnNet"
 
 
 # A grid, and what has been measured before
@@ -432,7 +432,7 @@ def test_what_is_in_the_journal_is_not_computed_again(net, data, journal, fits):
 
 
 def test_the_journal_of_the_stages_serves_the_run(net, data, journal, fits):
-    events = all_stages(recipe(), net, data, journal)
+    events = all_stages(trial(), net, data, journal)
     assert sweep(net, data, [{"sparsity": 0.8}], steps=4, journal=journal) == [events[-1].result] and len(fits) == 1
 
 
@@ -517,7 +517,7 @@ def test_forked_processes_while_another_thread_computes(net, data, expected):
 
     def compute():
         while not stop.is_set():
-            all_stages(recipe(), net, data)
+            all_stages(trial(), net, data)
 
     thread = threading.Thread(target=compute)
     thread.start()
@@ -594,7 +594,7 @@ def test_not_too_much_travels_at_once(net, data, expected, monkeypatch):
 def test_models_travel_as_clab_files_or_else_pickled(net):
     assert workers._pack_model(net)[1] == "clab"
     content, kind = workers._pack_model(OwnNet())
-    assert kind == "pickle" and recipes.fingerprint(workers._unpack_model(content, kind)) == recipes.fingerprint(
+    assert kind == "pickle" and trials.fingerprint(workers._unpack_model(content, kind)) == trials.fingerprint(
         OwnNet()
     )
 
@@ -616,7 +616,7 @@ def test_a_worker_that_cannot_import_says_so(net, data):
     parcel = workers.pack(SCALE, net, data, {})
     lost = replace(parcel, technique=b"cno_such_module\nthing\n.")
     with pytest.raises(ValueError, match="a worker lacks what the sweep needs .*no_such_module"):
-        workers._remote(cl.sweep.compute, recipe(), lost)
+        workers._remote(cl.sweep.compute, trial(), lost)
 
 
 def test_runs_side_by_side_in_threads_get_the_same_numbers(net, data, expected):
@@ -631,7 +631,7 @@ def test_runs_side_by_side_in_threads_get_the_same_numbers(net, data, expected):
 
 
 def test_time_between_yields_is_not_counted(net, data):
-    events, inside = cl.sweep.stages(recipe(steps=0), net, data, False), 0.0
+    events, inside = cl.sweep.stages(trial(steps=0), net, data, False), 0.0
     for _ in range(2):
         time.sleep(0.2)
         start = time.perf_counter()
@@ -664,5 +664,5 @@ def test_what_forward_reads_is_part_of_the_fingerprint(make):
     one, same, other = make(False), make(False), make(True)
     for model in (same, other):
         model.load_state_dict(one.state_dict())
-    assert recipes.fingerprint(one) == recipes.fingerprint(same)
-    assert recipes.fingerprint(one) != recipes.fingerprint(other)
+    assert trials.fingerprint(one) == trials.fingerprint(same)
+    assert trials.fingerprint(one) != trials.fingerprint(other)

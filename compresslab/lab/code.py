@@ -1,6 +1,6 @@
 """Lines of Python that reproduce a measured point exactly, and the one line that reopens a lab in its state."""
 
-from compresslab import recipe, techniques
+from compresslab import techniques, trial
 from compresslab.lab.session import YOURS
 
 
@@ -69,7 +69,7 @@ def _call(technique, choice, result):
     """The call of the technique's function, as the sweep makes it."""
     function = f"cl.{technique.name}.{technique.apply.__name__}" if _packaged(technique) else "technique.apply"
     setting = dict(result.setting)
-    if recipe.takes_seed(technique):
+    if trial.takes_seed(technique):
         setting.setdefault("seed", result.seed)
     images = f"data.train.images[:{technique.calibration}], " if technique.calibration else ""
     return f"{function}(model, {images}{_keywords(setting)})"

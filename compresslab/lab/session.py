@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from compresslab import data as datasets
-from compresslab import measure, models, recipe, sweep, train
+from compresslab import measure, models, sweep, train, trial
 from compresslab.lab.span import even_settings, nearest_first, neighbours, widest_gap
 
 DATA = ("mnist", "fashion_mnist")  # with trained baselines
@@ -105,16 +105,16 @@ class Session:
         if name not in self._subjects:
             data = self._own[1] if choice.data == YOURS else datasets.load(choice.data)
             model = self._own[0] if choice.model == YOURS else models.pretrained(choice.model, data.name)
-            names = {"model": recipe.name_of(model) if choice.model == YOURS else choice.model, "data": data.name}
+            names = {"model": trial.name_of(model) if choice.model == YOURS else choice.model, "data": data.name}
             with train.threads(1):
                 accuracy, sizes = measure.accuracy(model, data.validation), measure.sizes(model)
             self._subjects[name] = Subject(model, data, names, accuracy, sizes, data.validation[:SUBSET])
         return self._subjects[name]
 
-    def recipe(self, choice):
-        """The sweep's Recipe of a choice."""
+    def trial(self, choice):
+        """The sweep's Trial of a choice."""
         batch_size = BATCH_SIZE.get(choice.model)
-        return recipe.Recipe(
+        return trial.Trial(
             self.technique, dict(choice.setting), steps=choice.steps, seed=choice.seed, batch_size=batch_size
         )
 
@@ -124,10 +124,10 @@ class Session:
         name = choice.model, choice.data, choice.steps, choice.seed
         if name not in self._templates:
             subject = self.subject(choice)
-            resolved = recipe.resolved(self.recipe(choice), subject.model, subject.data)
-            blank = recipe.blank_results(resolved, subject.model, subject.data, subject.names)
+            resolved = trial.resolved(self.trial(choice), subject.model, subject.data)
+            blank = trial.blank_results(resolved, subject.model, subject.data, subject.names)
             self._templates[name] = {result.stage: result for result in blank}
-        setting = recipe.complete_setting(self.technique, choice.setting)
+        setting = trial.complete_setting(self.technique, choice.setting)
         return replace(self._templates[name][stage], setting=setting).key
 
     def result(self, choice, stage=None):
@@ -140,7 +140,7 @@ class Session:
         The technique's warnings are in `warned` from the first event on: a notebook would show them in any cell.
         """
         subject = self.subject(choice)
-        events = sweep.stages(self.recipe(choice), subject.model, subject.data, self.journal, subject.names)
+        events = sweep.stages(self.trial(choice), subject.model, subject.data, self.journal, subject.names)
         with closing(events):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
@@ -161,7 +161,7 @@ class Session:
         """Take into `known` what the journal holds for this technique, model, data, steps and seed."""
         subject = self.subject(choice)
         where = {"technique": self.technique.name, "seed": choice.seed, "data_fingerprint": subject.data.fingerprint}
-        where["model_fingerprint"] = recipe.fingerprint(subject.model)
+        where["model_fingerprint"] = trial.fingerprint(subject.model)
         for stage in ("one-shot", choice.last_stage):
             steps = choice.steps if stage == "retrained" else 0
             for result in self.journal.results(stage=stage, steps=steps, **where):
@@ -202,7 +202,7 @@ class Session:
         """What the journal holds of the curve through a choice, at its last stage, with every seed."""
         subject, stage = self.subject(choice), choice.last_stage
         where = {"technique": self.technique.name, "stage": stage, "data_fingerprint": subject.data.fingerprint}
-        where |= {"model_fingerprint": recipe.fingerprint(subject.model)}
+        where |= {"model_fingerprint": trial.fingerprint(subject.model)}
         found, rest = [], self._rest(choice, choice.setting)
         for result in self.journal.results(steps=choice.steps if stage == "retrained" else 0, **where):
             with suppress(ValueError):  # a setting that this version of the technique no longer takes
@@ -221,7 +221,7 @@ class Session:
 
     def _rest(self, choice, setting):
         """A complete setting without the control that the curve runs along, and whether it was there."""
-        setting = recipe.complete_setting(self.technique, setting)
+        setting = trial.complete_setting(self.technique, setting)
         return choice.control in setting, {name: one for name, one in setting.items() if name != choice.control}
 
     def _gap(self, choice, control):

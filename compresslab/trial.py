@@ -1,6 +1,6 @@
 """What a measurement depends on, written down completely: setting with its defaults, training, fingerprints.
 
-Two Recipes that lead to the same numbers have the same `Result.key`, whoever computes them and wherever; two that may
+Two Trials that lead to the same numbers have the same `Result.key`, whoever computes them and wherever; two that may
 not differ in it. Hence digests of the network, of the data and of the technique's own code.
 """
 
@@ -24,8 +24,8 @@ LARGEST_SEED = 2**63 - 1  # what SQLite keeps and torch takes
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What to do to a model, without the model.
+class Trial:
+    """One technique with one setting, and the retraining after it, without the model.
 
     technique       a technique's name, or a Technique of your own
     setting         its parameters by name
@@ -49,51 +49,51 @@ class Recipe:
         return f"{techniques.get(self.technique).name}({shown}seed={self.seed})"
 
 
-def checked(recipe, data):
-    """The Recipe with its technique looked up, its setting complete and its length in steps.
+def checked(trial, data):
+    """The Trial with its technique looked up, its setting complete and its length in steps.
 
     raises  ValueError for anything that the technique does not have, or `train.fit` does not take
     """
-    technique = techniques.get(recipe.technique)
-    batch_size, steps = _length(recipe, len(data.train))
-    checks.integer("seed", recipe.seed, 0, LARGEST_SEED)
-    checks.real("lr", recipe.lr, 0, math.inf)
-    if recipe.precision != "auto":
-        train.Precision.named(recipe.precision)
-    setting = complete_setting(technique, recipe.setting)
-    return replace(recipe, technique=technique, setting=setting, steps=steps, epochs=None, batch_size=batch_size)
+    technique = techniques.get(trial.technique)
+    batch_size, steps = _length(trial, len(data.train))
+    checks.integer("seed", trial.seed, 0, LARGEST_SEED)
+    checks.real("lr", trial.lr, 0, math.inf)
+    if trial.precision != "auto":
+        train.Precision.named(trial.precision)
+    setting = complete_setting(technique, trial.setting)
+    return replace(trial, technique=technique, setting=setting, steps=steps, epochs=None, batch_size=batch_size)
 
 
-def resolved(recipe, model, data):
-    """The `checked` Recipe with "auto" replaced by the precision that training will run in on this machine."""
-    recipe = checked(recipe, data)
-    if recipe.precision != "auto" or recipe.steps == 0:
-        return recipe
-    chosen = train.calibrate(model, data.train.images, recipe.batch_size, _device(model))
-    return replace(recipe, precision=chosen.name)
+def resolved(trial, model, data):
+    """The `checked` Trial with "auto" replaced by the precision that training will run in on this machine."""
+    trial = checked(trial, data)
+    if trial.precision != "auto" or trial.steps == 0:
+        return trial
+    chosen = train.calibrate(model, data.train.images, trial.batch_size, _device(model))
+    return replace(trial, precision=chosen.name)
 
 
-def blank_results(recipe, model, data, names):
-    """The Results of a `resolved` Recipe, one-shot and retrained, with nothing measured yet: their keys are final."""
+def blank_results(trial, model, data, names):
+    """The Results of a `resolved` Trial, one-shot and retrained, with nothing measured yet: their keys are final."""
     one_shot = Result(
-        technique=recipe.technique.name,
-        setting=recipe.setting,
+        technique=trial.technique.name,
+        setting=trial.setting,
         stage="one-shot",
         accuracy=math.nan,
         file_bytes=0,
         parameters=0,
         nonzeros=0,
         seconds=0.0,
-        seed=int(recipe.seed),
+        seed=int(trial.seed),
         steps=0,
         model=names.get("model") or name_of(model),
         data=names.get("data") or data.name,
-        versions=_versions(recipe.technique, _device(model)),
+        versions=_versions(trial.technique, _device(model)),
         model_fingerprint=fingerprint(model),
         data_fingerprint=data.fingerprint,
     )
-    training = {"precision": recipe.precision, "lr": float(recipe.lr), "batch_size": recipe.batch_size}
-    return one_shot, replace(one_shot, stage="retrained", steps=recipe.steps, **training)
+    training = {"precision": trial.precision, "lr": float(trial.lr), "batch_size": trial.batch_size}
+    return one_shot, replace(one_shot, stage="retrained", steps=trial.steps, **training)
 
 
 def complete_setting(technique, setting):
@@ -201,14 +201,14 @@ def kind_of(module):
     return type(module).__name__.removeprefix("Parametrized")
 
 
-def _length(recipe, images):
+def _length(trial, images):
     """Batch size and number of training steps, as `train.fit` makes them from the same arguments."""
-    if recipe.steps is not None and recipe.epochs is not None:
-        raise ValueError(f"steps is {recipe.steps!r} and epochs is {recipe.epochs!r}; give one of the two")
-    batch_size = train.batch_size_for(images, recipe.batch_size)
-    if recipe.steps is not None:
-        return batch_size, checks.integer("steps", recipe.steps, 0)
-    epochs = checks.real("epochs", 1 if recipe.epochs is None else recipe.epochs, 0, math.inf)
+    if trial.steps is not None and trial.epochs is not None:
+        raise ValueError(f"steps is {trial.steps!r} and epochs is {trial.epochs!r}; give one of the two")
+    batch_size = train.batch_size_for(images, trial.batch_size)
+    if trial.steps is not None:
+        return batch_size, checks.integer("steps", trial.steps, 0)
+    epochs = checks.real("epochs", 1 if trial.epochs is None else trial.epochs, 0, math.inf)
     return batch_size, math.ceil(epochs * (images // batch_size))
 
 
