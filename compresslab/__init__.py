@@ -15,6 +15,7 @@ _MODULES = {
     "train": "compresslab.train",
     "layers": "compresslab.layers",
     "grids": "compresslab.grids",
+    "codebooks": "compresslab.codebooks",
     "activations": "compresslab.activations",
     "structure": "compresslab.structure",
     "techniques": "compresslab.techniques",

@@ -289,7 +289,9 @@ class _PrivateChance:
 def _draws(module):
     """Whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
     dropout = getattr(module, "dropout", 0)
-    known = type(module).__module__.startswith(("torch.nn.", "compresslab.layers", "compresslab.grids"))
+    known = type(module).__module__.startswith(
+        ("torch.nn.", "compresslab.layers", "compresslab.grids", "compresslab.codebooks")
+    )
     chance = isinstance(
         module, nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
     )
@@ -433,7 +435,7 @@ def _timed_steps(model, batch, precision, device):
 
 def _calibration_key(model, batch, device):
     kinds = {type(module).__name__.removeprefix("Parametrized") for module in model.modules()}
-    kinds = sorted(kinds - {"Mask", "Grid", "Half", "InputGrid", "ParametrizationList", "ModuleDict"})
+    kinds = sorted(kinds - {"Mask", "Grid", "Half", "InputGrid", "Codebook", "ParametrizationList", "ModuleDict"})
     size = round(math.log10(1 + sum(weight.numel() for weight in model.parameters())))
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     told = [kinds, size, tuple(batch.shape), str(device), machine, os.cpu_count(), torch.__version__]

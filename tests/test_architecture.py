@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "compresslab"
 
 # Lower ranks never import higher ones. Parts of one rank may import each other, but techniques never do.
 RANKS = {
-    **dict.fromkeys(["checks", "paths", "datafiles", "layers", "grids"], 0),
+    **dict.fromkeys(["checks", "paths", "datafiles", "layers", "grids", "codebooks"], 0),
     **dict.fromkeys(["data", "models"], 1),
     **dict.fromkeys(["train", "activations", "structure", "numerics", "knowledge", "input_grids"], 2),
     "techniques": 3,
