@@ -23,11 +23,12 @@ _MODULES = {
     "measure": "compresslab.measure",
     "sweep": "compresslab.sweep",
     "decide": "compresslab.decide",
+    "recipe": "compresslab.recipe",
     "journal": "compresslab.journal",
     "lab": "compresslab.lab",
     "classroom": "compresslab.classroom",
 }
-_FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage"}
+_FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage", "Recipe": "compresslab.recipe"}
 
 __version__ = "0.2.0"
 __all__ = [*_MODULES, *_FUNCTIONS, "zero_pruning"]

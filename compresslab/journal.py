@@ -24,10 +24,11 @@ import pandas as pd
 
 from compresslab import checks, paths
 
-SCHEMA = 1  # of the table below; a higher one in a file was written by a newer compresslab
+SCHEMA = 2  # of the tables below; a higher one in a file was written by a newer compresslab
 ALGORITHM = 1  # part of every key: raise it when training or measuring changes, so that old numbers are not reused
 APPLICATION = 0x636C6162  # "clab", SQLite's application_id: this file is a journal
 STAGES = ("one-shot", "retrained")
+ROOM = 2**28  # bytes of models that a journal keeps; the one that was not used for longest goes first
 _WAIT = 30  # seconds for another process to finish its transaction
 _UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 
@@ -90,6 +91,7 @@ _TYPES = {str: "TEXT", dict: "TEXT", float: "REAL", int: "INTEGER"}
 _COLUMNS = {one.name: _TYPES[one.type] for one in fields(Result)}
 _SCHEMA = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
 _TABLE = f"CREATE TABLE results (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, {_SCHEMA})"
+_MODELS = "CREATE TABLE models (key TEXT PRIMARY KEY, used REAL NOT NULL, file BLOB NOT NULL)"  # since schema 2
 _JSON = [one.name for one in fields(Result) if one.type is dict]
 _FILTERS = [name for name in _COLUMNS if name not in _JSON]
 
@@ -115,7 +117,7 @@ class Journal:
         with _explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path.parent).close()  # SQLite needs to write beside the file, too
-        self._do(lambda file: None, "IMMEDIATE", check="quick_check")
+        self._do(_upgrade, "IMMEDIATE", check="quick_check")
         with _explained(self.path):
             if not os.access(self.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
                 raise PermissionError("the file is read-only")
@@ -137,6 +139,29 @@ class Journal:
     def find(self, key):
         """The Result with this key, or None."""
         return next(iter(self._do(lambda file: _read(file, "WHERE key = ?", [key]))), None)
+
+    def keep_model(self, key, file):
+        """Keep the bytes of a model's .clab file under a key, one Result's; those not used for long make room."""
+
+        def keep(connection):
+            connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", [key, time.time(), file])
+            kept = connection.execute("SELECT key, length(file) FROM models ORDER BY used DESC").fetchall()
+            room = list(itertools.accumulate(size for _, size in kept))
+            gone = [(name,) for (name, _), needed in zip(kept, room, strict=True) if needed > ROOM]
+            connection.executemany("DELETE FROM models WHERE key = ?", gone)
+
+        if len(file) <= ROOM:
+            self._do(keep, "IMMEDIATE")
+
+    def find_model(self, key):
+        """The bytes that were kept under this key, or None."""
+
+        def find(connection):
+            found = connection.execute("SELECT file FROM models WHERE key = ?", [key]).fetchone()
+            connection.execute("UPDATE models SET used = ? WHERE key = ?", [time.time(), key])
+            return found[0] if found else None
+
+        return self._do(find, "IMMEDIATE")
 
     def results(self, **filters):
         """All Results whose fields equal `filters` (technique="zero_pruning", stage="retrained", …), newest last."""
@@ -275,6 +300,7 @@ def _transact(path, action, kind="DEFERRED", check=None):
             file.execute("BEGIN IMMEDIATE")  # one process makes the table, the others wait and find it
             if _is_new(file, path):
                 file.execute(_TABLE)
+                file.execute(_MODELS)
                 file.execute(f"PRAGMA application_id = {APPLICATION}")
                 file.execute(f"PRAGMA user_version = {SCHEMA}")
         if check and (found := file.execute(f"PRAGMA {check}(1)").fetchone()[0]) != "ok":
@@ -284,6 +310,13 @@ def _transact(path, action, kind="DEFERRED", check=None):
         answer = action(file)
         file.execute("COMMIT")
     return answer
+
+
+def _upgrade(file):
+    """Give a journal of schema 1 the table that it lacks."""
+    if file.execute("PRAGMA user_version").fetchone()[0] < SCHEMA:
+        file.execute(_MODELS)
+        file.execute(f"PRAGMA user_version = {SCHEMA}")
 
 
 def _means_damage(error):

@@ -108,15 +108,19 @@ def weight_layers(model, layers=None):
     return {name: module for name, module in names.items() if id(module) in kept and first[id(module)] == name}
 
 
-def distinct_weights(model, layers=None):
-    """The weights of `weight_layers(model, layers)` as a list of Weight, shared ones once; same errors."""
+def distinct_weights(model, layers=None, tensor="weight"):
+    """The weights of `weight_layers(model, layers)` as a list of Weight, shared ones once; same errors.
+
+    tensor  name of the layers' tensor: "bias" for the biases of those that have one
+    """
     chosen, holders, names = weight_layers(model, layers), {}, {}
     for _, module in _walk(model):
         for name, source in _sources(module).items():
             users = holders.setdefault(_identity(source), [])
             users.extend([] if (module, name) in users else [(module, name)])
     for name, module in chosen.items():
-        names.setdefault(_identity(_sources(module)["weight"]), []).append(name)
+        if (source := _sources(module).get(tensor)) is not None:
+            names.setdefault(_identity(source), []).append(name)
     return [_weight(tuple(users), tuple(holders[key])) for key, users in names.items()]
 
 

@@ -31,16 +31,21 @@ __all__ = ["Event", "Trial", "Result", "run", "stages"]
 class Event:
     """Where a Trial stands.
 
-    stage     "compressed", "one-shot", "training" (after every step), "retrained"
+    stage     "compressed", "one-shot", "training" (after every step), "retrained"; "preparing" for the same within what
+              a Recipe does before its last technique
     model     the compressed model, one object in all events: it is trained in place between them
     result    what was measured, at "one-shot" and "retrained"; else None
-    progress  train.Progress at "training"; else None
+    progress  train.Progress at "training" and at the training steps of "preparing"; else None
+    start     at "compressed" the model that the technique was given
+    note      at "preparing" what is being done, in words
     """
 
     stage: str
     model: nn.Module
     result: Result | None = None
     progress: train.Progress | None = None
+    start: nn.Module | None = None
+    note: str = ""
 
 
 def stages(trial, model, data, journal=None, names=None):
@@ -52,10 +57,16 @@ def stages(trial, model, data, journal=None, names=None):
     names    {"model": …, "data": …}: how the Results call them, instead of their own names
     raises   ValueError for a setting that the technique does not have or take
     """
-    journal, seconds = _journal(journal), 0.0
-    with contextlib.closing(_work(trial, model, data, names or {})) as work:
+    journal = open_journal(journal)
+    return driven(_work(trial, model, data, names or {}, journal), journal)
+
+
+def driven(work, journal):
+    """The Events of a generator that computes, a step at a time, alone; its Results with their time, and recorded."""
+    seconds = 0.0
+    with contextlib.closing(work):
         while True:
-            with _alone():
+            with alone():
                 start = time.perf_counter()
                 event = next(work, None)
                 seconds += time.perf_counter() - start
@@ -121,7 +132,7 @@ def run(
         for setting in settings(grid)
         for one in seeds
     ]
-    return _run(trials, model, data, names or {}, executor, _journal(journal), bar)
+    return _run(trials, model, data, names or {}, executor, open_journal(journal), bar)
 
 
 def settings(grid):
@@ -146,7 +157,7 @@ def _values(name, given):
 
 def _run(trials, model, data, names, executor, journal, bar):
     """The generator behind `run`: first what the journal holds, then what has to be computed, each once."""
-    with _alone():
+    with alone():
         trial = resolved(trials[0], model, data)
         blank = blank_results(trial, model, data, names)[trial.steps > 0]
     trials = [replace(one, precision=trial.precision) for one in trials]
@@ -197,13 +208,16 @@ def compute(trial, model, data, names, journal=False, stop=None):
         raise RuntimeError(f"{trial}: {type(error).__name__}: {error}") from error
 
 
-def _work(trial, model, data, names):
+def _work(trial, model, data, names, journal):
     """The computation behind `stages`; its Results lack the time they took."""
     trial = resolved(trial, model, data)
     one_shot, retrained = blank_results(trial, model, data, names)
-    compressed = _compressed(trial, model, data)
-    yield Event("compressed", compressed)
-    yield Event("one-shot", compressed, _measured(one_shot, compressed, data))
+    start = model
+    if trial.technique.before is not None:
+        start = yield from trial.technique.before(model, data, trial.setting, trial.seed, journal)
+    compressed = compress(trial, start, data)
+    yield Event("compressed", compressed, start=start)
+    yield Event("one-shot", compressed, measured(one_shot, compressed, data))
     if not trial.steps:
         return
     options = {name: getattr(trial, name) for name in ("steps", "seed", "lr", "batch_size", "precision")}
@@ -211,16 +225,16 @@ def _work(trial, model, data, names):
     with contextlib.closing(train.fit(compressed, split, loss=loss, bar=False, **options)) as training:
         for progress in training:
             yield Event("training", compressed, progress=progress)
-    yield Event("retrained", compressed, _measured(retrained, compressed, data))
+    yield Event("retrained", compressed, measured(retrained, compressed, data))
 
 
-def _compressed(trial, model, data):
+def compress(trial, model, data):
     """What the technique makes of the model; one that draws from torch's global generator finds it seeded."""
     technique, setting = trial.technique, dict(trial.setting)
     if takes_seed(technique):
         setting = {"seed": trial.seed} | setting
     images = [data.train.images[: technique.calibration]] if technique.calibration else []
-    with _seeded(trial.seed):
+    with seeded(trial.seed):
         compressed = technique.apply(model, *images, **setting)
     if not isinstance(compressed, nn.Module) or compressed is model:
         got = "the model itself" if compressed is model else f"a {type(compressed).__name__}"
@@ -232,19 +246,19 @@ def _training(trial, model, compressed, data):
     """On what, and with which loss, the compressed model is trained."""
     if trial.technique.training is None:
         return data.train, train.cross_entropy
-    with _seeded(trial.seed):
+    with seeded(trial.seed):
         return trial.technique.training(model, compressed, data.train, dict(trial.setting), trial.seed)
 
 
 @contextlib.contextmanager
-def _seeded(seed):
+def seeded(seed):
     """torch's global generator seeded, for code that draws from it; as it was, afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
-def _measured(result, model, data):
+def measured(result, model, data):
     """The Result with what is measured of a model, on the validation images."""
     return replace(
         result,
@@ -255,7 +269,7 @@ def _measured(result, model, data):
     )
 
 
-def _journal(journal):
+def open_journal(journal):
     """The Journal of an argument: None for none."""
     if journal is False:
         return None
@@ -263,7 +277,7 @@ def _journal(journal):
 
 
 @contextlib.contextmanager
-def _alone():
+def alone():
     """One step of one Trial at a time, on one thread: torch's precision and random numbers are the whole process's."""
     with _turn, train.threads(1):
         yield

@@ -32,7 +32,7 @@ class Trial:
     steps, epochs   length of the retraining: one of the two, or neither for one epoch; 0 for none
     seed            of the retraining, and of a technique that takes one
     precision       "auto" or a name that `train.fit` knows
-    lr, batch_size  as in `train.fit`
+    lr, batch_size  as in `train.fit`; no lr for the technique's own, or else the default there
     """
 
     technique: object
@@ -41,7 +41,7 @@ class Trial:
     epochs: float | None = None
     seed: int = 0
     precision: str = "auto"
-    lr: float = _FIT["lr"].default
+    lr: float | None = None
     batch_size: int | None = None
 
     def __str__(self):
@@ -57,11 +57,16 @@ def checked(trial, data):
     technique = techniques.get(trial.technique)
     batch_size, steps = _length(trial, len(data.train))
     checks.integer("seed", trial.seed, 0, LARGEST_SEED)
-    checks.real("lr", trial.lr, 0, math.inf)
     if trial.precision != "auto":
         train.Precision.named(trial.precision)
+    lr = checks.real("lr", default_lr(technique) if trial.lr is None else trial.lr, 0, math.inf)
     setting = complete_setting(technique, trial.setting)
-    return replace(trial, technique=technique, setting=setting, steps=steps, epochs=None, batch_size=batch_size)
+    return replace(trial, technique=technique, setting=setting, steps=steps, epochs=None, lr=lr, batch_size=batch_size)
+
+
+def default_lr(technique):
+    """Learning rate of the retraining after a technique, unless a Trial has its own."""
+    return _FIT["lr"].default if technique.lr is None else technique.lr
 
 
 def resolved(trial, model, data):
@@ -215,7 +220,7 @@ def _length(trial, images):
 def code_digest(technique):
     """Digest (16 hex digits) of what a technique's functions do, which changes with their code."""
     seen, functions = set(), [one for one in (technique.apply, technique.training) if one is not None]
-    told = "".join(part for function in functions for part in _code(function, seen))
+    told = technique.depends + "".join(part for function in functions for part in _code(function, seen))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -3,6 +3,8 @@
 from compresslab import techniques, trial
 from compresslab.lab.session import YOURS
 
+_MEASURED = ["    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"]
+
 
 def state(technique, choice):
     """One line: `cl.lab.explore("zero_pruning", model="lenet_300_100", data="mnist", setting={…}, steps=…, seed=…)`."""
@@ -17,6 +19,10 @@ def reproduce(technique, choice, result):
     result  the point's Result: it says in which arithmetic, with which lr and batch size it was trained
     """
     lines = ["import compresslab as cl", "", f"data = {_load(choice)}", f"model = {_pretrained(choice)}"]
+    if technique.source is not None:
+        lines += [f"recipe = {technique.source(result.setting, result)}", "with cl.train.threads(1):"]
+        lines += [f"    small = recipe.apply(model, data, seed={result.seed}, bar=False)", *_MEASURED]
+        return "\n".join(lines)
     lines += _imports(technique)
     lines += ["with cl.train.threads(1):", f"    small = {_call(technique, choice, result)}"]
     if result.steps:
@@ -34,11 +40,12 @@ def reproduce(technique, choice, result):
             f"    training = dict({_keywords(training)}{', loss=loss' if technique.training else ''})",
             f"    small = cl.train.finetune(small, {split}, **training)",
         ]
-    lines += ["    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_MEASURED])
 
 
 def _technique(technique):
+    if technique.source is not None:
+        return " ".join(technique.source().split())
     return repr(technique.name) if _packaged(technique) else "technique"
 
 

@@ -3,6 +3,7 @@
 import base64
 import html
 import itertools
+import re
 from pathlib import Path
 
 from compresslab import journal as journals
@@ -14,6 +15,7 @@ def export(results, name):
     returns  a line of HTML: where it is, and a link that downloads the same
     raises   OSError naming the path if it cannot be written
     """
+    name = re.sub(r"[^\w.-]+", "-", name)  # that of a recipe has arrows
     path = journals.write_csv(results, free_path(Path.cwd() / f"compresslab-{name}.csv"))
     packed = base64.b64encode(results.to_csv(index=False).encode()).decode()
     link = f"<a download='{html.escape(path.name)}' href='data:text/csv;base64,{packed}'>download</a>"

@@ -173,12 +173,14 @@ class Jobs:
 
     def _compute(self, choice):
         """Compress, measure, retrain and measure a choice, drawing on the way."""
-        last = perf_counter()
+        last = bar = perf_counter()
         with closing(self._session.events(choice)) as events:
             for event in events:
-                if event.stage == "compressed":
+                if event.stage == "preparing":
+                    bar = self._show_preparing(choice, event, bar)
+                elif event.stage == "compressed":
                     self._caught = self._session.warned
-                    pictures = self._pictures(choice, event.model)
+                    pictures = self._pictures(choice, event)
                     yield from self._gallery.draw(pictures, moving=True)
                 elif event.stage == "one-shot":
                     self._show_one_shot(choice, event.result)
@@ -188,15 +190,18 @@ class Jobs:
                 elif event.stage == "training":
                     last = self._show_partial(choice, event, last)
                     bar = self._show_progress(event.progress, bar)
-                yield HOLD if event.stage == "training" else None
+                yield HOLD if event.progress else None
 
     def _look_inside(self, choice):
         """The pictures of a choice that is measured already: it has to be compressed again, not retrained."""
         with closing(self._session.events(choice)) as events:
-            event = next(events)
+            for event in events:
+                if event.stage == "compressed":
+                    break
+                yield HOLD if event.progress else None
             self._caught = self._session.warned
             self._say(choice, self._said)
-            pictures = self._pictures(choice, event.model)
+            pictures = self._pictures(choice, event)
             yield from self._gallery.draw(pictures, moving=True)
             yield from self._gallery.draw(pictures)
 
@@ -205,7 +210,7 @@ class Jobs:
         if self._session.result(wanted) is None:
             with closing(self._session.events(wanted)) as events:
                 for event in events:
-                    yield HOLD if event.stage == "training" else None
+                    yield HOLD if event.progress else None
         self._record.add(*self._results(wanted))
         if wanted == self._longer(choice):
             self._settle(choice)
@@ -224,7 +229,7 @@ class Jobs:
         if self._session.model(choice) is None:
             with closing(self._session.events(choice)) as events:
                 for event in events:
-                    yield HOLD if event.stage == "training" else None
+                    yield HOLD if event.progress else None
         return self._session.model(choice)
 
     def _weigh(self, choice):
@@ -234,12 +239,15 @@ class Jobs:
         self._weighed = choice
         yield
 
-    def _pictures(self, choice, compressed):
-        """The technique's pictures of what happened inside, with room made for them on the page."""
+    def _pictures(self, choice, event):
+        """The technique's pictures of what happened inside, with room made for them on the page.
+
+        event  "compressed": the model that the technique was given, and what it made of it
+        """
         subject = self._session.subject(choice)
         with train.threads(1):
             pictures = techniques.pictures(
-                self._session.technique, subject.model, compressed, choice.setting, subject.data
+                self._session.technique, event.start, event.model, choice.setting, subject.data
             )
         self._page.show_pictures(self._gallery.arrange(pictures))
         return pictures
@@ -299,6 +307,13 @@ class Jobs:
         self._chart.move(trail=(*self._chart.moving.trail, accuracy))
         spent = perf_counter() - started
         return perf_counter() + max(0.0, SHARE * spent - PARTIAL)
+
+    def _show_preparing(self, choice, event, last):
+        """The step that a recipe is at, before its last technique."""
+        text = f"{event.note} …"
+        if self._said != text:
+            self._say(choice, text)
+        return self._show_progress(event.progress, last) if event.progress else last
 
     def _show_progress(self, progress, last):
         now = perf_counter()

@@ -4,7 +4,6 @@ A point is measured by `sweep.stages`, as a sweep measures it, so that a curve d
 are the same numbers. Retrained models are kept for as long as there is room, so that a point can be looked at again.
 """
 
-import itertools
 import warnings
 from collections import OrderedDict
 from contextlib import closing, suppress
@@ -135,18 +134,21 @@ class Session:
         return self.known.get(self.key(choice, stage))
 
     def events(self, choice):
-        """The sweep's events of one point: compressed, one-shot, training …, retrained. What is measured is kept.
+        """The sweep's events of one point: preparing …, compressed, one-shot, training …, retrained. What it measures
+        is kept.
 
-        The technique's warnings are in `warned` from the first event on: a notebook would show them in any cell.
+        The technique's warnings are in `warned` from "compressed" on: a notebook would show them in any cell.
         """
         subject = self.subject(choice)
         events = sweep.stages(self.trial(choice), subject.model, subject.data, self.journal, subject.names)
         with closing(events):
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", UserWarning)
-                first = next(events)
-            self.warned = [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
-            for event in itertools.chain([first], events):
+            self.warned, stage = [], "preparing"
+            while stage == "preparing":
+                event, warned = _listened(events)
+                self.warned += [one for one in warned if one not in self.warned]
+                stage = event.stage
+                yield event
+            for event in events:
                 if event.result:
                     self.known[event.result.key] = event.result
                 if event.stage == choice.last_stage:
@@ -235,6 +237,14 @@ class Session:
         self._models.move_to_end(key)
         while len(self._models) > 1 and sum(map(_bytes, self._models.values())) > MODEL_ROOM:
             self._models.popitem(last=False)
+
+
+def _listened(events):
+    """The next event, and the UserWarnings that were given on the way to it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        event = next(events)
+    return event, [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
 
 
 def _bytes(model):

@@ -15,7 +15,7 @@ def names():
 
 
 def get(technique):
-    """The `Technique` of a name, of a module with a `TECHNIQUE`, or of a `Technique` itself (your own).
+    """The `Technique` of a name, of a module with a `TECHNIQUE`, of a Recipe, or of a `Technique` itself (your own).
 
     raises  ValueError for an unknown name, TypeError for anything else
     """
@@ -25,6 +25,8 @@ def get(technique):
         technique = importlib.import_module(f"{__name__}.{technique}")
     if isinstance(technique, ModuleType) and hasattr(technique, "TECHNIQUE"):
         technique = technique.TECHNIQUE
+    if hasattr(technique, "as_technique"):
+        technique = technique.as_technique()
     if not isinstance(technique, Technique):
-        raise TypeError(f"technique is {technique!r}; give a name, a Technique, or a module with a TECHNIQUE")
+        raise TypeError(f"technique is {technique!r}; give a name, a Technique, a Recipe, or a module with a TECHNIQUE")
     return technique

@@ -78,8 +78,14 @@ class Technique:
                  `train.fit`, the compressed model is trained; None for all of the split and cross entropy. Called anew
                  for each training, so that a loss with parameters of its own begins fresh
     steps        retraining steps that the lab begins with; None leaves it to the lab
+    lr           of that retraining, where the default of `train.fit` is not right
     longer       in idle time the lab trains the chosen point once more, for so many times the steps: for models that
                  begin with fresh weights, and have not learned all they can in a second; 1 for never
+    before       before(model, data, setting, seed, journal), a generator of events that returns the model which `apply`
+                 is given: what a Recipe does before its last technique; None for nothing
+    depends      what else its numbers depend on, as text; it is part of the journal's key
+    source       source(setting=None, result=None) -> the Python expression of a Recipe, with a setting and the training
+                 of a Result laid over it; None for a technique that is called by its name
     """
 
     name: str
@@ -91,6 +97,10 @@ class Technique:
     training: Callable | None = None
     steps: int | None = None
     longer: int = 1
+    lr: float | None = None
+    before: Callable | None = None
+    depends: str = ""
+    source: Callable | None = None
 
 
 def pictures(technique, model, compressed, setting, data):

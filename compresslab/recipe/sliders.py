@@ -1,0 +1,134 @@
+"""A recipe as a Technique: a control for each step, so that lab and sweep run recipes as they run techniques.
+
+What comes before the last technique is prepared, from the journal where it has been done before; then comes that
+technique, and what follows is the retraining that every technique has.
+"""
+
+import contextlib
+import json
+import math
+from dataclasses import replace
+from functools import partial
+
+from compresslab import checks, techniques
+from compresslab.recipe.steps import RETRAIN, TEACHER, Step, written
+from compresslab.recipe.work import Work, lesson
+from compresslab.sweep import Event
+from compresslab.techniques import Control
+from compresslab.trial import code_digest, complete_setting, takes_seed
+
+LONGEST, EPOCHS = 500, 5.0  # steps, or epochs, at the right end of a retraining's slider, unless it begins beyond
+USUAL = 50_000 / 512  # steps in an epoch of the data that come with the package
+
+
+def as_technique(steps):
+    """The Technique of some Steps; raises ValueError where there is none, or several retrainings at the end."""
+    steps = [step for step in steps if step.name != "save"]
+    last = max((at for at, step in enumerate(steps) if step.compresses), default=None)
+    if last is None:
+        raise ValueError("the recipe has no technique; a lab and a sweep need one")
+    steps, tail = tuple(steps[: last + 1]), steps[last + 1 :]
+    if len(tail) > 1:
+        raise ValueError(f"the recipe ends with {len(tail)} retrainings; in a lab and a sweep it has one at the end")
+    tail = tail[0] if tail else Step(RETRAIN, {"steps": 0})
+    length = tail.setting.get("steps")
+    digests = {step.name: code_digest(techniques.get(step.name)) for step in steps if step.compresses}
+    told = [[step.name, step.setting] for step in (*steps, tail)]
+    return replace(
+        techniques.get(steps[-1].name),
+        name=" → ".join(step.name for step in (*steps, tail)),
+        apply=partial(_apply, steps),
+        controls=tuple(_control(steps, name, *place) for name, place in _places(steps).items()),
+        fair_controls={},
+        anatomy=partial(_anatomy, steps),
+        training=partial(_training, steps, tail),
+        steps=math.ceil(tail.setting.get("epochs", 1) * USUAL) if length is None else length,
+        lr=tail.setting.get("lr"),
+        longer=1,
+        before=partial(_before, steps),
+        depends=json.dumps([told, digests], sort_keys=True),
+        source=partial(_source, steps, tail),
+    )
+
+
+def laid_over(steps, setting):
+    """Steps with the values of their controls, by the controls' names; raises ValueError for others."""
+    places, steps = _places(steps), list(steps)
+    for name, value in setting.items():
+        at, parameter = places[checks.choice("setting", name, places)]
+        steps[at] = steps[at].changed(**{parameter: value})
+    return steps
+
+
+def _apply(steps, model, *images, seed=0, **setting):
+    technique, setting = _last(steps, setting)
+    seeded = {"seed": seed} if takes_seed(technique) else {}
+    return technique.apply(model, *images, **seeded | setting)
+
+
+def _before(steps, model, data, setting, seed, journal):
+    """Events of all steps but the last, as "preparing"; returns the model after them."""
+    after, steps = model, laid_over(steps, setting)[:-1]
+    if steps:
+        with contextlib.closing(Work(steps, model, data, seed, journal, {}).events()) as events:
+            for event in events:
+                after = event.model
+                yield Event("preparing", after, event.result, event.progress, note=event.note)
+    return after
+
+
+def _training(steps, tail, model, compressed, split, setting, seed):
+    return lesson(tail, laid_over(steps, setting)[-1], model, compressed, split, seed)
+
+
+def _anatomy(steps, model, compressed, setting, data):
+    technique, setting = _last(steps, setting)
+    return techniques.pictures(technique, model, compressed, setting, data)
+
+
+def _last(steps, setting):
+    """The last technique, and its complete setting."""
+    step = laid_over(steps, setting)[-1]
+    technique = techniques.get(step.name)
+    return technique, complete_setting(technique, step.setting)
+
+
+def _source(steps, tail, setting=None, result=None):
+    """The expression of the recipe with a setting, and with the training of a Result at its end."""
+    steps = laid_over(steps, setting or {})
+    if result is not None:
+        training = {name: getattr(result, name) for name in ("steps", "lr", "batch_size", "precision")}
+        kept = {name: value for name, value in tail.setting.items() if name in ("teacher", *TEACHER)}
+        tail = Step(RETRAIN, training | kept if result.steps else {"steps": 0})
+    return written([*steps, *([tail] if tail.setting.get("steps") != 0 else [])])
+
+
+def _places(steps):
+    """Name of a control -> (index of its step, parameter), for all steps that have one; those alike are numbered."""
+    found = [(at, name) for at, step in enumerate(steps) if (name := _slider(step))]
+    names = [RETRAIN if steps[at].name == RETRAIN else name for at, name in found]
+    numbered = [f"{name}_{names[: at + 1].count(name)}" if names.count(name) > 1 else name
+                for at, name in enumerate(names)]  # fmt: skip
+    return dict(zip(numbered, found, strict=True))
+
+
+def _slider(step):
+    """The parameter of a step that a slider moves: one that is set, else the first that the technique declares."""
+    if step.name == RETRAIN:
+        return "steps" if "steps" in step.setting else "epochs"
+    movable = [one.name for one in techniques.get(step.name).controls if not isinstance(one.default, (bool, str))]
+    movable = [name for name in movable if not isinstance(step.setting.get(name), (dict, list))]
+    return next((name for name in movable if step.setting.get(name) is not None), next(iter(movable), None))
+
+
+def _control(steps, name, at, parameter):
+    """The Control of one step."""
+    step, number = steps[at], f"Step {at + 1}, {steps[at].name}"
+    if step.name == RETRAIN:
+        whole, value = parameter == "steps", step.setting.get(parameter, 1.0)
+        high, move = (max(LONGEST, value), 5) if whole else (max(EPOCHS, value), 0.1)
+        return Control(name, value, 0, high, move, unit=parameter, help=f"{number}: how long")
+    own = next(one for one in techniques.get(step.name).controls if one.name == parameter)
+    value = step.setting.get(parameter, own.default)
+    ends = {} if own.choices else {"low": min(own.low, value), "high": max(own.high, value)}
+    return replace(own, name=name, default=value, alternative="", help=f"{number}: {own.help or parameter}", **ends)
