@@ -34,12 +34,6 @@ class Codebook(Rounding):
         self.centroids = nn.Parameter(centroids)
         self.register_buffer("assignments", assignments.to(torch.uint8 if len(centroids) <= 256 else torch.int16))
 
-    def nearest(self, numbers):
-        """Assignments of a tensor of any shape, int64: of each number the nearest centroid, the lower of two."""
-        wide = torch.promote_types(self.centroids.dtype, torch.float32)
-        values, order = self.centroids.detach().to(wide).sort(stable=True)
-        return order[torch.bucketize(numbers.detach().to(wide).contiguous(), (values[1:] + values[:-1]) / 2)]
-
     def forward(self, weight):
         index = self.assignments.flatten()
         if torch.is_grad_enabled() and self.centroids.requires_grad and not torch.compiler.is_compiling():
@@ -51,12 +45,23 @@ class Codebook(Rounding):
     def right_inverse(self, weight):
         """What is kept as the original. Registration hands over the module's own Parameter, which changes nothing."""
         if not isinstance(weight, nn.Parameter):
-            self.assignments = self.nearest(weight).to(self.assignments.dtype)
+            self.assignments = nearest(weight, self.centroids).to(self.assignments.dtype)
         return weight
 
     def extra_repr(self):
         """What tells two codebooks apart, beside their tensors."""
         return f"centroids={len(self.centroids)}, assignments={tuple(self.assignments.shape)}, zero={self.zero}"
+
+
+def nearest(numbers, centroids):
+    """Which of some centroids is nearest to each number: int64 of the shape of `numbers`, the lesser one of two.
+
+    numbers  float tensor of any shape;  centroids  (k,) float tensor, in any order
+    """
+    values, order = centroids.detach().cpu().double().sort(stable=True)
+    middles = (values[1:] + values[:-1]) / 2
+    wide = numbers.detach().to(torch.promote_types(numbers.dtype, torch.float32)).contiguous()
+    return order.to(wide.device)[torch.bucketize(wide, middles.to(wide), out_int32=True)]
 
 
 class _Lookup(torch.autograd.Function):

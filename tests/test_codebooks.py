@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import compresslab as cl
-from compresslab.codebooks import Codebook
+from compresslab.codebooks import Codebook, nearest
 from compresslab.layers import distinct_weights, get_mask, get_rounding, set_mask, set_rounding
 
 
@@ -67,11 +67,16 @@ def test_a_codebook_by_hand():
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 20))
 def test_nearest_is_nearest(seed, count):
     generator = torch.Generator().manual_seed(seed)
-    ours = Codebook(torch.randn(count, generator=generator), torch.zeros(1, dtype=torch.int64))
-    numbers = torch.randn(6, 5, generator=generator)
-    distances = (numbers[..., None] - ours.centroids.detach()).abs()
-    chosen = distances.gather(-1, ours.nearest(numbers)[..., None]).squeeze(-1)
+    centroids, numbers = torch.randn(count, generator=generator), torch.randn(6, 5, generator=generator)
+    distances = (numbers[..., None] - centroids).abs()
+    chosen = distances.gather(-1, nearest(numbers, centroids)[..., None]).squeeze(-1)
     assert torch.allclose(chosen, distances.min(-1).values)
+
+
+def test_nearest_at_the_ends_of_float32():
+    largest, least = torch.finfo(torch.float32).max, 2.0**-149
+    assert nearest(tensor(3e38, -1, 0, least), tensor(largest, 1e38, -1, least, 0)).tolist() == [0, 2, 4, 3]
+    assert nearest(tensor(0.5, 0.6), tensor(1, 0)).tolist() == [1, 0]  # the lesser of two
 
 
 def test_what_is_assigned_to_a_weight_takes_the_nearest_centroids():
@@ -141,7 +146,7 @@ def test_a_codebook_goes_with_its_model_to_another_dtype(dtype):
     assert codebook.assignments.dtype == torch.uint8 and torch.equal(codebook.assignments, assignments)
     model(torch.randn(3, 4).to(dtype)).sum().backward()
     assert codebook.centroids.grad.dtype == dtype
-    assert torch.equal(codebook.nearest(model.weight), assignments)
+    assert torch.equal(nearest(model.weight, codebook.centroids), assignments)
 
 
 def test_channels_last_is_the_same_convolution():

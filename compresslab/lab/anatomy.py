@@ -41,8 +41,15 @@ def histogram(picture, ax, limits=None):
 
 
 def cut(picture, ax):
-    """The moving part of a histogram or spectrum: the cut as lines and a band; returns the artists."""
-    if picture.cut is None or picture.kind not in ("histogram", "spectrum"):
+    """The moving part of a histogram or spectrum: the cut as lines and a band, the marks; returns the artists."""
+    if picture.kind == "histogram" and picture.marks is not None:
+        width = min(2.0, 60 / max(1, len(picture.marks)))
+        return [ax.vlines(picture.marks, *ax.get_ylim(), color=RED, linewidth=width), *_cut(picture, ax)]
+    return _cut(picture, ax) if picture.kind in ("histogram", "spectrum") else []
+
+
+def _cut(picture, ax):
+    if picture.cut is None:
         return []
     if picture.kind == "spectrum":
         return [ax.axvline(picture.cut - 0.5, color=RED, linewidth=2.5)]

@@ -40,7 +40,7 @@ class Picture:
     """One named array of a technique's anatomy and the kind of picture it wants.
 
     kind "histogram"  values: 1-d, what is counted;  cut: where the technique cuts, on the same axis;  above: True where
-                      what lies above the cut goes, not what lies below
+                      what lies above the cut goes, not what lies below;  marks: values to mark with a line each
          "matrix"     values: 2-d
          "spectrum"   values: 1-d, descending;  cut: how many are kept
          "images"     values: 3-d (count, height, width)
@@ -61,6 +61,7 @@ class Picture:
     classes: tuple = ()
     images: np.ndarray | None = None
     above: bool = False
+    marks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
