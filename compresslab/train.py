@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
 from dataclasses import dataclass
 
@@ -56,7 +57,13 @@ class Precision:
 
     @contextlib.contextmanager
     def active(self, device):
-        """Compute in this arithmetic; what was set before comes back at the end."""
+        """Compute in this arithmetic; what was set before comes back at the end. torch has one setting for all threads:
+        while one computes in here, others wait.
+        """
+        with _one_at_a_time:
+            yield from self._active(device)
+
+    def _active(self, device):
         before = torch.get_float32_matmul_precision()
         wanted = "medium" if self.arithmetic == "medium" else "highest"
         if wanted != before:
@@ -296,6 +303,17 @@ def _draws(module):
         module, nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
     )
     return chance or not known or (isinstance(dropout, float) and dropout > 0)
+
+
+def _renew_lock():
+    """A process forked while another thread computes would wait for it for ever."""
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+_renew_lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def evaluate(model, data, batch_size=None):
