@@ -440,3 +440,27 @@ def test_a_journal_may_be_given_as_a_string_and_is_one_file(path):
     journal = Journal(str(path))
     journal.record(RESULT)
     assert os.listdir(path.parent) == ["journal.sqlite"]
+
+
+def test_models_are_kept_by_key_and_the_oldest_make_room(path, monkeypatch):
+    monkeypatch.setattr("compresslab.journal.ROOM", 100)
+    journal = cl.journal.open(path)
+    journal.keep_model("a", b"x" * 40)
+    journal.keep_model("b", b"y" * 40)
+    assert journal.find_model("a") == b"x" * 40 and journal.find_model("c") is None
+    journal.keep_model("c", b"z" * 30)  # b was not used since a was found
+    assert [journal.find_model(key) is None for key in "abc"] == [False, True, False]
+    journal.keep_model("d", b"w" * 101)
+    assert journal.find_model("d") is None and journal.find_model("a") is not None
+    journal.keep_model("a", b"new")
+    assert cl.journal.open(path).find_model("a") == b"new" and len(journal) == 0
+
+
+def test_a_journal_of_schema_1_gets_the_table_of_models(path):
+    cl.journal.open(path).record(RESULT)
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("DROP TABLE models")
+        file.execute("PRAGMA user_version = 1")
+    journal = cl.journal.open(path)
+    journal.keep_model("a", b"x")
+    assert journal.results() == [RESULT] and journal.find_model("a") == b"x"

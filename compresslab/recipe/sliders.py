@@ -30,13 +30,14 @@ def as_technique(steps):
     steps, tail = tuple(steps[: last + 1]), steps[last + 1 :]
     if len(tail) > 1:
         raise ValueError(f"the recipe ends with {len(tail)} retrainings; in a lab and a sweep it has one at the end")
+    name = " → ".join(step.name for step in (*steps, *tail))
     tail = tail[0] if tail else Step(RETRAIN, {"steps": 0})
     length = tail.setting.get("steps")
     digests = {step.name: code_digest(techniques.get(step.name)) for step in steps if step.compresses}
     told = [[step.name, step.setting] for step in (*steps, tail)]
     return replace(
         techniques.get(steps[-1].name),
-        name=" → ".join(step.name for step in (*steps, tail)),
+        name=name,
         apply=partial(_apply, steps),
         controls=tuple(_control(steps, name, *place) for name, place in _places(steps).items()),
         fair_controls={},
