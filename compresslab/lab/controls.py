@@ -7,7 +7,7 @@ import ipywidgets as widgets
 from compresslab import checks
 from compresslab.lab.span import makes_curve, whole
 
-LABEL = "135px"  # room for the longest name before a slider
+LABEL, LONG_LABEL = "135px", "270px"  # room for the longest name, and label, before a slider
 UNUSED = "compresslab-unused"  # class of an alternative that is not in use; the page shows it dimmed
 
 
@@ -85,9 +85,9 @@ def make(control, value=None):
     """The widget of one control, set to `value` or to the control's default."""
     value = control.default if value is None else value
     common = {
-        "description": control.name,
+        "description": control.label or control.name,
         "tooltip": control.help or control.name,
-        "style": {"description_width": LABEL},
+        "style": {"description_width": LONG_LABEL if control.label else LABEL},
         "layout": widgets.Layout(width="auto", min_width="300px"),
     }
     if control.choices:
@@ -98,7 +98,7 @@ def make(control, value=None):
     kind = widgets.IntSlider if whole(control) else widgets.FloatSlider
     shown = {} if whole(control) else {"readout_format": readout(control)}
     if control.unit not in ("", "%"):
-        common["description"] = f"{control.name} ({control.unit})"
+        common["description"] += f" ({control.unit})"
     limits = {"min": control.low, "max": control.high, "step": control.step}
     return kind(value=value, continuous_update=True, **limits, **shown, **common)
 

@@ -128,8 +128,10 @@ def _control(steps, name, at, parameter):
     if step.name == RETRAIN:
         whole, value = parameter == "steps", step.setting.get(parameter, 1.0)
         high, move = (max(LONGEST, value), 5) if whole else (max(EPOCHS, value), 0.1)
-        return Control(name, value, 0, high, move, unit=parameter, help=f"{number}: how long")
+        label = f"{at + 1}. {RETRAIN}"
+        return Control(name, value, 0, high, move, unit=parameter, help=f"{number}: how long", label=label)
     own = next(one for one in techniques.get(step.name).controls if one.name == parameter)
     value = step.setting.get(parameter, own.default)
     ends = {} if own.choices else {"low": min(own.low, value), "high": max(own.high, value)}
-    return replace(own, name=name, default=value, alternative="", help=f"{number}: {own.help or parameter}", **ends)
+    told = {"help": f"{number}: {own.help or parameter}", "label": f"{at + 1}. {step.name}: {parameter}"}
+    return replace(own, name=name, default=value, alternative="", **told, **ends)

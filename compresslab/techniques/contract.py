@@ -22,6 +22,7 @@ class Control:
     unit         "%" shows a fraction as percent; any other text is shown behind the value
     alternative  controls with the same word here exclude one another; the one moved last is the one used
     help         one sentence, the slider's tooltip
+    label        what stands before the slider; the name, where this is empty
     """
 
     name: str
@@ -33,6 +34,7 @@ class Control:
     unit: str = ""
     alternative: str = ""
     help: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
