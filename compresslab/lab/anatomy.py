@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.ticker import PercentFormatter
 
-from compresslab.lab.plots import BLUE, GREY, LIGHT, ORANGE, RED, TEXT, dress, few_ticks
+from compresslab.lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, RED, TEXT, dress, few_ticks
 
 BINS = 81
+PARTS = (BLUE, ORANGE, GREEN, GREY)  # colours of a bar's parts
 TALL = 0.72  # height of a picture of targets, in its width
 BAR = 0.6  # height of a bar of 100% in a row of 1, which leaves room for its number
 FRACTIONS = (0.0, 1.02)  # limits of bars that are fractions, shown in percent
@@ -119,6 +120,24 @@ def bars(picture, ax, limits=None):
     return ax
 
 
+def stack(picture, ax, limits=None):
+    """One bar for each row of values, made of parts in colours of their own."""
+    values = np.nan_to_num(np.asarray(picture.values, dtype=float))
+    dress(ax, picture.title).grid(False, axis="y")
+    starts = np.cumsum(values, axis=1) - values
+    names = picture.classes or [None] * values.shape[1]
+    for name, start, part, color in zip(names, starts.T, values.T, PARTS, strict=False):
+        ax.barh(np.arange(len(values)), part, left=start, color=color, height=0.7, label=name)
+    ax.set_yticks(np.arange(len(values)), picture.labels or None)
+    ax.set_ylim(len(values) - 0.4, -0.6)
+    ax.set_xlim(*(limits or (0, values.sum(axis=1).max(initial=1e-12) * 1.08)))
+    ax.set_xlabel(picture.axis, fontsize=TEXT)
+    if picture.classes:
+        ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right")
+    few_ticks(ax.xaxis, 6)
+    return ax
+
+
 def targets(picture, ax, limits=None):
     """A row for each image: the image, and a bar for each class; the bar of its true class is orange."""
     values = np.nan_to_num(np.asarray(picture.values, dtype=float))
@@ -220,6 +239,7 @@ KINDS = {
     "spectrum": spectrum,
     "images": images,
     "bars": bars,
+    "stack": stack,
     "targets": targets,
 }
 __all__ = ["GREY", "KINDS", *KINDS, "cut", "draw", "tile", "value_limits"]

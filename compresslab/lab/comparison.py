@@ -16,7 +16,7 @@ def compare(*sources, model="lenet_300_100", data="mnist", stage="retrained", jo
     """Lay measured curves over one another, with the band of their seeds and the Pareto front of them all.
 
     sources  each one of: a Lab, for the curve through its chosen point, with every seed that the journal holds; a
-             technique's name (or a Technique), for everything that the journal holds of it; a DataFrame of Results, as
+             technique's name (or a Technique, or a Recipe), for all that the journal holds of it; a DataFrame of Results, as
              `lab.results` or `cl.journal.frame` give it; or a pair (label, one of those). None at all: every technique
              that the journal holds for the model and the data
     model, data  names, for techniques given by name
@@ -82,7 +82,7 @@ def _source(source, model, data, stage, journal):
     elif isinstance(source, pd.DataFrame):
         results, dense = _frame(source, stage), None
         label = label or _label(results)
-    elif isinstance(source, (str, techniques.Technique)):
+    elif isinstance(source, (str, techniques.Technique)) or hasattr(source, "as_technique"):
         technique = techniques.get(source)
         results, dense = _measured(technique, model, data, stage, journal), _dense(model, data)
         label = label or technique.name

@@ -47,6 +47,7 @@ class Picture:
          "spectrum"   values: 1-d, descending;  cut: how many are kept
          "images"     values: 3-d (count, height, width)
          "bars"       values: 1-d;  labels: one text a bar
+         "stack"      values: 2-d (bars, parts), 0 or more;  labels: one text a bar;  classes: the names of the parts
          "targets"    values: 2-d (rows, classes), probabilities;  images: (rows, height, width), 0 to 1, or None;
                       labels: the true class of each row;  classes: the names of the columns
     title, caption    short heading; a sentence that says what to look for (also the text alternative)

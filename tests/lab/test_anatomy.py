@@ -17,6 +17,7 @@ PICTURES = [
     Picture("s", "spectrum", np.exp(-np.arange(20.0)), "Spectrum", cut=5),
     Picture("i", "images", GENERATOR.normal(size=(7, 3, 3)), "Images"),
     Picture("b", "bars", np.array([0.2, 0.9]), "Bars", labels=("fc1", "fc2"), axis="sparsity"),
+    Picture("k", "stack", np.array([[3, 1], [0, 2]]), "Stack", labels=("fc1", "fc2"), classes=("values", "codebook")),
     Picture(
         *("t", "targets", np.array([[0.7, 0.2, 0.1], [0.001, 0.5, 0.499]]), "Targets"),
         labels=("cat", "dog"),
@@ -41,7 +42,7 @@ def test_every_kind_is_drawn(ax, picture):
 @pytest.mark.parametrize("kind", list(anatomy.KINDS))
 @pytest.mark.parametrize("fill", [0.0, np.nan, 1e30], ids=["zeros", "nan", "huge"])
 def test_every_kind_bears_a_constant(ax, kind, fill):
-    shape = {"matrix": (2, 3), "images": (4, 2, 2), "targets": (2, 3)}.get(kind, (5,))
+    shape = {"matrix": (2, 3), "images": (4, 2, 2), "targets": (2, 3), "stack": (2, 3)}.get(kind, (5,))
     picture = Picture("x", kind, np.full(shape, fill), "Constant", cut=1.0)
     anatomy.draw(picture, ax, anatomy.limits(picture))
     anatomy.cut(picture, ax)
@@ -52,6 +53,13 @@ def test_every_kind_bears_a_constant(ax, kind, fill):
 def test_an_unknown_kind_is_named(ax):
     with pytest.raises(ValueError, match="kind 'pie'; choose one of histogram, matrix"):
         anatomy.draw(Picture("p", "pie", np.ones(3), "Pie"), ax)
+
+
+def test_the_parts_of_a_bar_lie_beside_one_another(ax):
+    anatomy.stack(next(one for one in PICTURES if one.kind == "stack"), ax)
+    places = [(bar.get_x(), bar.get_width()) for bar in ax.patches]
+    assert places == [(0, 3), (0, 0), (3, 1), (0, 2)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["values", "codebook"]
 
 
 def test_a_histogram_counts_every_value(ax):
