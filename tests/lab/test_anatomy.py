@@ -17,13 +17,13 @@ PICTURES = [
     Picture("s", "spectrum", np.exp(-np.arange(20.0)), "Spectrum", cut=5),
     Picture("i", "images", GENERATOR.normal(size=(7, 3, 3)), "Images"),
     Picture("b", "bars", np.array([0.2, 0.9]), "Bars", labels=("fc1", "fc2"), axis="sparsity"),
-    Picture("k", "stack", np.array([[3, 1], [0, 2]]), "Stack", labels=("fc1", "fc2"), classes=("values", "codebook")),
     Picture(
         *("t", "targets", np.array([[0.7, 0.2, 0.1], [0.001, 0.5, 0.499]]), "Targets"),
         labels=("cat", "dog"),
         classes=("cat", "dog", "bird"),
         images=GENERATOR.random((2, 5, 5)),
     ),
+    Picture("k", "stack", np.array([[3, 1], [0, 2]]), "Stack", labels=("fc1", "fc2"), classes=("values", "codebook")),
 ]
 
 
