@@ -17,8 +17,8 @@ def compare(*sources, model="lenet_300_100", data="mnist", stage="retrained", jo
 
     sources  each one of: a Lab, for the curve through its chosen point, with every seed that the journal holds; a
              technique's name (or a Technique, or a Recipe), for all that the journal holds of it; a DataFrame of
-             Results, as `lab.results` or `cl.journal.frame` give it; or a pair (label, one of those). None at all: every
-             technique that the journal holds for the model and the data
+             Results, as `lab.results` or `cl.journal.frame` give it; or a pair (label, one of those). None at all:
+             every technique that the journal holds for the model and the data
     model, data  names, for techniques given by name
     stage    "retrained" or "one-shot", for techniques given by name and DataFrames
     journal  a Journal or a path, for techniques given by name; None takes the default one
