@@ -11,7 +11,7 @@ import numpy as np
 
 INITS = ("linear", "density", "random")
 ROUNDS = 300  # as many as scikit-learn makes at most
-MOST = 2**20  # numbers that Lloyd's algorithm sees; of more, neighbours in order are taken together
+MOST = 2**24  # numbers that Lloyd's algorithm sees, 16 bytes each; of more, neighbours in order are taken together
 
 
 def kmeans(numbers, count, init="linear", rounds=ROUNDS, generator=None):
@@ -31,16 +31,14 @@ def kmeans(numbers, count, init="linear", rounds=ROUNDS, generator=None):
     distinct = ordered[np.flatnonzero(np.diff(ordered, prepend=np.nan))]
     if len(distinct) <= count:
         return distinct.astype(np.float64)
-    ordered, sizes = _together(ordered)
-    centroids = _begin(ordered, count, init, generator)
-    return np.unique(_lloyd(ordered, sizes, centroids, rounds))
+    ordered, edges = _together(ordered)
+    return np.unique(_lloyd(ordered, edges, _begin(ordered, count, init, generator), rounds))
 
 
 def _together(ordered):
-    """Sorted numbers as float64, neighbours by their mean where there are more than MOST; and of how many each is."""
-    starts = np.arange(0, len(ordered), -(-len(ordered) // MOST))
-    sizes = np.diff(starts, append=len(ordered))
-    return np.add.reduceat(ordered, starts, dtype=np.float64) / sizes, sizes
+    """Sorted numbers as float64, where there are more than MOST neighbours by their mean; and where each begins."""
+    edges = np.append(np.arange(0, len(ordered), -(-len(ordered) // MOST)), len(ordered))
+    return np.add.reduceat(ordered, edges[:-1], dtype=np.float64) / np.diff(edges), edges
 
 
 def _begin(ordered, count, init, generator):
@@ -51,17 +49,16 @@ def _begin(ordered, count, init, generator):
     return np.sort(ordered[generator.choice(len(ordered), count, replace=False, shuffle=False)])
 
 
-def _lloyd(ordered, sizes, centroids, rounds):
+def _lloyd(ordered, edges, centroids, rounds):
     """Rounds of Lloyd's algorithm on sorted numbers, until no number changes its centroid."""
-    sums, counts = (np.concatenate([[0.0], np.cumsum(one)]) for one in (ordered * sizes, sizes))
-    before = None
+    sums, before = np.concatenate([[0.0], np.cumsum(ordered * np.diff(edges))]), None
     for _ in range(rounds):
         ends = _ends(ordered, centroids)
         if before is not None and np.array_equal(ends, before):
             break
         filled = np.flatnonzero(np.diff(ends))
         starts, stops = ends[filled], ends[filled + 1]
-        means = (sums[stops] - sums[starts]) / (counts[stops] - counts[starts])
+        means = (sums[stops] - sums[starts]) / (edges[stops] - edges[starts])
         means = np.clip(means, ordered[starts], ordered[stops - 1])  # the running sums are rounded
         before, missing = ends, len(centroids) - len(filled)
         if missing:

@@ -18,7 +18,18 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from compresslab.activations import checked_images
-from compresslab.layers import Mask, as_inputs, duplicate, get_mask, plain, set_mask, weight_layers
+from compresslab.codebooks import Codebook
+from compresslab.layers import (
+    Mask,
+    as_inputs,
+    duplicate,
+    get_mask,
+    get_rounding,
+    plain,
+    set_mask,
+    set_rounding,
+    weight_layers,
+)
 from compresslab.structure import coupling
 
 OUTPUT = coupling.OUTPUT
@@ -117,6 +128,8 @@ def add_to_bias(model, name, amount):
     weight = module.weight
     with torch.no_grad():
         amount = amount.to(weight.device, weight.dtype)
+        if isinstance(get_rounding(module, "bias"), Codebook):
+            set_rounding(module, None, "bias")  # no code is there for the sums
         if module.bias is None:
             trained = any(one.requires_grad for one in module.parameters())
             module.bias = nn.Parameter(amount.clone(), requires_grad=trained)
@@ -162,6 +175,8 @@ def _copy_into(model, values):
                 for one in source:
                     if isinstance(one, Mask):
                         source.original.masked_fill_(~one.mask, 0.0)
+                    elif isinstance(one, Codebook):
+                        one.right_inverse(value.detach())
 
 
 def _bare(model):
@@ -214,8 +229,9 @@ def _parametrizations(module):
 
 
 def _can_slice(parametrization):
-    """Masks, and the grids of this package, whose tensors have one entry, or one for each channel."""
-    return isinstance(parametrization, Mask) or type(parametrization).__module__ == "compresslab.grids"
+    """Masks, codebooks, and the grids of this package, whose tensors have one entry, or one for each channel."""
+    known = isinstance(parametrization, Mask | Codebook)
+    return known or type(parametrization).__module__ == "compresslab.grids"
 
 
 def _group(unit, parts):
@@ -399,7 +415,8 @@ def _keep(module, name, axis, keep):
     source = module.parametrizations[name]
     for holder in (source, *source):
         for own in [*holder._parameters, *holder._buffers]:
-            _keep_tensor(holder, own, axis, keep)
+            if own != "centroids":
+                _keep_tensor(holder, own, axis, keep)
 
 
 def _keep_tensor(module, name, axis, keep):

@@ -190,3 +190,23 @@ def test_the_band_of_a_cut_lies_over_what_goes(above):
     band = anatomy.cut(shown, ax)[0].get_bbox()
     low, high = sorted((band.x0, band.x1))
     assert (low, high) == pytest.approx((0.8, ax.get_xlim()[1]) if above else (0, 0.8))
+
+
+def test_marks_of_a_histogram_move_over_it(ax):
+    picture = replace(PICTURES[0], cut=None, marks=np.array([-1.0, 0.25, 2.0]))
+    anatomy.histogram(picture, ax)
+    (lines,) = anatomy.cut(picture, ax)
+    assert [segment[0, 0] for segment in lines.get_segments()] == [-1.0, 0.25, 2.0]
+    assert all(segment[:, 1].tolist() == list(ax.get_ylim()) for segment in lines.get_segments())
+    assert len(anatomy.cut(replace(picture, cut=0.5), ax)) == 4  # a band and two lines beside
+    assert anatomy.cut(replace(picture, marks=np.empty(0)), ax)[0].get_segments() == []
+
+
+def test_a_gallery_moves_marks_over_the_same_weights():
+    gallery, picture = Gallery(), replace(PICTURES[0], cut=None, marks=np.array([-1.0, 1.0]))
+    gallery.arrange([picture])
+    shown = []
+    for marks in ([-1.0, 1.0], [-0.5, 1.0]):
+        list(gallery.draw([replace(picture, marks=np.array(marks))], moving=bool(shown)))
+        shown.append(gallery.panels["h"].image.value)
+    assert shown[0] != shown[1]

@@ -12,8 +12,9 @@ from torch.nn.utils import parametrizations
 
 import compresslab as cl
 from compresslab import structure
+from compresslab.codebooks import Codebook
 from compresslab.grids import Grid
-from compresslab.layers import get_mask, set_mask
+from compresslab.layers import get_mask, get_rounding, set_mask, set_rounding
 
 
 def mlp():
@@ -389,6 +390,27 @@ def test_masks_and_grids_are_sliced_along():
     assert torch.equal(small[2].parametrizations.weight[1].scale, scale[~removed["2"]])
     tuned = cl.train.finetune(small, (images, torch.arange(3)), steps=3, precision="fp32", bar=False)
     assert torch.equal(get_mask(tuned[0]), get_mask(small[0])) and (tuned[0].weight[~get_mask(tuned[0])] == 0).all()
+
+
+def test_codebooks_are_sliced_along():
+    model, images, _ = made("mlp")
+    for layer, own in ((model[0], "weight"), (model[2], "weight"), (model[2], "bias")):
+        shape = getattr(layer, own).shape
+        count = shape[0]  # as many centroids as outputs: they are no outputs
+        set_rounding(layer, Codebook(torch.randn(count), torch.arange(shape.numel()).reshape(shape) % count), own)
+    groups, _ = structure.find_groups(model, images)
+    removed = {"0": torch.arange(6) % 3 == 0, "2": torch.arange(5) % 2 == 0}
+    small = without(model, groups, removed)
+    assert torch.equal(small[2].weight, model[2].weight[~removed["2"]][:, ~removed["0"]])
+    assert torch.equal(small[2].bias, model[2].bias[~removed["2"]])
+    assert torch.equal(get_rounding(small[2]).centroids, get_rounding(model[2]).centroids)
+    bias, amount = small[2].bias.detach().clone(), torch.tensor([0.5, -1.0])
+    structure.add_to_bias(small, "2", amount)
+    assert torch.equal(small[2].bias, bias + amount) and get_rounding(small[2], "bias") is None
+    values = set(get_rounding(small[0]).centroids.tolist())
+    before = small[0].weight.detach().clone()
+    structure.reset(small)
+    assert not torch.equal(small[0].weight, before) and set(small[0].weight.flatten().tolist()) <= values
 
 
 def test_the_model_is_left_as_it_was():

@@ -497,7 +497,7 @@ def test_weights_of_16_bits_take_what_is_merged():
 def test_weights_on_a_grid_are_left_alone_but_for_deleting():
     model, images, _ = perceptron()
     model = cl.quantization.quantize(model, bits=8)
-    with pytest.warns(UserWarning, match="2 reads it, whose weights are on a grid and merged ones are not"):
+    with pytest.warns(UserWarning, match="2 reads it, whose weights keep to few values, merged ones not"):
         assert widths(prune(model, images, similarity=0.99)) == widths(model)
     assert widths(prune(model, images, similarity=0.99, merge=False))["0"] < 15
 
