@@ -274,7 +274,9 @@ def _obstacle(model, group, merge):
         if merge and getattr(module, "transposed", False):
             return f"{consumer.name}, a transposed convolution, reads it, and no bias makes up for an offset there"
         if merge and not _is_writable(module):
-            return f"{consumer.name} reads it, whose weights keep to few values and merged ones do not; prune first, or delete"
+            return (
+                f"{consumer.name} reads it, whose weights keep to few values, merged ones not; prune first, or delete"
+            )
     return None if group.consumers else "no ordinary layer reads it"
 
 

@@ -195,22 +195,27 @@ def _histogram(weight, codebook, most=1_000_000):
     marks = codebook.centroids.detach().float().cpu().numpy()
     if codebook.zero:
         values, marks = values[values != 0], marks[1:]
-    caption = f"Each of these weights becomes the nearest of {len(marks)} lines, and they move as training goes on."
-    caption += " Zeros, which stay zeros, are left out." if codebook.zero else ""
+    caption = f"Each weight becomes the nearest of {len(marks)} values, the lines. Training moves the lines."
+    caption += " Zeros stay zeros, and are left out." if codebook.zero else ""
     title = f"Weights of {weight.names[0]} before"
     return Picture("weights", "histogram", values, title, caption, axis="weight", marks=marks)
 
 
 def _use_bars(weight, codebook):
-    """How many weights take each centroid, in ascending order of them."""
+    """How many weights take each centroid, in ascending order of them; the zero is left out."""
     centroids = codebook.centroids.detach().float().cpu()
     counts = torch.bincount(codebook.assignments.flatten(), minlength=len(centroids)).cpu()
-    shares = counts[counts > 0] / counts.sum()
-    entropy = max(0.0, float(-(shares * shares.log2()).sum()))
     order = centroids.argsort(stable=True)
-    labels = tuple(f"{value:.3g}" for value in centroids[order].tolist())
-    caption = f"Used so unevenly, {len(labels)} codes carry {entropy:.2f} bits: what an entropy coder comes down to."
-    title = f"Weights of {weight.names[0]} by centroid"
+    order = order[order > 0] if codebook.zero else order
+    shares = counts[order] / counts[order].sum()
+    entropy = max(0.0, -float(shares.xlogy(shares).sum()) / math.log(2))
+    caption = (
+        f"Used so unevenly, these {len(order)} codes carry {entropy:.2f} bits: what an entropy coder makes of them."
+    )
+    labels, title = (
+        tuple(f"{value:.3g}" for value in centroids[order].tolist()),
+        f"Weights of {weight.names[0]} by value",
+    )
     return Picture("use", "bars", counts[order].numpy(), title, caption, labels=labels, axis="weights")
 
 
