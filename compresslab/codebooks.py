@@ -77,10 +77,21 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx, gradient):
         (index,) = ctx.saved_tensors
         wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        sums = torch.bincount(index, wide, minlength=ctx.count)
+        sums = (_sorted_sums if wide.is_cuda else _sums)(wide.flatten(), index, ctx.count)
         if ctx.zero:
             sums[0] = 0.0
         return sums.to(ctx.dtype), None, None
+
+
+def _sums(numbers, index, count):
+    """Sums of the numbers of each index, (count,)."""
+    return torch.bincount(index, numbers, minlength=count)
+
+
+def _sorted_sums(numbers, index, count):
+    """The same in an order that is the same in every run, which a GPU's `_sums` has not."""
+    order = index.argsort(stable=True)
+    return torch.segment_reduce(numbers[order], "sum", lengths=torch.bincount(index, minlength=count))
 
 
 def _looked_up(centroids, index):
