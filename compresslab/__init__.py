@@ -24,6 +24,7 @@ _MODULES = {
     "sweep": "compresslab.sweep",
     "decide": "compresslab.decide",
     "recipe": "compresslab.recipe",
+    "allocation": "compresslab.allocation",
     "journal": "compresslab.journal",
     "lab": "compresslab.lab",
     "classroom": "compresslab.classroom",

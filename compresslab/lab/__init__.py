@@ -55,7 +55,10 @@ def explore(
         raise ValueError(f"{technique.name} has a control named {taken.pop()!r}, a name that every lab uses itself")
     for label in compare:
         checks.choice("compare", label, technique.fair_controls)
-    own_model, model = _own(model, nn.Module, "model", models.names())
+    offered = [name for name in models.names() if technique.fits is None or technique.fits(models.build(name, seed=0))]
+    own_model, model = _own(model, nn.Module, "model", offered)
+    if own_model is not None and technique.fits is not None and not technique.fits(own_model):
+        raise ValueError(f"model is a {type(own_model).__name__} with other layers than {technique.name} was made for")
     own_data, data = _own(data, datasets.Data, "data", DATA)
     if own_model is None and own_data is not None and own_data.name not in DATA:
         raise ValueError(
@@ -63,7 +66,7 @@ def explore(
         )
     steps = default_steps(technique, model) if steps is None else checks.integer("steps", steps, 0)
     checks.integer("seed", seed, 0, 2**31 - 1)
-    choosers = _choosers(model, own_model, data, own_data, steps, seed)
+    choosers = _choosers(offered, model, own_model, data, own_data, steps, seed)
     controls = Controls(technique, dict(setting or {}))
     fair = {label: _checkbox(label, label in compare) for label in technique.fair_controls}
     journal = journal if isinstance(journal, journals.Journal) else journals.open(journal)
@@ -78,11 +81,11 @@ def _own(given, kind, name, allowed):
     return None, checks.choice(name, given, allowed)
 
 
-def _choosers(model, own_model, data, own_data, steps, seed):
+def _choosers(offered, model, own_model, data, own_data, steps, seed):
     """The widgets that every lab has, by name."""
     style, layout = {"description_width": "initial"}, widgets.Layout(width="auto", margin="2px 8px 2px 2px")
     common = {"style": style, "layout": layout}
-    model_names = [*models.names(), *([YOURS] if own_model is not None else [])]
+    model_names = [*offered, *([YOURS] if own_model is not None else [])]
     data_names = [*DATA, *([YOURS] if own_data is not None else [])]
     wide = {"style": style, "layout": widgets.Layout(width="230px", margin="2px 8px 2px 2px")}
     narrow = {"style": style, "layout": widgets.Layout(width="130px", margin="2px 8px 2px 2px")}

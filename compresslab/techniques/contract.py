@@ -88,8 +88,10 @@ class Technique:
     before       before(model, data, setting, seed, journal), a generator of events that returns the model which `apply`
                  is given: what a Recipe does before its last technique; None for nothing
     depends      what else its numbers depend on, as text; it is part of the journal's key
-    source       source(setting=None, result=None) -> the Python expression of a Recipe, with a setting and the training
-                 of a Result laid over it; None for a technique that is called by its name
+    source       source(setting=None, result=None) -> the Python expression that makes this technique; with a setting,
+                 that of a Recipe which does the same, followed by the training of a Result; None for a technique that
+                 is called by its name
+    fits         fits(model) -> whether it is made for such a network: the lab offers those alone; None for any
     """
 
     name: str
@@ -105,6 +107,7 @@ class Technique:
     before: Callable | None = None
     depends: str = ""
     source: Callable | None = None
+    fits: Callable | None = None
 
 
 def pictures(technique, model, compressed, setting, data):

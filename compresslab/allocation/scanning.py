@@ -1,0 +1,117 @@
+"""The sensitivity scan: each layer compressed alone, and the whole network measured.
+
+Source: Li et al. 2017, arXiv:1608.08710, section 3.2 (sensitivity, layer by layer).
+"""
+
+import itertools
+import warnings
+
+import pandas as pd
+from torch import nn
+from tqdm.auto import tqdm
+
+from compresslab import data as datasets
+from compresslab import layers as network
+from compresslab import measure, models, storage, sweep
+from compresslab.allocation.layerwise import layerwise, parameter_of
+
+VALUES = {  # what is scanned unless told otherwise
+    "sparsity": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99),
+    "energy": (0.99, 0.95, 0.9, 0.8, 0.6, 0.4),
+    "rank": (1, 2, 4, 8, 16, 32, 64),
+    "bits": (8, 6, 5, 4, 3, 2, 1),
+}
+
+
+def scan(
+    model,
+    data,
+    technique="zero_pruning",
+    values=None,
+    layers=None,
+    parameter=None,
+    *,
+    setting=None,
+    steps=0,
+    seed=0,
+    journal=None,
+    bar=True,
+):
+    """How sensitive each layer is: it alone is compressed, at each value, and the whole network measured.
+
+    model      an nn.Module, or the name of a pretrained network;  data  a Data, or the name of a data set
+    technique  a technique's name, or a Technique of your own, whose function has a parameter `layers`
+    values     of the parameter, a list; None for those in VALUES
+    layers     names of layers, as in model.named_modules(); None for all that hold weights
+    parameter  of the technique; None for the first that it declares as a number (sparsity, rank, bits)
+    setting    what else the technique is called with, as a dict
+    steps      of retraining before a layer is measured, 0 for none;  seed  of that retraining and of the technique
+    journal    as in `sweep.run`: what it holds comes at once
+    bar        show a tqdm bar
+    returns    DataFrame with a row for each layer and value, in columns layer; the parameter's name; accuracy (fraction
+               of the validation images); points (lost against the model as it is, in percentage points); file_bytes;
+               saved (bytes, against its file as it is); zeros (fraction of the layer's weights that are zero; 0 of a
+               technique that takes numbers away)
+    raises     ValueError for names and values that technique, model or data do not have
+    warns      UserWarning that names layers and values which the technique refuses; they have no row
+    """
+    technique = layerwise(technique)
+    parameter = parameter_of(technique, parameter)
+    data = datasets.load(data) if isinstance(data, str) else data
+    model = models.pretrained(model, data.name) if isinstance(model, str) else model
+    chosen, values = _chosen(model, layers), _values(parameter, values)
+    options = {"steps": steps, "seed": seed, "journal": journal, "bar": False}
+    results, refused = {}, {}
+    for name, value in tqdm(list(itertools.product(chosen, values)), desc="layers", leave=False, disable=not bar):
+        one = {**(setting or {}), parameter: value, "layers": [name]}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what became of the layer stands in its row
+                (results[name, value],) = sweep.run(technique, model, data, [one], **options)
+        except ValueError as error:
+            refused[name, value] = error
+    _report(refused, results)
+    return _frame(results, chosen, model, data, parameter)
+
+
+def _chosen(model, names):
+    """Name of a layer -> how many of its weights are not zero."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module or the name of a pretrained network")
+    found = {one.names[0]: int(one.value.count_nonzero()) for one in network.distinct_weights(model, names)}
+    if not found:
+        raise ValueError(f"layers is {names!r}; the model has no such layer with weights (Linear, Conv)")
+    return found
+
+
+def _values(parameter, values):
+    if values is None and parameter not in VALUES:
+        raise ValueError(f"values is None; give the values of {parameter} to scan, as a list")
+    found = list(VALUES[parameter] if values is None else values)
+    if not found:
+        raise ValueError(f"values is {values!r}; give at least one value of {parameter}")
+    return list(dict.fromkeys(one.item() if hasattr(one, "item") else one for one in found))
+
+
+def _report(refused, results):
+    """Raise what was refused if nothing was measured; else warn of it, once."""
+    if refused and not results:
+        raise next(iter(refused.values()))
+    if refused:
+        told = ", ".join(f"{name} at {value!r}" for name, value in refused)
+        first = next(iter(refused.values()))
+        warnings.warn(f"scan leaves out {told}; the first because {first}", UserWarning, stacklevel=3)
+
+
+def _frame(results, weights, model, data, parameter):
+    """The DataFrame of a scan; results: (layer, value) -> Result, weights: layer -> its nonzeros."""
+    with sweep.alone():
+        accuracy, size = measure.accuracy(model, data.validation), storage.file_bytes(model)
+    whole, nonzeros = network.count_parameters(model), network.count_nonzeros(model)
+    rows = []
+    for (name, value), result in results.items():
+        gone = nonzeros - result.nonzeros if result.parameters == whole else 0
+        lost = 100 * (accuracy - result.accuracy)
+        saved, zeros = size - result.file_bytes, gone / max(1, weights[name])
+        rows.append((name, value, result.accuracy, lost, result.file_bytes, saved, zeros))
+    return pd.DataFrame(rows, columns=["layer", parameter, "accuracy", "points", "file_bytes", "saved", "zeros"])
