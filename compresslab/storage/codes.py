@@ -1,7 +1,8 @@
 """Exact coding of a weight on an integer grid (compresslab.grids.Grid): step sizes, zero points, and the codes.
 
-The step sizes and the zero points come first, two tensors (see `tensors`) of the shape that the header says. Then the
-codes. A level is a code less its zero point rounded down. A varint says which codes there are
+The step sizes and the zero points come first, two tensors (see `tensors`) of the shape that the header says. Then, from
+version 3 on, the frame (`frames`), and the codes. A level is a code less its zero point rounded down. A number says
+which codes there are
 0 all     every weight
 1 sparse  the kept ones: their positions (`positions`), then they alone. A masked weight keeps what its mask keeps,
           though a kept level may be 0, and the rest has the value 0; any other keeps what is not of level 0
@@ -10,23 +11,24 @@ and another how they are written
 1 levels  the smallest level (a zigzagged varint), a histogram of level - smallest (below 4096), and those in the range
           coder: of channels whose zero points differ, the numbers near 0 have the same level
 2 codes   a histogram of code - low (below 4096), and those in the range coder
+3 contexts  (from version 3 on) the levels as int32 words (`values`, contexts)
 
 Shannon 1948: what is frequent is cheap. Weights crowd around 0, so 4 bits a weight cost 2 to 3.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from compresslab import grids
-from compresslab.storage import positions, tensors, values
+from compresslab.storage import frames, positions, tensors, values
 from compresslab.storage.container import CorruptFileError
-from compresslab.storage.streams import CHUNK, affordable, coded_bits, frequencies
+from compresslab.storage.streams import CHUNK, CODED, affordable, coded_bits, frequencies
 
 ALL, SPARSE = range(2)
-PACKED, LEVELS, CODES = range(3)
+PACKED, LEVELS, CODES, CONTEXTS = range(4)
 SPAN = 4096  # levels that a histogram may have
 FARTHEST = 2**24  # most that low, high and a zero point may be away from 0: whole numbers that float32 tells apart
 FEW = 1 / 16  # share of weights of level 0 from which sparse is tried
@@ -102,19 +104,23 @@ def settled(grid, weight, mask=None):
 
 def write(writer, grid, codes, mask=None):
     """Write a weight on a grid in its cheapest form; `grid` and `codes` as from `settled`."""
-    tensors.write(writer, grid.scale)
-    tensors.write(writer, grid.zero_point)
+    counts = writer.counts
+    with writer.all_as("codebook"):
+        tensors.write(writer, grid.scale)
+        tensors.write(writer, grid.zero_point)
+    before, writer.counts = writer.enter("values"), counts
     floors = np.broadcast_to(_floors(grid), codes.shape).reshape(-1)
-    levels, rows = codes.contiguous().numpy().reshape(-1) - floors, tensors.rows(codes.shape)
-    if mask is not None:
-        kept = mask.detach().cpu().contiguous().numpy().reshape(-1)
-        _plan_sparse(kept, rows, levels, floors, grid).write(writer)
-        return
-    plans, kept = [_plan_all(levels, floors, grid)], levels != 0
+    levels = codes.contiguous().numpy().reshape(-1) - floors
+    kept = levels != 0 if mask is None else mask.detach().cpu().contiguous().numpy().reshape(-1)
     zeros = len(levels) - int(np.count_nonzero(kept))
-    if 0 < zeros < len(levels) and (len(levels) <= tensors.SMALL or zeros > FEW * len(levels)):
-        plans.append(_plan_sparse(kept, rows, levels, floors, grid))
+    some = 0 < zeros < len(levels) and (len(levels) <= tensors.SMALL or zeros > FEW * len(levels))
+    where = values.Where(tuple(codes.shape), kept=kept, frame=frames.choose(kept if some else levels > 0, codes.shape))
+    plans = [_plan_sparse(where, levels, floors, grid, writer.counts)] if some or mask is not None else []
+    if mask is None:
+        plans.append(_plan_all(replace(where, kept=None), levels, floors, grid))
+    frames.write(writer, where.frame, where.shape)
     min(plans, key=lambda one: one.bits).write(writer)
+    writer.enter(before)
 
 
 def read(reader, form, shape, dtype, masked):
@@ -124,20 +130,24 @@ def read(reader, form, shape, dtype, masked):
     returns  Grid, weight (tensor), and its mask (bool tensor, or None)
     raises   CorruptFileError
     """
-    grid, kept = _checked(form, *(tensors.read(reader, form.dtype, form.shape)[0] for _ in range(2))), None
-    weight = torch.empty(shape, dtype=dtype)
+    counts, kept = reader.counts, None
+    grid = _checked(form, *(tensors.read(reader, form.dtype, form.shape)[0] for _ in range(2)))
+    reader.counts = counts
+    weight, frame = torch.empty(shape, dtype=dtype), tensors.read_frame(reader, tuple(shape))
     if reader.uint(SPARSE) == SPARSE:
-        kept = positions.read(reader, weight.numel(), tensors.rows(shape))
+        kept = positions.read(reader, weight.numel(), frame)
     elif masked:
         raise CorruptFileError("a masked weight is stored without its mask")
-    how, flat = reader.uint(CODES), weight.view(-1)
-    numbers = _Numbers(_read_numbers(reader, how, len(flat) if kept is None else int(np.count_nonzero(kept)), form))
+    tensors.note(reader, kept, shape)
+    how, flat = reader.uint(CONTEXTS if reader.version >= CODED else CODES), weight.view(-1)
+    count, where = len(flat) if kept is None else int(np.count_nonzero(kept)), values.Where(shape, 1, kept, frame)
+    numbers = _Numbers(_read_numbers(reader, how, count, form, where))
     for start in range(0, len(flat), CHUNK):
         stop = min(start + CHUNK, len(flat))
         inside = None if kept is None else kept[start:stop]
         some = numbers.take(stop - start if inside is None else int(np.count_nonzero(inside)))
         part = _part(grid, shape, start, stop)
-        codes = _codes(part, some, inside, how == LEVELS)
+        codes = _codes(part, some, inside, how in (LEVELS, CONTEXTS))
         flat[start:stop] = _values(part, codes, inside if masked else None, dtype)
     return grid, weight, torch.from_numpy(kept).reshape(shape) if masked else None
 
@@ -197,34 +207,38 @@ def _floors(grid):
     return grid.zero_point.floor().to(torch.int32).numpy()
 
 
-def _plan_all(levels, floors, grid):
-    numbers = _plan_numbers(levels, grid, lambda: levels + floors)
+def _plan_all(where, levels, floors, grid):
+    numbers = _plan_numbers(where, levels, grid, lambda: levels + floors)
 
     def write(writer):
         writer.uint(ALL)
+        tensors.note(writer, None, where.shape)
         numbers.write(writer)
 
     return values.Plan(8 + numbers.bits, write)
 
 
-def _plan_sparse(kept, rows, levels, floors, grid):
-    where = positions.plan(kept, rows)
-    few = levels[kept]
-    numbers = _plan_numbers(few, grid, lambda: few + floors[kept])
+def _plan_sparse(where, levels, floors, grid, counts):
+    places, few = positions.plan(where.kept, where.frame, counts), levels[where.kept]
+    numbers = _plan_numbers(where, few, grid, lambda: few + floors[where.kept])
 
     def write(writer):
+        before = writer.enter("positions")
         writer.uint(SPARSE)
-        where.write(writer)
+        places.write(writer)
+        tensors.note(writer, where.kept, where.shape)
+        writer.enter(before)
         numbers.write(writer)
 
-    return values.Plan(8 + where.bits + numbers.bits, write)
+    return values.Plan(8 + places.bits + numbers.bits, write)
 
 
-def _plan_numbers(levels, grid, codes):
-    """The cheaper of the two forms of some weights; `codes()` makes their codes, where they are wanted."""
+def _plan_numbers(where, levels, grid, codes):
+    """The cheapest form of some weights; `codes()` makes their codes, where they are wanted."""
     bits = 8 + grid.bits * len(levels)
     plans = [values.Plan(bits, lambda writer: _write_packed(writer, codes() - grid.low, grid.bits))]
     if len(levels):
+        plans += values.plan_contexts(levels.astype("<i4").view("<u4"), "signed", where, lead=CONTEXTS)
         smallest = int(levels.min())
         plans += _plan_histogram(levels - smallest, LEVELS, 2 * smallest if smallest >= 0 else -2 * smallest - 1)
         if grid.zero_point.numel() > 1 and not (grid.zero_point == grid.zero_point.reshape(-1)[0]).all():
@@ -273,8 +287,13 @@ class _Numbers:
         return every[:count]
 
 
-def _read_numbers(reader, how, count, form):
+def _read_numbers(reader, how, count, form, where):
     """Yields `count` codes, or levels, in int32 arrays."""
+    if how == CONTEXTS:
+        words = np.empty(count, dtype="<u4")
+        values.read_contexts(reader, words, "signed", where)
+        yield words.view("<i4")
+        return
     if how == PACKED:
         yield from _read_packed(reader, count, form)
         return

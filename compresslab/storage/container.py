@@ -1,12 +1,17 @@
-"""The outside of a .clab file: magic, version, lengths, header, two payload sections, checksum; and the atomic write.
+"""The outside of a .clab file: magic, version, header, two payload sections, checksum; and the atomic write.
 
-    magic "CLAB" · version (1 byte) · four varints: header bytes unpacked, header bytes stored, bytes section, words
-    · header · bytes section · words (32-bit little-endian) · first 8 bytes of the SHA-256 of everything before
+    magic "CLAB" · version, 3 (1 byte) · header · length of the bytes section (varint) · bytes section · output of the
+    range coder, to the end · first 4 bytes of the SHA-256 of everything before
 
-The version is the lowest whose readers know all that the file uses: 1, or 2 where weights or inputs are rounded, or a
-tensor has an order (grids, halves, inputs and tensors in `content`, InputGrid in `standard`). A varint holds 7 bits a
-byte, least significant first, the high bit set on all but the last. The header is compact UTF-8 JSON, raw-deflated
-against the version's dictionary where that is shorter (then the two lengths differ). Nothing may be left over.
+The header is compact UTF-8 JSON, raw-deflated against the version's dictionary. A varint holds 7 bits a byte, least
+significant first, the high bit set on all but the last.
+
+Versions 1 and 2, which are read, have
+
+    magic · version · four varints: header bytes unpacked, header bytes stored, bytes section, words · header · bytes
+    section · words of the range coder (32-bit little-endian) · first 8 bytes of the SHA-256 of everything before
+
+where a header whose two lengths are the same is stored as it is. Nothing may be left over.
 """
 
 import contextlib
@@ -22,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 MAGIC = b"CLAB"
-FIRST, VERSION = 1, 2  # oldest that is read, newest that is read and written
-CHECKSUM_BYTES = 8
+FIRST, VERSION = 1, 3  # oldest that is read; newest that is read, the one that is written
+CHECKSUM_BYTES = {1: 8, 2: 8, 3: 4}
 # Part of the format: what deflate may refer back to. The most frequent strings stand last.
 _FIRST_DICTIONARY = (
     b'["MaxPool1d",["MaxPool3d",["AvgPool2d",["AdaptiveAvgPool2d",{"output_size":["ConvTranspose2d",["Conv1d",["Conv3d",'
@@ -51,7 +56,8 @@ _SECOND_DICTIONARY = (
     b'"grids":[[0,8,-128,127,[500,1]],[1,2,-2,1],[2,4,-8,7,[100,1,1,1]],[0,4,-8,7,[300,1]],[2,4,-8,7,[100,1]],'
     b'[4,4,-8,7,[10,1]]],"tensors":[["fc1.weight","float32",[300,784]],'
 ) + _FIRST_DICTIONARY
-DICTIONARIES = {1: _FIRST_DICTIONARY, 2: _SECOND_DICTIONARY}
+_THIRD_DICTIONARY = _SECOND_DICTIONARY
+DICTIONARIES = {1: _FIRST_DICTIONARY, 2: _SECOND_DICTIONARY, 3: _THIRD_DICTIONARY}
 
 
 class CorruptFileError(ValueError):
@@ -66,49 +72,79 @@ class Parts:
     data: bytes
     words: np.ndarray
     length: int
+    version: int
 
 
-def pack(header, data, words, version):
+def pack(header, data, coded):
     """The bytes of a file.
 
-    header   dict of JSON values;  data  bytes;  words  uint32 array, from the range coder
-    version  lowest format version that has all that is in them
+    header   dict of JSON values;  data  bytes;  coded  bytes, from the range coder
     raises   ValueError if the header is longer than a reader accepts
     """
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    stored = min(_deflate(text, DICTIONARIES[version]), text, key=len)
-    lengths = b"".join(varint(n) for n in (len(text), len(stored), len(data), len(words)))
-    words = np.ascontiguousarray(words, dtype="<u4").tobytes()
-    body = b"".join((MAGIC, bytes([version]), lengths, stored, data, words))
+    stored = _deflate(text, DICTIONARIES[VERSION])
+    body = b"".join((MAGIC, bytes([VERSION]), stored, varint(len(data)), data, coded))
     if len(text) > header_limit(len(body)):
         raise ValueError(f"model has a header of {len(text)} bytes; a file this size holds {header_limit(len(body))}")
-    return body + _checksum(body)
+    return body + checksum(body, CHECKSUM_BYTES[VERSION])
 
 
 def unpack(blob):
     """The parts of a file's bytes, after every length and the checksum have been checked; raises CorruptFileError."""
     blob = bytes(blob)
-    version_at = len(MAGIC)
-    if blob[:version_at] != MAGIC or len(blob) <= version_at:
-        raise CorruptFileError(f"not a .clab file: it starts with {blob[:version_at]!r}, not {MAGIC!r}")
-    if blob[version_at] > VERSION and blob[-CHECKSUM_BYTES:] == _checksum(blob[:-CHECKSUM_BYTES]):
+    version = _read_version(blob)
+    text, data, words = _split(blob, version) if version >= 3 else _split_before(blob, version)
+    return Parts(_read_header(text), data, words, len(blob), version)
+
+
+def _read_version(blob):
+    """Version of a file's format, one that is read here."""
+    start = len(MAGIC)
+    if blob[:start] != MAGIC or len(blob) <= start:
+        raise CorruptFileError(f"not a .clab file: it starts with {blob[:start]!r}, not {MAGIC!r}")
+    version = blob[start]
+    if version > VERSION and any(_is_whole(blob, size) for size in set(CHECKSUM_BYTES.values())):
         raise CorruptFileError(
-            f"file has format version {blob[version_at]}, this compresslab reads up to {VERSION}; update compresslab"
+            f"file has format version {version}, this compresslab reads up to {VERSION}; update compresslab"
         )
-    if not FIRST <= blob[version_at] <= VERSION:
-        raise CorruptFileError(f"file has format version {blob[version_at]}, which is damaged; versions start at 1")
-    lengths, at = [], version_at + 1
+    if not FIRST <= version <= VERSION:
+        raise CorruptFileError(f"file has format version {version}, which is damaged; versions start at 1")
+    return version
+
+
+def _split(blob, version):
+    """Text of the header, bytes section, and words of the coder, of a file of version 3."""
+    at, end = len(MAGIC) + 1, len(blob) - CHECKSUM_BYTES[version]
+    if not _is_whole(blob, CHECKSUM_BYTES[version]):
+        raise CorruptFileError("checksum does not match: the file was cut off or changed after it was written")
+    text, rest = _inflate(blob[at:end], header_limit(len(blob)), DICTIONARIES[version])
+    length, at = read_varint(rest, 0)
+    if at + length > len(rest):
+        raise CorruptFileError(f"{length} bytes are announced, {len(rest) - at} are there")
+    coded = rest[at + length :]
+    return text, rest[at : at + length], np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4").astype("<u4")
+
+
+def _split_before(blob, version):
+    """The same of a file of version 1 or 2."""
+    lengths, at, tail = [], len(MAGIC) + 1, CHECKSUM_BYTES[version]
     for _ in range(4):
         length, at = read_varint(blob, at)
         lengths.append(length)
     unpacked, stored, data, words = lengths
     ends = [at + stored, at + stored + data, at + stored + data + 4 * words]
-    if ends[-1] + CHECKSUM_BYTES != len(blob):
-        raise CorruptFileError(f"file is {len(blob)} bytes, its lengths say {ends[-1] + CHECKSUM_BYTES}; truncated?")
-    if blob[-CHECKSUM_BYTES:] != _checksum(blob[:-CHECKSUM_BYTES]):
+    if ends[-1] + tail != len(blob):
+        raise CorruptFileError(f"file is {len(blob)} bytes, its lengths say {ends[-1] + tail}; truncated?")
+    if not _is_whole(blob, tail):
         raise CorruptFileError("checksum does not match: the file was changed after it was written")
-    header = _read_header(blob[at : ends[0]], unpacked, len(blob), DICTIONARIES[blob[version_at]])
-    return Parts(header, blob[ends[0] : ends[1]], np.frombuffer(blob[ends[1] : ends[2]], dtype="<u4"), len(blob))
+    if unpacked > header_limit(len(blob)):
+        raise CorruptFileError(f"header claims {unpacked} bytes; a file this size holds {header_limit(len(blob))}")
+    text, rest = blob[at : ends[0]], b""
+    if stored != unpacked:
+        text, rest = _inflate(text, unpacked, DICTIONARIES[version])
+    if rest or len(text) != unpacked:
+        raise CorruptFileError(f"header unpacks to {len(text)} bytes and leaves {len(rest)}, instead of {unpacked}")
+    return text, blob[ends[0] : ends[1]], np.frombuffer(blob[ends[1] : ends[2]], dtype="<u4")
 
 
 def header_limit(length):
@@ -176,8 +212,13 @@ def _write_synced(path, blob):
         os.fsync(file.fileno())
 
 
-def _checksum(body):
-    return hashlib.sha256(body).digest()[:CHECKSUM_BYTES]
+def checksum(body, size):
+    """What stands behind the body of a file, in so many bytes."""
+    return hashlib.sha256(body).digest()[:size]
+
+
+def _is_whole(blob, size):
+    return blob[-size:] == checksum(blob[:-size], size)
 
 
 def _deflate(text, dictionary):
@@ -185,11 +226,8 @@ def _deflate(text, dictionary):
     return packer.compress(text) + packer.flush()
 
 
-def _read_header(stored, unpacked, length, dictionary):
+def _read_header(text):
     """The header's dict; raises CorruptFileError for anything that is not plain, finite, unambiguous JSON."""
-    if unpacked > header_limit(length):
-        raise CorruptFileError(f"header claims {unpacked} bytes; a file this size holds {header_limit(length)}")
-    text = stored if len(stored) == unpacked else _inflate(stored, unpacked, dictionary)
     try:
         header = json.loads(
             text.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse, parse_float=_finite
@@ -201,15 +239,16 @@ def _read_header(stored, unpacked, length, dictionary):
     return header
 
 
-def _inflate(stored, unpacked, dictionary):
+def _inflate(stored, most, dictionary):
+    """A raw-deflated text of at most so many bytes, and what follows it."""
     unpacker = zlib.decompressobj(-15, dictionary)
     try:
-        text = unpacker.decompress(stored, unpacked + 1)
+        text = unpacker.decompress(stored, most + 1)
     except zlib.error as error:
         raise CorruptFileError(f"header is damaged: {error}") from error
-    if len(text) != unpacked or not unpacker.eof or unpacker.unused_data:
-        raise CorruptFileError(f"header unpacks to {len(text)} bytes or more, not {unpacked}")
-    return text
+    if len(text) > most or not unpacker.eof:
+        raise CorruptFileError(f"header unpacks to {len(text)} bytes or more; {most} are allowed")
+    return text, unpacker.unused_data
 
 
 def _without_duplicates(pairs):

@@ -11,10 +11,13 @@ The header has
     masked    indices of tensors that carry a mask;  extra  indices of tensors that are not in the state dict
     grids     [index, bits, low, high, shape, learned, dtype] of each weight on an integer grid (see `codes`): range of
               its codes, shape and dtype of its scale, whether its step size is a parameter (true, false, "frozen")
+    codebooks  [index, zero, frozen] of each weight with a codebook (see `books`), from version 3 on
     halves    [index, dtype] of each weight that is rounded to 16 bits: it is stored in that dtype
     inputs    [path, node] of each module that rounds what passes through it (see `architecture`); only where `model`,
               which has them otherwise, is null
-What is empty is left out, and so are the last items of a grid where they are [], false, "float32".
+What is empty is left out, and so are the last items of a grid or codebook where they are [], false, "float32". From
+version 3 on `tensors` is left out where it is what the model, as built, has: names, ties, shapes, and "float32" for its
+parameters.
 """
 
 from dataclasses import dataclass
@@ -28,7 +31,14 @@ from compresslab.storage import architecture, roundings, streams, tensors
 from compresslab.storage.container import CorruptFileError
 
 _INDICES = ("frozen", "masked", "extra")
-_LISTS = {**dict.fromkeys(_INDICES, int), "flipped": str, "grids": list, "halves": list, "inputs": list}
+_LISTS = {
+    **dict.fromkeys(_INDICES, int),
+    "flipped": str,
+    "grids": list,
+    "codebooks": list,
+    "halves": list,
+    "inputs": list,
+}
 _DIMENSIONS = 64  # most that torch has
 
 
@@ -109,12 +119,7 @@ def header(model, state, described, *, masked=(), extra=(), rounded=None, inputs
     state    name -> tensor, extras last;  described  node of the architecture, or None
     masked, extra  collections of names;  rounded  as from roundings.find;  inputs  as in the module's docstring
     """
-    first, listed = {}, []
-    for index, (name, tensor) in enumerate(state.items()):
-        tied = first.setdefault(id(tensor), index)
-        order = tensors.order_of(tensor)
-        whole = [name, tensors.NAMES[tensor.dtype], list(tensor.shape), *([] if order is None else [order])]
-        listed.append(whole if tied == index else [name, tied])
+    entries = listed(state)
     names = list(state)
     lists = {
         "flipped": [name for name, module in model.named_modules() if module.training != model.training],
@@ -125,24 +130,39 @@ def header(model, state, described, *, masked=(), extra=(), rounded=None, inputs
         "inputs": list(inputs),
     }
     used = {key: value for key, value in lists.items() if value}
-    return {"model": described, "training": model.training, **used, "tensors": listed}
+    return {"model": described, "training": model.training, **used, "tensors": entries}
 
 
-def version(found):
-    """Lowest format version that has all that a header says, input grids in the architecture aside."""
-    newer = any(key in found for key in ("grids", "halves", "inputs")) or any(len(one) > 3 for one in found["tensors"])
-    return 2 if newer else 1
+def listed(state):
+    """A header's list of tensors; state  name -> tensor. That of a model as it is built may be left out of the file."""
+    first, found = {}, []
+    for index, (name, tensor) in enumerate(state.items()):
+        tied = first.setdefault(id(tensor), index)
+        order = tensors.order_of(tensor)
+        whole = [name, tensors.NAMES[tensor.dtype], list(tensor.shape), *([] if order is None else [order])]
+        found.append(whole if tied == index else [name, tied])
+    return found
 
 
-def check_header(found, length):
-    """Raise CorruptFileError unless a header has the keys and types above, and no more than its length pays for."""
-    kinds = {"model": (list, type(None)), "training": bool, "tensors": list}
+def most_tensors(length):
+    """How many tensors a file of that length may have."""
+    return architecture.PAID + length // 4
+
+
+def check_header(found, parts):
+    """Raise CorruptFileError unless a header has the keys and types above; found  its keys, parts  container.Parts."""
+    implied = parts.version >= streams.CODED and found.get("model") is not None and "tensors" not in found
+    kinds = {"model": (list, type(None)), "training": bool, **({} if implied else {"tensors": list})}
     lists = [key for key in _LISTS if key in found]
     if set(found) != {*kinds, *lists} or not all(isinstance(found[key], kind) for key, kind in kinds.items()):
         raise CorruptFileError(f"header has {sorted(found)[:10]}, or values of other types than it should")
-    if len(found["tensors"]) > architecture.PAID + length // 4:
+
+
+def check_lists(found, length):
+    """Raise CorruptFileError unless a header, its tensors listed, has no more than its length pays for."""
+    if len(found["tensors"]) > most_tensors(length):
         raise CorruptFileError(f"{len(found['tensors'])} tensors are more than a file of {length} bytes holds")
-    for key in lists:
+    for key in (key for key in _LISTS if key in found):
         wanted = _LISTS[key]
         if not isinstance(found[key], list) or not all(type(one) is wanted for one in found[key]):
             raise CorruptFileError(f"{key} is not a list of {wanted.__name__}")
@@ -171,7 +191,7 @@ def check_size(listed, limit):
 
 def read(parts, listed):
     """The Content of an unpacked file (container.Parts) whose entries have been checked."""
-    reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length), [], []
+    reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length, parts.version), [], []
     sets = {key: set(parts.header.get(key, ())) for key in (*_INDICES, "flipped")}
     masked = {index if (tied := listed[index].tied) is None else tied for index in sets["masked"]}
     forms, found = roundings.read_lists(parts.header, listed), {}

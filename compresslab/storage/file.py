@@ -3,7 +3,7 @@
 from torch import nn
 
 from compresslab import checks, layers
-from compresslab.storage import container, content, filling, graph, inputs, roundings, streams, tracing
+from compresslab.storage import architecture, container, content, filling, graph, inputs, roundings, streams, tracing
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
 
@@ -88,7 +88,17 @@ def _packed(flat, masks, rounded, node, extra):
     for name, dtype_or_tied, *_ in header["tensors"]:
         if isinstance(dtype_or_tied, str):
             roundings.write(writer, state[name], masks.get(name), rounded.get(name))
-    return container.pack(header, bytes(writer.data), writer.words(), 2 if found else content.version(header))
+    if node is not None and header["tensors"] == _implied(node, len(header["tensors"])):
+        del header["tensors"]
+    return container.pack(header, bytes(writer.data), writer.coded())
+
+
+def _implied(node, count):
+    """The list of tensors that a reader takes a file with this architecture to have, if it has none."""
+    try:
+        return content.listed(content.state_of(_guarded(graph.build, node, [], architecture.Budget(2**32, count))))
+    except CorruptFileError:  # a module of its own class has tensors that only the list tells
+        return None
 
 
 def _decode(blob, limit, model=True, numbers=True):
@@ -99,16 +109,20 @@ def _decode(blob, limit, model=True, numbers=True):
              InputGrid (where no model is wanted)
     """
     parts = container.unpack(blob)
-    content.check_header(parts.header, parts.length)
-    entries = content.entries(parts.header["tensors"])
+    content.check_header(parts.header, parts)
+    built, header = None, parts.header
+    if "tensors" not in header:
+        built = graph.build(header["model"], [], architecture.Budget(parts.length, content.most_tensors(parts.length)))
+        header["tensors"] = content.listed(content.state_of(built))
+    content.check_lists(header, parts.length)
+    entries = content.entries(header["tensors"])
     content.check_size(entries, limit)
-    built = None
-    if model and parts.header["model"] is not None:
-        built = graph.build(parts.header["model"], entries, parts.length)
+    if model and built is None and header["model"] is not None:
+        built = graph.build(header["model"], entries, architecture.Budget(parts.length, len(entries)))
         filling.check_same(built, entries)
     wanted = numbers and not (model and built is None)
     read = content.read(parts, entries) if wanted else None
-    return read, built, {} if model else inputs.build(parts.header, read, parts.length)
+    return read, built if model else None, {} if model else inputs.build(header, read, parts.length)
 
 
 def _guarded(step, *arguments):

@@ -58,17 +58,15 @@ class GraphModel(nn.Module):
         return _filled(output, values)
 
 
-def build(node, entries, length):
+def build(node, entries, budget):
     """The model of a node, on the meta device.
 
     entries  the file's content.Entry list: shapes of the tensors that a module of its own class has
-    length   of the file, in bytes: what pays for the layers
+    budget   architecture.Budget: what building may cost
     raises   CorruptFileError
     """
     shapes = {entry.name: entry.shape for entry in entries}
-    model = architecture.build(
-        node, architecture.Budget(length, len(entries)), lambda *one: _custom_module(*one, shapes)
-    )
+    model = architecture.build(node, budget, lambda *one: _custom_module(*one, shapes))
     if model is None:
         raise CorruptFileError("the architecture is empty")
     for module in model.modules():

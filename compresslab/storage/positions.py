@@ -10,18 +10,20 @@ A varint says which:
                31, chosen by how many entries the row or column keeps. Level 0: none are kept, no bits.
                Base 0: every entry of other rows and columns is kept, no bits
 5 bitmap       a bit for each entry, eight to a byte, the first the highest, as bytes (`values`)
+6 contexts     (from version 3 on) the matrix as a field of `adaptive`
 """
 
 import math
 
 import numpy as np
 
-from compresslab.storage import values
+from compresslab.storage import adaptive, values
 from compresslab.storage.container import CorruptFileError
-from compresslab.storage.streams import CHUNK, affordable
+from compresslab.storage.streams import CHUNK, CODED, affordable
 
-NONE, ALL, FEW, MOST, ODDS, BITMAP = range(6)
+NONE, ALL, FEW, MOST, ODDS, BITMAP, CONTEXTS = range(7)
 SMALL, SPARSE = 4096, 32  # gaps are for so many positions, or for one in so many entries
+RARE = 1000  # beside contexts gaps are tried for fewer than one in so many
 MIDDLE, LEVELS = 16, 32
 ONE = 2**20  # odds of 1, in whole numbers
 GRID = 2**16  # probabilities are whole numbers over this
@@ -29,35 +31,51 @@ GRID = 2**16  # probabilities are whole numbers over this
 FACTORS = np.array([0, *(math.isqrt(ONE * ONE * 2**level // 2**MIDDLE) for level in range(1, LEVELS))], dtype=np.int64)
 
 
-def plan(kept, rows):
+def plan(kept, frame, counts=None):
     """The cheapest plan for a bool array.
 
-    kept  bool array, 1-d;  rows  length of the first dimension of what it was before it was flattened
+    kept  bool array, 1-d;  frame  frames.Frame of what it was before it was flattened;  counts  as of streams.Writer
     """
     count = int(np.count_nonzero(kept))
     if count in (0, len(kept)):
-        return values.Plan(8, lambda writer: writer.uint(ALL if count else NONE))
-    matrix = kept.reshape(rows, -1)
-    plans = list(_plan_odds(matrix))
+        return values.Plan(2, lambda writer: writer.uint(ALL if count else NONE))
     minority = min(count, len(kept) - count)
-    if minority <= _most_gaps(len(kept)):
+    plans = _plan_contexts(kept, frame, counts) if len(kept) <= adaptive.LARGEST else []
+    if not plans:
+        plans += _plan_odds(kept.reshape(frame.rows, -1))
+    if minority <= (_most_gaps(len(kept)) if len(plans) == 0 else len(kept) // RARE):
         plans.append(_plan_gaps(kept, MOST if minority < count else FEW))
     return min(plans or [_plan_bitmap(kept)], key=lambda one: one.bits)
 
 
-def read(reader, count, rows):
-    """Bool array of `count` entries, as it was written; rows as for `plan`."""
-    form = reader.uint(BITMAP)
+def read(reader, count, frame):
+    """Bool array of `count` entries, as it was written; frame as for `plan`."""
+    form = reader.uint(CONTEXTS if reader.version >= CODED else BITMAP)
     if form in (NONE, ALL):
         return np.full(count, form == ALL)
+    if form == CONTEXTS:
+        return adaptive.read_field(reader, frame, adaptive.priors(reader.counts, frame.columns))
     if form == ODDS:
-        return _read_odds(reader, count, rows)
+        return _read_odds(reader, count, frame.rows)
     if form == BITMAP:
         return _read_bitmap(reader, count)
     at = _read_gaps(reader, count)
     kept = np.full(count, form == MOST)
     kept[at] = form == FEW
     return kept
+
+
+def _plan_contexts(kept, frame, counts):
+    """A plan, if it is not more symbols than a reader allows."""
+    cost, symbols, write_field = adaptive.plan_field(kept, frame, adaptive.priors(counts, frame.columns))
+    if not affordable(symbols, cost):
+        return []
+
+    def write(writer):
+        writer.uint(CONTEXTS)
+        write_field(writer)
+
+    return [values.Plan(5 + cost, write)]
 
 
 def _plan_gaps(kept, form):

@@ -1,7 +1,7 @@
-"""What a file holds of rounded weights: those on a grid by their codes, those of 16 bits by 2-byte words.
+"""What a file holds of rounded weights: codes of a grid, assignments to a codebook, 2-byte words of 16 bits.
 
-In the header (see `content`), `grids` and `halves` say which tensors they are. Of a weight with any other rounding the
-file holds its values alone.
+In the header (see `content`), `grids`, `codebooks` and `halves` say which tensors they are. Of a weight with any other
+rounding the file holds its values alone.
 """
 
 import warnings
@@ -9,15 +9,15 @@ import warnings
 import torch
 from torch import nn
 
-from compresslab import grids, layers
-from compresslab.storage import codes, tensors
+from compresslab import codebooks, grids, layers
+from compresslab.storage import books, codes, tensors
 from compresslab.storage.container import CorruptFileError
 
-DTYPES = {"grids": ("float64", "float32", "float16", "bfloat16"), "halves": ("float64", "float32")}
+DTYPES = {"grids": books.KINDS, "codebooks": books.KINDS, "halves": ("float64", "float32")}
 
 
 def find(model, state, masks):
-    """The rounded tensors of a model: name -> (Grid, codes), or a dtype of 16 bits; shared tensors once.
+    """The rounded tensors of a model: name -> (Grid, codes), Codebook, or a dtype of 16 bits; shared tensors once.
 
     state  name -> Parameter or buffer of plain(model);  masks  name -> mask
 
@@ -39,15 +39,20 @@ def find(model, state, masks):
 def listed(rounded):
     """The lists of a header; `rounded` is index -> what `find` says of that tensor."""
     forms = {index: codes.form_of(one[0]) for index, one in sorted(rounded.items()) if isinstance(one, tuple)}
+    shared = {index: one for index, one in sorted(rounded.items()) if isinstance(one, codebooks.Codebook)}
     halves = {index: one for index, one in sorted(rounded.items()) if isinstance(one, torch.dtype)}
     return {
         "grids": [[index, *form.listed()] for index, form in forms.items()],
+        "codebooks": [[index, *books.form_of(one).listed()] for index, one in shared.items()],
         "halves": [[index, tensors.NAMES[dtype]] for index, dtype in halves.items()],
     }
 
 
 def read_lists(header, entries):
-    """Index -> codes.Form, or name of a dtype of 16 bits, of the rounded ones of `entries`; raises CorruptFileError."""
+    """Index -> codes.Form, books.Form, or name of a dtype of 16 bits, of the rounded ones of `entries`.
+
+    raises  CorruptFileError
+    """
     found = {}
     for key, dtypes in DTYPES.items():
         for index, *rest in (one or [None] for one in header.get(key, ())):
@@ -56,14 +61,22 @@ def read_lists(header, entries):
             entry = entries[index]
             if entry.tied is not None or entry.dtype not in dtypes:
                 raise CorruptFileError(f"{key} has tensor {entry.name!r}, which is {entry.dtype}, or tied")
-            found[index] = codes.read_form(rest, entry.shape) if key == "grids" else _half(rest)
+            found[index] = _read_form(key, rest, entry)
     return found
+
+
+def _read_form(key, items, entry):
+    if key == "grids":
+        return codes.read_form(items, entry.shape)
+    return books.read_form(items) if key == "codebooks" else _half(items)
 
 
 def write(writer, tensor, mask=None, rounded=None):
     """Write one tensor of the payload; `mask` bool tensor or None, `rounded` what `find` says of it or None."""
     if isinstance(rounded, tuple):
         codes.write(writer, *rounded, mask)
+    elif isinstance(rounded, codebooks.Codebook):
+        books.write(writer, rounded, mask)
     else:
         tensors.write(writer, tensor if rounded is None else tensor.to(rounded), mask)
 
@@ -76,6 +89,8 @@ def read(reader, entry, form, masked):
     dtype = tensors.TYPES[entry.dtype].dtype
     if isinstance(form, codes.Form):
         return codes.read(reader, form, entry.shape, dtype, masked)
+    if isinstance(form, books.Form):
+        return books.read(reader, form, entry.shape, entry.dtype)
     value, kept = tensors.read(reader, form or entry.dtype, entry.shape)
     return (None, value, kept) if form is None else (grids.Half(value.dtype), value.to(dtype), kept)
 
@@ -85,6 +100,8 @@ def _stored(rounding, tensor, mask):
     name = tensors.NAMES[tensor.dtype]
     if isinstance(tensor, nn.Parameter) and isinstance(rounding, grids.Grid) and name in DTYPES["grids"]:
         return codes.settled(rounding, tensor, mask)
+    if isinstance(tensor, nn.Parameter) and isinstance(rounding, codebooks.Codebook):
+        return books.settled(rounding, tensor, mask)
     if isinstance(tensor, nn.Parameter) and isinstance(rounding, grids.Half) and name in DTYPES["halves"]:
         return rounding.dtype if torch.equal(tensor.to(rounding.dtype).to(tensor.dtype), tensor) else None
     return None

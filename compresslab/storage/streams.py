@@ -1,9 +1,18 @@
-"""The two payload sections: plain bytes, and the words of one range coder that all tensors share.
+"""The two payload sections: plain bytes, and the output of one range coder that all tensors share.
 
 A histogram is two varints, the first symbol and how many follow it, then their frequencies, varints that sum to 2**14.
 Entropy coding is constriction's range coder (Bamler 2022, arXiv:2201.01741) with 24-bit probabilities. Every
 probability is a whole number over a power of two, so that each machine computes the same one.
+
+Single whole numbers are varints among the bytes in versions 1 and 2. From version 3 on the range coder has them: one
+more than the number in Elias' gamma code (as many ones as it has bits after its first, a zero, those bits), each bit of
+probability 1/2; or, where all that is known is that it lies below a limit, its digits to base 2**16, the least
+significant first, each uniform. What the coder makes is cut to the fewest bytes that decode alike: words are
+big-endian there, and zeros follow the last byte.
 """
+
+import contextlib
+import math
 
 import constriction
 import numpy as np
@@ -12,19 +21,58 @@ from compresslab.storage.container import CorruptFileError, read_varint, varint
 
 TOTAL = 2**14  # frequencies of one alphabet sum to this
 CHUNK = 2**18  # symbols coded in one call, so that temporary arrays stay small
+CODED = 3  # first version that has small numbers in the range coder
+LONGEST = 62  # bits that a number in gamma code may have after its first
 _coder = constriction.stream.queue
 _models = constriction.stream.model
+_EVEN = _models.Bernoulli(0.5, perfect=False)
+_DIGIT = 2**16
+_BITS = _models.Bernoulli(perfect=False)
 
 
 class Writer:
-    """Collects both sections: `uint`, `raw` and `frequencies` go to the bytes, `symbols` and `bits` to the coder."""
+    """Collects both sections: `raw` and `frequencies` go to the bytes, `symbols`, `bits` and `number` to the coder.
 
-    def __init__(self):
-        self.data = bytearray()
+    version  of the format: where `uint` goes
+    counts   weights kept in each unit of the last matrix that was written, for `adaptive.priors`
+    spent    kind of content -> bits so far; `enter(kind)` says what is written next
+    """
+
+    def __init__(self, version=CODED):
+        self.data, self.version, self.counts = bytearray(), version, None
+        self.spent, self._kind, self._seen, self._as_one = {}, "header", 0.0, False
         self._encoder = _coder.RangeEncoder()
 
+    def enter(self, kind):
+        """Note that what follows is of that kind; returns the one before."""
+        if self._as_one:
+            return self._kind
+        before, now = self._kind, self.bits_so_far()
+        self.spent[before] = self.spent.get(before, 0.0) + now - self._seen
+        self._kind, self._seen = kind, now
+        return before
+
+    @contextlib.contextmanager
+    def all_as(self, kind):
+        """While it lasts, everything is of that kind."""
+        before, self._as_one = (self._kind if self._as_one else self.enter(kind)), True
+        yield
+        self._as_one = False
+        self.enter(before)
+
     def uint(self, number):
-        self.data += varint(number)
+        if self.version < CODED:
+            self.data += varint(number)
+            return
+        bits = [int(one) for one in f"{number + 1:b}"[1:]]
+        self._encoder.encode(np.array([1] * len(bits) + [0] + bits, dtype=np.int32), _EVEN)
+
+    def number(self, number, limit):
+        """A whole number from 0 to limit - 1, all alike."""
+        while limit > 1:
+            if min(limit, _DIGIT) > 1:
+                self._encoder.encode(np.array([number % _DIGIT], np.int32), _models.Uniform(min(limit, _DIGIT)))
+            number, limit = number // _DIGIT, -(-limit // _DIGIT)
 
     def raw(self, values):
         self.data += values
@@ -32,10 +80,8 @@ class Writer:
     def frequencies(self, table):
         """table  frequencies of the symbols 0, 1, …, summing to TOTAL; leading zeros are cheap"""
         low = int(np.flatnonzero(table)[0])
-        self.uint(low)
-        self.uint(len(table) - low - 1)
-        for frequency in table[low:].tolist():
-            self.uint(frequency)
+        for number in (low, len(table) - low - 1, *table[low:].tolist()):
+            self.data += varint(number)
 
     def symbols(self, values, table):
         """values  symbols, each of frequency 1 or more in `table`; an alphabet of one symbol takes nothing"""
@@ -45,11 +91,30 @@ class Writer:
                 self._encoder.encode(values[start : start + CHUNK].astype(np.int32), model)
 
     def bits(self, values, probabilities):
-        """values  bool array;  probabilities  float64 array, each that of a True, strictly between 0 and 1"""
-        self._encoder.encode(values.astype(np.int32), _models.Bernoulli(perfect=False), probabilities)
+        """values  bool or int32 array;  probabilities  float64 array, each that of a True, strictly between 0 and 1"""
+        self._encoder.encode(values.astype(np.int32, copy=False), _BITS, probabilities)
 
     def words(self):
         return self._encoder.get_compressed()
+
+    def coded(self):
+        """What the coder has made, as the fewest bytes that decode alike."""
+        blob = self.words().astype(">u4").tobytes()
+        count, (low, width) = self._encoder.pos()
+        head, tail = blob[: 4 * count], blob[4 * count :]
+        if len(tail) not in (4, 8) or int.from_bytes(tail.ljust(8, b"\0"), "big") < low:  # a carry went into the head
+            return blob
+        for size in range(9):
+            unit = 1 << 64 - 8 * size
+            shortest = -(-low // unit) * unit
+            if shortest < min(low + width, 2**64):
+                return head + shortest.to_bytes(8, "big")[:size]
+        return blob
+
+    def bits_so_far(self):
+        """Bits written so far, the coder's to a fraction."""
+        count, (_, width) = self._encoder.pos()
+        return 8.0 * len(self.data) + 32 * count + 64 - math.log2(width)
 
 
 class Reader:
@@ -57,20 +122,35 @@ class Reader:
 
     budget  symbols that may still be decoded. A few bytes can claim to hold any number of almost certain symbols;
             a writer uses another form where they would be more than the length of the file pays for (`affordable`).
+    version, counts  as of Writer
     """
 
-    def __init__(self, data, words, length):
+    def __init__(self, data, words, length, version=CODED):
         self.budget = 2**22 + 1024 * length
+        self.version, self.counts = version, None
         self._data, self._at = data, 0
         self._decoder = _coder.RangeDecoder(words.astype(np.uint32))
         self._unused = len(words) > 0
 
     def uint(self, limit):
         """A number from 0 to `limit`."""
-        number, self._at = read_varint(self._data, self._at)
+        if self.version < CODED:
+            number, self._at = read_varint(self._data, self._at)
+        else:
+            number = self._gamma()
         if number > limit:
             raise CorruptFileError(f"a count is {number}, more than {limit}")
         return number
+
+    def number(self, limit):
+        """A number from 0 to limit - 1, all alike."""
+        found, worth, left = 0, 1, limit
+        while left > 1:
+            found += worth * int(self._decode(_models.Uniform(min(left, _DIGIT)), 1)[0])
+            worth, left = worth * _DIGIT, -(-left // _DIGIT)
+        if found >= max(1, limit):
+            raise CorruptFileError(f"a number is {found}, not below {limit}")
+        return found
 
     def raw(self, count):
         end = self._at + count
@@ -81,9 +161,9 @@ class Reader:
 
     def frequencies(self, alphabet):
         """The table that Writer.frequencies wrote, for symbols below `alphabet`."""
-        low = self.uint(alphabet - 1)
-        table = np.zeros(low + self.uint(alphabet - low - 1) + 1, dtype=np.int64)
-        table[low:] = [self.uint(TOTAL) for _ in range(low, len(table))]
+        low = self._varint(alphabet - 1)
+        table = np.zeros(low + self._varint(alphabet - low - 1) + 1, dtype=np.int64)
+        table[low:] = [self._varint(TOTAL) for _ in range(low, len(table))]
         if table.sum() != TOTAL:
             raise CorruptFileError(f"frequencies sum to {table.sum()}, not {TOTAL}")
         return table
@@ -94,15 +174,24 @@ class Reader:
             symbol = int(np.flatnonzero(table)[0])
             yield from (np.full(size, symbol, dtype=np.int32) for size in _sizes(count))
             return
-        self._spend(count)
+        self.spend(count)
         model = _models.Categorical(table / TOTAL, perfect=False)
         for size in _sizes(count):
             yield self._decode(model, size)
 
     def bits(self, probabilities):
         """Bool array, one for each of `probabilities`."""
-        self._spend(len(probabilities))
-        return self._decode(_models.Bernoulli(perfect=False), probabilities).astype(bool)
+        self.spend(len(probabilities))
+        return self._decode(_BITS, probabilities).astype(bool)
+
+    def block(self, probabilities):
+        """int32 array of bits, as `bits`, of symbols that are paid for."""
+        return self._decode(_BITS, probabilities)
+
+    def spend(self, count):
+        """Take the price of so many symbols off the budget."""
+        self.check(count)
+        self.budget -= count
 
     def check(self, count):
         """Refuse early that so many symbols will be read."""
@@ -110,15 +199,26 @@ class Reader:
             raise CorruptFileError("more symbols are claimed than a file of this length holds")
 
     def close(self):
-        """Check that both sections were used to their ends."""
+        """Check that both sections were used to their ends; the coder's, which version 3 cuts, only roughly."""
         if self._at != len(self._data):
             raise CorruptFileError(f"{len(self._data) - self._at} bytes are left over after the last tensor")
-        if self._unused or not self._decoder.maybe_exhausted():
+        if self._unused or (self.version < CODED and not self._decoder.maybe_exhausted()):
             raise CorruptFileError("entropy-coded words are left over after the last tensor")
 
-    def _spend(self, count):
-        self.check(count)
-        self.budget -= count
+    def _varint(self, limit):
+        number, self._at = read_varint(self._data, self._at)
+        if number > limit:
+            raise CorruptFileError(f"a frequency is {number}, more than {limit}")
+        return number
+
+    def _gamma(self):
+        size = 0
+        while self._decode(_EVEN, 1)[0]:
+            size += 1
+            if size > LONGEST:
+                raise CorruptFileError(f"a number has more than {LONGEST} bits")
+        digits = self._decode(_EVEN, size) if size else ()
+        return int("1" + "".join(map(str, digits)), 2) - 1
 
     def _decode(self, model, argument):
         self._unused = False

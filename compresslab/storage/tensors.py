@@ -4,7 +4,7 @@
     1 sparse         the kept positions (`positions`), then the kept words alone. A masked tensor keeps what its mask
                      keeps, though a kept weight may be 0; any other keeps what is not zero. The rest is +0
     2 signed sparse  as sparse, then the share of -0 in the rest (a varint, over 2**16), then a bit each, 1 for -0
-A varint before says which.
+A number before says which. From version 3 on a sparse tensor's frame (`frames`) comes next.
 """
 
 import sys
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compresslab.storage import positions, values
+from compresslab.storage import frames, positions, values
 from compresslab.storage.container import CorruptFileError
-from compresslab.storage.streams import CHUNK, affordable
+from compresslab.storage.streams import CHUNK, CODED, affordable
 
 DENSE, SPARSE, SIGNED_SPARSE = range(3)
 SMALL = 4096  # words up to which both forms are tried; above, the share of zeros decides what is worth the time
@@ -55,24 +55,33 @@ def write(writer, tensor, mask=None):
     tensor  dense, of a dtype in TYPES;  mask  bool tensor of its shape: what it keeps, the rest being zero, or None
     raises  ValueError for a tensor whose values cannot be read (sparse, quantized, on the meta device)
     """
-    stored = TYPES[NAMES[tensor.dtype]]
-    words, at = _words(tensor, stored), rows(tensor.shape)
-    if mask is not None:
+    stored, shape = TYPES[NAMES[tensor.dtype]], tuple(tensor.shape)
+    words, before = words_of(tensor, stored), writer.enter("values")
+    if mask is None:
+        kept = (words << 1 if stored.kind == "float" else words) != 0
+        plans = _plans(writer, words, kept, shape, stored)
+    else:
         kept = np.repeat(mask.detach().cpu().contiguous().numpy().reshape(-1), stored.parts)
-        numbers = values.plan(words[kept], stored.kind)
-        _write_sparse(writer, positions.plan(kept, at), numbers, np.zeros(0, dtype=bool), 0)
-        return
-    kept = (words << 1 if stored.kind == "float" else words) != 0
-    zeros = len(words) - int(np.count_nonzero(kept))
-    plans = []
+        plans = [_plan_sparse(writer, words, kept, shape, stored, signed=False)]
+    min(plans, key=lambda one: one.bits).write(writer)
+    writer.enter(before)
+
+
+def note(coder, kept, shape):
+    """Note in a Writer or Reader how much of each unit's weights is kept; kept  flat bool array, or None for all."""
+    if len(shape) > 1 and all(shape):
+        coder.counts = None if kept is None else np.count_nonzero(kept.reshape(shape[0], -1), axis=1)
+
+
+def _plans(writer, words, kept, shape, stored):
+    """What is worth trying for the words of a tensor without a mask."""
+    zeros, plans = len(words) - int(np.count_nonzero(kept)), []
     if len(words) <= SMALL or zeros < MANY * len(words):
-        plans.append(_plan_dense(words, stored))
-    if 0 < zeros < len(words) and (len(words) <= SMALL or zeros > FEW * len(words)):
-        plans += _plan_sparse(words, kept, positions.plan(kept, at), stored)
-    cheapest = min(plans, key=lambda one: one.bits, default=None)
-    if cheapest is None or cheapest.bits > 16 + 8 * words.nbytes:
-        cheapest = _plan_dense(words, stored)
-    cheapest.write(writer)
+        plans.append(_plan_dense(words, stored, shape))
+    if 0 < zeros <= len(words) and (len(words) <= SMALL or zeros > FEW * len(words)):
+        plans.append(_plan_sparse(writer, words, kept, shape, stored))
+    plans = [one for one in plans if one is not None and one.bits <= 16 + 8 * words.nbytes]
+    return plans or [_plan_dense(words, stored, shape)]
 
 
 def read(reader, name, shape):
@@ -80,29 +89,27 @@ def read(reader, name, shape):
 
     name  a key of TYPES;  shape  list of whole numbers, 0 or more
     """
-    stored = TYPES[name]
+    stored, shape = TYPES[name], tuple(shape)
     count = int(np.prod(shape, dtype=object)) * stored.parts if shape else stored.parts
     words = np.empty(count, dtype=f"<u{stored.size}")
     form = reader.uint(SIGNED_SPARSE)
     if form == DENSE:
-        values.read(reader, words, stored.kind)
-        return _tensor(words, stored, shape), None
+        values.read(reader, words, stored.kind, values.Where(shape, stored.parts))
+        note(reader, None, shape)
+        return tensor_of(words, stored, shape), None
     if not count:
         raise CorruptFileError("an empty tensor is stored as sparse")
-    kept = positions.read(reader, count, rows(shape))
+    frame = read_frame(reader, shape, stored.parts)
+    kept = positions.read(reader, count, frame)
     tail = words[count - int(np.count_nonzero(kept)) :]
-    values.read(reader, tail, stored.kind)
+    values.read(reader, tail, stored.kind, values.Where(shape, stored.parts, kept, frame))
     _spread(words, tail, kept)
     if form == SIGNED_SPARSE:
         _read_signs(reader, words, kept)
+    note(reader, kept, shape)
     if stored.parts > 1:
         kept = kept.reshape(-1, stored.parts).any(axis=1)
-    return _tensor(words, stored, shape), torch.from_numpy(kept).reshape(shape)
-
-
-def rows(shape):
-    """Length of a tensor's first dimension, 1 if it has one at most: how `positions` lays it out as a matrix."""
-    return shape[0] if len(shape) > 1 else 1
+    return tensor_of(words, stored, shape), torch.from_numpy(kept).reshape(shape)
 
 
 def order_of(tensor):
@@ -128,37 +135,51 @@ def _strides(shape, order):
     return tuple(strides)
 
 
-def _plan_dense(words, stored):
-    numbers = values.plan(words, stored.kind)
+def _plan_dense(words, stored, shape):
+    numbers = values.plan(words, stored.kind, values.Where(shape, stored.parts))
 
     def write(writer):
         writer.uint(DENSE)
         numbers.write(writer)
+        note(writer, None, shape)
 
-    return values.Plan(8 + numbers.bits, write)
+    return values.Plan(1 + numbers.bits, write)
 
 
-def _plan_sparse(words, kept, where, stored):
-    """A plan that keeps the words of `kept`; none if the signs of the zeros are more symbols than a reader allows."""
-    numbers, signs = values.plan(words[kept], stored.kind), words[~kept] != 0
-    bits, share = 8 + where.bits + numbers.bits, min(max(1, round(signs.mean() * GRID)), GRID - 1) / GRID
+def _plan_sparse(writer, words, kept, shape, stored, signed=True):
+    """A plan that keeps the words of `kept`; None if the signs of the zeros are more symbols than a reader allows."""
+    signs = words[~kept] != 0 if signed else np.zeros(0, dtype=bool)
+    bits, share = 0.0, min(max(1, round(signs.mean() * GRID)), GRID - 1) / GRID if signs.any() else 0
     if signs.any():
-        coded = -float(np.where(signs, np.log2(share), np.log2(1 - share)).sum())
-        if not affordable(len(signs), coded):
-            return []
-        bits += 24 + coded
-    return [values.Plan(bits, lambda writer: _write_sparse(writer, where, numbers, signs, share))]
+        bits = 24 - float(np.where(signs, np.log2(share), np.log2(1 - share)).sum())
+        if not affordable(len(signs), bits):
+            return None
+    where = values.Where(shape, stored.parts, kept, frames.choose(kept, shape, stored.parts))
+    places = positions.plan(kept, where.frame, writer.counts)
+    numbers = values.plan(words[kept], stored.kind, where)
+    parts = places, numbers, signs, share
+    return values.Plan(4 + bits + places.bits + numbers.bits, lambda one: _write_sparse(one, where, *parts))
 
 
-def _write_sparse(writer, where, numbers, signs, share):
+def _write_sparse(writer, where, places, numbers, signs, share):
+    before = writer.enter("positions")
     writer.uint(SIGNED_SPARSE if signs.any() else SPARSE)
-    where.write(writer)
+    frames.write(writer, where.frame, where.shape, where.parts)
+    places.write(writer)
+    writer.enter("values")
     numbers.write(writer)
     if signs.any():
         writer.uint(round(share * GRID))
         for start in range(0, len(signs), CHUNK):
             some = signs[start : start + CHUNK]
             writer.bits(some, np.full(len(some), share))
+    writer.enter(before)
+    note(writer, where.kept, where.shape)
+
+
+def read_frame(reader, shape, parts=1):
+    """The frame of a tensor: from the file, or, before version 3, from its shape."""
+    return frames.read(reader, shape, parts) if reader.version >= CODED else frames.plain(shape, parts)
 
 
 def _read_signs(reader, words, kept):
@@ -188,7 +209,7 @@ def _spread(words, tail, kept):
         used += count
 
 
-def _words(tensor, stored):
+def words_of(tensor, stored):
     """The bits of a tensor as a flat unsigned little-endian array."""
     if sys.byteorder != "little":
         raise ValueError("this machine is big-endian; .clab files are written on little-endian ones")
@@ -198,6 +219,7 @@ def _words(tensor, stored):
     return flat.view(torch.uint8).numpy().view(f"<u{stored.size}")
 
 
-def _tensor(words, stored, shape):
+def tensor_of(words, stored, shape):
+    """The tensor that has these words."""
     flat = torch.from_numpy(words.view(np.uint8))
     return flat.view(stored.dtype).reshape(shape)

@@ -8,19 +8,23 @@ A varint says which:
             exponent, the predictable part; signed integers are zigzagged
 3 palette   how many distinct words there are (a varint, 4096 at most), those words ascending, a histogram of indices,
             and an index for each word in the range coder: weights on a grid or from a codebook
+4 contexts  (from version 3 on) one less than how many distinct words there are, the palette (`palettes`), and each
+            word's rank in it (`adaptive`). The frame comes first, where the words are a whole tensor
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from compresslab.storage import adaptive, frames, palettes
 from compresslab.storage.container import CorruptFileError
-from compresslab.storage.streams import CHUNK, affordable, coded_bits, frequencies
+from compresslab.storage.streams import CHUNK, CODED, affordable, coded_bits, frequencies
 
-RAW, CONSTANT, PLANES, PALETTE = range(4)
+RAW, CONSTANT, PLANES, PALETTE, CONTEXTS = range(5)
 PALETTE_LIMIT = 4096
 WORTH = 127 / 128  # of its raw size a plane may have and still be coded: less gain is not worth the time
 SAMPLE = 2048  # words looked at to see whether a palette is worth a sort
+QUICK = 2**19  # decisions that contexts are always tried for
 
 
 @dataclass(frozen=True)
@@ -31,29 +35,114 @@ class Plan:
     write: object
 
 
-def plan(words, kind):
+@dataclass(frozen=True)
+class Where:
+    """Where the words of a tensor stand.
+
+    shape, parts  of the tensor: its sizes, words in an element;  kept  flat bool array, or None for every word
+    frame  frames.Frame, or None where it is still to be chosen, or read: then `kept` is None
+    """
+
+    shape: tuple
+    parts: int = 1
+    kept: np.ndarray | None = None
+    frame: object = None
+
+
+def plan(words, kind, where=None):
     """The cheapest plan for `words`.
 
     words  unsigned little-endian array, 1-d;  kind  "float", "signed" or "unsigned": what the words are the bits of
+    where  Where, if they are of a tensor: then they may be coded by contexts
     """
+    palette = _few(words)
+    plans = plan_contexts(words, kind, where, palette) if where is not None else []
     if len(words) > 1 and (words == words[0]).all():
-        return Plan(8 + 8 * words.itemsize, lambda writer: _write(writer, CONSTANT, words[:1]))
-    plans = [Plan(8 + 8 * words.nbytes, lambda writer: _write(writer, RAW, words))]
-    if len(words) > 8:
-        plans += [_plan_planes(words, kind), *_plan_palette(words)]
+        return min([*plans, _plan_constant(words)], key=lambda one: one.bits)
+    plans.append(Plan(8 + 8 * words.nbytes, lambda writer: _write(writer, RAW, words)))
+    if len(words) > 8 and len(plans) == 1:  # contexts know all that a histogram knows
+        plans += [_plan_planes(words, kind), *_plan_palette(words, palette)]
     return min(plans, key=lambda one: one.bits)
 
 
-def read(reader, out, kind):
+def read(reader, out, kind, where=None):
     """Fill `out` (unsigned little-endian array, 1-d) with the words that were written."""
-    form = reader.uint(PALETTE)
+    form = reader.uint(CONTEXTS if where is not None and reader.version >= CODED else PALETTE)
     if form in (RAW, CONSTANT):
         stored = np.frombuffer(reader.raw(out.nbytes if form == RAW else out.itemsize), dtype=out.dtype)
         out[:] = stored
     elif form == PLANES:
         _read_planes(reader, out, kind)
-    else:
+    elif form == PALETTE:
         _read_palette(reader, out)
+    else:
+        read_contexts(reader, out, kind, where)
+
+
+def _plan_constant(words):
+    return Plan(8 + 8 * words.itemsize, lambda writer: _write(writer, CONSTANT, words[:1]))
+
+
+def _few(words):
+    """The distinct words, ascending; None where they are more than a palette may have."""
+    sample = words[:: max(1, len(words) // SAMPLE)]
+    palette = np.unique(sample)
+    if len(palette) > max(8, len(sample) // 2):
+        return None
+    while len(words):
+        if len(palette) > PALETTE_LIMIT:
+            return None
+        others = words[palette[np.minimum(np.searchsorted(palette, words), len(palette) - 1)] != words]
+        if not len(others):
+            break
+        palette = np.union1d(palette, others[:: max(1, len(others) // SAMPLE)])
+    return palette
+
+
+def plan_contexts(words, kind, where, palette=None, lead=CONTEXTS):
+    """A plan by contexts, in a list; none where it would take too long.
+
+    palette  the distinct words, if they are known;  lead  the number that says that contexts follow
+    """
+    palette = _few(words) if palette is None else palette
+    if palette is None:
+        return []
+    if not len(words) or not is_quick(len(words), len(palette), where):
+        return []
+    ordered, negatives = palettes.arranged(palette, kind)
+    ranks = np.argsort(ordered).astype(np.int32)[np.searchsorted(palette, words)]
+    frame = where.frame or frames.choose(ranks >= negatives, where.shape, where.parts)
+    cost, symbols, write_ranks = adaptive.plan_ranks(ranks, len(palette), negatives, where.kept, frame)
+    if not affordable(symbols, cost):
+        return []
+
+    def write(writer):
+        writer.uint(lead)
+        writer.uint(len(palette) - 1)
+        if where.frame is None:
+            frames.write(writer, frame, where.shape, where.parts)
+        before = writer.enter("codebook")
+        palettes.write(writer, ordered, negatives, kind)
+        writer.enter(before)
+        write_ranks(writer)
+
+    return [Plan(10 + palettes.cost(ordered, negatives, kind) + cost, write)]
+
+
+def is_quick(count, values, where):
+    """Whether `count` words, of so many values, may be coded by contexts, and in a time that is in proportion."""
+    size = int(np.prod(where.shape, dtype=object)) * where.parts
+    fits = values <= adaptive.VALUES and count <= adaptive.MOST and size <= adaptive.LARGEST
+    return fits and count * values.bit_length() <= max(QUICK, 2.5 * size)
+
+
+def read_contexts(reader, out, kind, where):
+    """Fill `out` with the words of a plan by contexts, the number before them being read."""
+    count = reader.uint(adaptive.VALUES - 1) + 1
+    frame = where.frame or frames.read(reader, where.shape, where.parts)
+    palette, negatives = palettes.read(reader, count, out.itemsize, kind)
+    ranks = adaptive.read_ranks(reader, count, negatives, where.kept, frame)
+    out[:] = palette[ranks]
 
 
 def _write(writer, form, words):
@@ -96,14 +185,11 @@ def _read_planes(reader, out, kind):
         out[start : start + CHUNK] = _turned_back(out[start : start + CHUNK], kind)
 
 
-def _plan_palette(words):
-    sample = words[:: max(1, len(words) // SAMPLE)]
-    if len(np.unique(sample)) > max(8, len(sample) // 2):
+def _plan_palette(words, palette):
+    if palette is None or len(palette) > min(PALETTE_LIMIT, len(words) // 2):
         return []
-    palette, indices, counts = np.unique(words, return_inverse=True, return_counts=True)
-    if len(palette) > min(PALETTE_LIMIT, len(words) // 2):
-        return []
-    table = frequencies(counts)
+    indices = np.searchsorted(palette, words)
+    table = frequencies(counts := np.bincount(indices, minlength=len(palette)))
     bits = 16 + 8 * palette.nbytes + coded_bits(counts, table)
     if not affordable(len(words), bits):
         return []

@@ -28,8 +28,8 @@ def written(grid, numbers, mask=None):
     return bytes(writer.data), writer.words()
 
 
-def read(data, words, form, shape, masked=False, dtype=torch.float32):
-    reader = streams.Reader(data, words, 100 + len(data) + 4 * len(words))
+def read(data, words, form, shape, masked=False, dtype=torch.float32, version=3):
+    reader = streams.Reader(data, words, 100 + len(data) + 4 * len(words), version)
     found = codes.read(reader, form, shape, dtype, masked)
     reader.close()
     return found
@@ -214,11 +214,11 @@ def payload(scale, zero_point, *rest):
 )
 def test_codes_that_no_writer_writes_are_refused(data, message):
     form = codes.Form(4, 0, 15)
-    assert read(payload(1.0, 0, 0, 0, 0x21), np.zeros(0, "u4"), form, (2,))[1].tolist() == [2, 1]
+    assert read(payload(1.0, 0, 0, 0, 0x21), np.zeros(0, "u4"), form, (2,), version=2)[1].tolist() == [2, 1]
     with pytest.raises(CorruptFileError, match=message):
-        read(data, np.zeros(0, "u4"), form, (2,))
+        read(data, np.zeros(0, "u4"), form, (2,), version=2)
 
 
 def test_a_masked_weight_must_have_its_mask():
     with pytest.raises(CorruptFileError, match="without its mask"):
-        read(payload(1.0, 0, 0, 0, 0x21), np.zeros(0, "u4"), codes.Form(4, 0, 15), (2,), masked=True)
+        read(payload(1.0, 0, 0, 0, 0x21), np.zeros(0, "u4"), codes.Form(4, 0, 15), (2,), masked=True, version=2)

@@ -219,18 +219,6 @@ def test_a_rounding_that_would_not_come_back_is_reported_and_its_values_kept():
         assert torch.equal(same(batch()), model(batch())) and layers.get_rounding(same.a) is None
 
 
-def test_files_say_the_lowest_version_that_can_read_them():
-    for model, version in (
-        (network(), 1),
-        (masked(network()), 1),
-        (quantized(bits=4), 2),
-        (quantized(dtype="bf16"), 2),
-        (quantized(bits=32, activations=8, images=batch(50)), 2),
-        (quantized(network(Untraceable), bits=32, activations=8, images=batch(50)), 2),
-    ):
-        assert cl.storage.dumps(model)[4] == version
-
-
 @pytest.mark.parametrize("kind", [Own, Untraceable], ids=["traced", "tensors only"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_into_puts_grids_masks_and_input_grids_on_a_plain_module(name, kind):

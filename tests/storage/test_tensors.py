@@ -14,14 +14,14 @@ from compresslab.storage.container import CorruptFileError
 SLACK = 2 + 4  # bytes that say "dense" and "raw", and the range coder's last word, of which a bit may be used
 
 
-def written(tensor, mask=None):
-    writer = streams.Writer()
+def written(tensor, mask=None, version=3):
+    writer = streams.Writer(version)
     tensors.write(writer, tensor, mask)
     return bytes(writer.data), writer.words()
 
 
-def read(data, words, tensor):
-    reader = streams.Reader(data, words, 100 + len(data) + 4 * len(words))
+def read(data, words, tensor, version=3):
+    reader = streams.Reader(data, words, 100 + len(data) + 4 * len(words), version)
     found = tensors.read(reader, tensors.NAMES[tensor.dtype], tuple(tensor.shape))
     reader.close()
     return found
@@ -180,11 +180,11 @@ def test_a_reader_refuses_more_symbols_than_its_file_pays_for():
         list(reader.symbols(2**23, table))
 
 
-@pytest.mark.parametrize("cut", ["data", "words", "both"])
+@pytest.mark.parametrize("cut", [b"", b"0"])
 def test_what_is_missing_or_left_over_is_noticed(cut):
     tensor = torch.where(noise(40, 50).abs() > 1, noise(40, 50, seed=1), 0.0)
     data, words = written(tensor)
     with pytest.raises(CorruptFileError):
-        read(data + b"0" if cut != "words" else data, np.append(words, [1, 2, 3]) if cut != "data" else words, tensor)
+        read(data + b"0" if cut else data[:-9], words, tensor)
     with pytest.raises(CorruptFileError):
-        read(data[:-9] if cut != "words" else data, words[:5] if cut != "data" else words, tensor)
+        read(data, np.append(words, [1, 2, 3]), tensor, version=2)
