@@ -14,6 +14,7 @@ from compresslab.classroom import (  # noqa: F401  importing them registers thei
     low_rank,
     quantization,
     redundancy_pruning,
+    which_layers,
     zero_pruning,
 )
 from compresslab.classroom.feedback import Feedback, check, exercises

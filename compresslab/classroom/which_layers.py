@@ -1,0 +1,201 @@
+"""Exercises of notebook 07: rank layers, a score that empties none, the 25% challenge, where greedy goes wrong."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from compresslab import allocation, layers, measure, models, storage
+from compresslab import data as datasets
+from compresslab.classroom.feedback import NotYet, call, exercise, given, number, shown
+from compresslab.techniques import zero_pruning
+
+_NETWORK = "lenet_300_100"
+_SPARSITY = 0.9  # of the ranking
+_IMAGES = 1000  # validation images that rankings are made on
+_SHARE = 0.25  # of the dense bytes, in the challenge
+_POINT = 0.01  # by how much an allocation has to be better
+
+
+@exercise("07.ranking", "Predict in which order the layers of lenet_5 are sensitive, and write a function that ranks.")
+def check_ranking(answer):
+    """(predicted, ranking): ranking(model, split, sparsity) -> names of layers, the most sensitive first."""
+    predicted, ranking = _pair(answer, "(predicted, ranking)")
+    predicted = _names(predicted, ["conv1", "conv2", "fc1", "fc2"], "your prediction")
+    for (network, data), split in _ranked():
+        model = models.pretrained(network, data)
+        drops = _drops(model, split)
+        where = f"{network} on {data}"
+        order = _names(given(call(ranking, model, split, _SPARSITY)), list(drops), f"the ranking of {where}")
+        right = sorted(drops, key=drops.get, reverse=True)
+        if order != right:
+            raise NotYet(f"for {where} you say {' > '.join(order)}; {_order_hint(order, right, drops)}")
+        if network == "lenet_5":
+            hits, measured = sum(map(str.__eq__, predicted, right)), " > ".join(right)
+    return (
+        f"For lenet_5 measured: {measured}; your prediction had {hits} of 4 places right. It is not the order of size."
+    )
+
+
+def _ranked():
+    """(network, data set), split: where rankings are tried, in orders that differ."""
+    for network, data in ((_NETWORK, "mnist"), (_NETWORK, "fashion_mnist"), ("lenet_5", "mnist")):
+        yield (network, data), datasets.load(data).validation[:_IMAGES]
+
+
+def _drops(model, split):
+    """Layer -> fraction of the images lost when it alone is pruned."""
+    whole = measure.accuracy(model, split)
+    pruned = {name: zero_pruning.prune(model, _SPARSITY, layers=[name]) for name in layers.weight_layers(model)}
+    return {name: whole - measure.accuracy(one, split) for name, one in pruned.items()}
+
+
+def _names(answer, allowed, what):
+    """A list of layer names, each once."""
+    if answer is None or answer is Ellipsis:
+        given(None)
+    if not isinstance(answer, (list, tuple)) or sorted(map(str, answer)) != sorted(allowed):
+        raise NotYet(f"{what} should be a list of {', '.join(allowed)}, each once; this is {shown(answer)}")
+    return list(answer)
+
+
+def _order_hint(order, right, drops):
+    if order == right[::-1]:
+        return "the most sensitive comes first"
+    wrong = next(one for one, other in zip(order, right, strict=True) if one != other)
+    return f"at {_SPARSITY:.0%} sparsity {wrong} alone loses {100 * drops[wrong]:.1f} points; measure each layer alone"
+
+
+@exercise("07.lamp", "Write LAMP's score: the square of a weight by the sum of all squares that are no smaller.")
+def check_lamp(lamp):
+    """lamp(weight) -> scores in the shape of `weight`."""
+    for weight in _tensors():
+        scores = given(call(lamp, weight))
+        if not isinstance(scores, torch.Tensor) or scores.shape != weight.shape:
+            raise NotYet(f"for a weight of shape {tuple(weight.shape)} you return {shown(scores)}; give its shape back")
+        wanted = _lamp(weight)
+        if not torch.allclose(scores.double(), wanted, rtol=1e-3, atol=1e-9):
+            raise NotYet(_score_hint(scores.double(), wanted, weight.double()))
+    emptied, kept = _at_scales(lamp)
+    return (
+        f"Of two layers that differ a thousandfold in scale, 80% sparse together, |w| leaves {emptied} weights in the "
+        f"second and your score {kept}: the largest weight of each layer has score 1, the top of the ranking."
+    )
+
+
+def _tensors():
+    """Weights without ties, of one to four dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((6,), (5, 7), (4, 3, 3, 3))
+    return [torch.tensor([[3.0, -1.0], [2.0, -5.0]]), *(torch.randn(shape, generator=generator) for shape in shapes)]
+
+
+def _lamp(weight):
+    """The scores by their definition, every pair compared."""
+    squares = weight.double().square().flatten()
+    return torch.stack([one / squares[squares >= one].sum() for one in squares]).reshape(weight.shape)
+
+
+def _score_hint(scores, wanted, weight):
+    squares = weight.square()
+    if torch.allclose(scores, squares / squares.sum(), rtol=1e-3):
+        return "each square is divided by the sum of all; only those that are no smaller count, itself among them"
+    if torch.allclose(scores.flatten().sort().values, wanted.flatten().sort().values, rtol=1e-3):
+        return "the scores are right, but not in place: each belongs where its weight is"
+    if float(scores.max()) > 1 + 1e-3 or not scores.isfinite().all():
+        return "the largest weight should have score 1: its own square is among those that are no smaller"
+    return f"the smallest weight's score should be {float(wanted.min()):.3g}; yours is {float(scores.min()):.3g}"
+
+
+def _at_scales(lamp):
+    """Weights left in the second layer by |w|, and by the learner's scores, of a network 80% sparse."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first, second = torch.randn(20, 20), 1e-3 * torch.randn(20, 20)
+    left = []
+    for score in (torch.abs, lamp):
+        scores = [score(one.clone()).float().flatten() for one in (first, second)]
+        cut = torch.cat(scores).sort().values[640]
+        left.append(int((scores[1] >= cut).sum()))
+    return left
+
+
+@exercise("07.challenge", "Give a sparsity for each layer of lenet_300_100, Fashion-MNIST, for 25% of the dense bytes.")
+def check_challenge(shares):
+    """dict of layer -> sparsity, judged by measurement, without retraining."""
+    model, split = models.pretrained(_NETWORK, "fashion_mnist"), datasets.load("fashion_mnist").validation
+    small = _pruned(model, shares)
+    size, room = storage.file_bytes(small), int(_SHARE * measure.sizes(model).dense_bytes)
+    if size > room:
+        raise NotYet(f"the file has {size:,} bytes, and {room:,} are 25% of the dense ones; something has to go")
+    right, uniform = measure.accuracy(small, split), measure.accuracy(_uniform(model, room), split)
+    if right < uniform + _POINT:
+        raise NotYet(
+            f"{right:.2%} right with {size:,} bytes, {uniform:.2%} by the same sparsity everywhere; "
+            f"be {100 * _POINT:g} point better: which layer is dear, and how many bytes does it have?"
+        )
+    dense = measure.accuracy(model, split)
+    return f"Score: {right:.2%} right in {size:,} bytes, not retrained; uniform {uniform:.2%}, dense {dense:.2%}."
+
+
+def _uniform(model, room):
+    """The network of the same sparsity everywhere whose file just fits, within a thousandth."""
+    low, high = 0.0, 1.0
+    for _ in range(10):
+        middle = (low + high) / 2
+        fits = storage.file_bytes(zero_pruning.prune(model, middle, scope="layer")) <= room
+        low, high = (low, middle) if fits else (middle, high)
+    return zero_pruning.prune(model, high, scope="layer")
+
+
+def _pruned(model, shares):
+    """The model pruned by the learner's dict."""
+    if not isinstance(shares, dict):
+        raise NotYet(f"give a dict of layer -> sparsity; this is {shown(shares)}")
+    names = list(layers.weight_layers(model))
+    for name, share in shares.items():
+        if name not in names:
+            raise NotYet(f"there is no layer {shown(name)}; the layers are {', '.join(names)}")
+        if not 0 <= number(share, f"the sparsity of {name}") <= 1:
+            raise NotYet(f"the sparsity of {name} is {shown(share)}; give a fraction, 0 to 1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        small = allocation.apply(model, {name: float(share) for name, share in shares.items()})
+    empty = [name for name, layer in layers.weight_layers(small).items() if not layer.weight.any()]
+    if empty:
+        raise NotYet(f"{empty[0]} has no weight left, so that nothing passes it")
+    return small
+
+
+@exercise("07.break_greedy", "Give a budget (bytes) and an allocation that beats the greedy one: (budget, shares).")
+def check_break_greedy(answer):
+    """(budget, shares): lenet_300_100, MNIST, one-shot; a point more accurate than greedy, and no larger a file."""
+    budget, shares = _pair(answer, "(budget, shares)")
+    if shares is None:
+        given(None)
+    data, model = datasets.load("mnist"), models.pretrained(_NETWORK, "mnist")
+    better = _pruned(model, shares)
+    try:
+        greedy = allocation.allocate(allocation.scan(model, data, bar=False), number(budget, "the budget"))
+    except ValueError as error:
+        raise NotYet(f"{error}") from error
+    usual = allocation.apply(model, greedy)
+    sizes = [storage.file_bytes(one) for one in (better, usual)]
+    if sizes[0] > sizes[1]:
+        raise NotYet(f"your file has {sizes[0]:,} bytes and the greedy one {sizes[1]:,}; it may not be larger")
+    mine, theirs = (measure.accuracy(one, data.validation) for one in (better, usual))
+    if mine < theirs + _POINT:
+        raise NotYet(
+            f"{mine:.2%} against {theirs:.2%} by greedy, in {sizes[0]:,} and {sizes[1]:,} bytes; be a point better: "
+            "where do losses that were measured alone not add up?"
+        )
+    return (
+        f"{mine:.2%} against {theirs:.2%}, in {sizes[0]:,} and {sizes[1]:,} bytes. The scan measured layers alone, at "
+        "few values, and adding up is an assumption: the whole has to be measured."
+    )
+
+
+def _pair(answer, what):
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2 or isinstance(answer, nn.Module):
+        raise NotYet(f"give two things, {what}; this is {shown(answer)}")
+    return answer
