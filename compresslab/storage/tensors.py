@@ -4,6 +4,7 @@
     1 sparse         the kept positions (`positions`), then the kept words alone. A masked tensor keeps what its mask
                      keeps, though a kept weight may be 0; any other keeps what is not zero. The rest is +0
     2 signed sparse  as sparse, then the share of -0 in the rest (a varint, over 2**16), then a bit each, 1 for -0
+    3 unrolled       a convolution written as a matrix (`unrolled`); since version 3
 A number before says which. From version 3 on a sparse tensor's frame (`frames`) comes next.
 """
 
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compresslab.storage import frames, positions, values
+from compresslab.storage import frames, positions, unrolled, values
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.streams import CHUNK, CODED, affordable
 
-DENSE, SPARSE, SIGNED_SPARSE = range(3)
+DENSE, SPARSE, SIGNED_SPARSE, UNROLLED = range(4)
 SMALL = 4096  # words up to which both forms are tried; above, the share of zeros decides what is worth the time
 FEW, MANY = 1 / 256, 1 / 8
 GRID = 2**16  # share of -0 among the zeros is a whole number over this
@@ -57,6 +58,11 @@ def write(writer, tensor, mask=None):
     """
     stored, shape = TYPES[NAMES[tensor.dtype]], tuple(tensor.shape)
     words, before = words_of(tensor, stored), writer.enter("values")
+    found, kernel = unrolled.find(words.reshape(shape)) if _may_repeat(shape, stored, mask) else (None, None)
+    if found is not None:
+        _write_unrolled(writer, found, tensor_of(kernel.reshape(-1), stored, found.of_kernel), words, shape)
+        writer.enter(before)
+        return
     if mask is None:
         kept = (words << 1 if stored.kind == "float" else words) != 0
         plans = _plans(writer, words, kept, shape, stored)
@@ -65,6 +71,28 @@ def write(writer, tensor, mask=None):
         plans = [_plan_sparse(writer, words, kept, shape, stored, signed=False)]
     min(plans, key=lambda one: one.bits).write(writer)
     writer.enter(before)
+
+
+def _may_repeat(shape, stored, mask):
+    """Whether it is worth looking for a convolution in a tensor."""
+    return len(shape) == 2 and stored.parts == 1 and mask is None
+
+
+def _write_unrolled(writer, found, kernel, words, shape):
+    writer.uint(UNROLLED)
+    unrolled.write(writer, found)
+    write(writer, kernel)
+    note(writer, words != 0, shape)
+
+
+def _read_unrolled(reader, name, shape, stored):
+    if len(shape) != 2 or stored.parts != 1 or reader.version < CODED:
+        raise CorruptFileError(f"a tensor of shape {shape} is stored as a convolution's matrix")
+    found = unrolled.read(reader, *shape)
+    kernel = words_of(read(reader, name, found.of_kernel)[0], stored).reshape(found.of_kernel)
+    words = unrolled.built(found, kernel, *shape).reshape(-1)
+    note(reader, words != 0, shape)
+    return tensor_of(words, stored, shape), None
 
 
 def note(coder, kept, shape):
@@ -92,7 +120,9 @@ def read(reader, name, shape):
     stored, shape = TYPES[name], tuple(shape)
     count = int(np.prod(shape, dtype=object)) * stored.parts if shape else stored.parts
     words = np.empty(count, dtype=f"<u{stored.size}")
-    form = reader.uint(SIGNED_SPARSE)
+    form = reader.uint(UNROLLED)
+    if form == UNROLLED:
+        return _read_unrolled(reader, name, shape, stored)
     if form == DENSE:
         values.read(reader, words, stored.kind, values.Where(shape, stored.parts))
         note(reader, None, shape)

@@ -1,0 +1,106 @@
+"""A matrix whose rows repeat one another, shifted: a convolution written as a Linear layer (`structure.embedding`).
+
+Its kernel stands for all of it. Row (map, y, x) of the first M·o·o holds the kernel of its map in the columns
+(channel, y·stride + u, x·stride + v) of the first C·n·n, where o = (n - k) // stride + 1; everything else is +0.
+Five numbers (M, C, n, k, stride) and then the kernel, (M, C, k, k), as a tensor of its own. Since version 3.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from compresslab.storage.container import CorruptFileError
+
+FEWEST = 16  # rows that a matrix has for a convolution to be looked for
+MOST = 2**16  # of each number
+
+
+@dataclass(frozen=True)
+class Shape:
+    """maps, channels, width n of the square image, width k of the square kernel, stride; out is o above."""
+
+    maps: int
+    channels: int
+    width: int
+    kernel: int
+    stride: int
+
+    @property
+    def out(self):
+        return (self.width - self.kernel) // self.stride + 1
+
+    @property
+    def of_kernel(self):
+        return self.maps, self.channels, self.kernel, self.kernel
+
+    def fits(self, rows, columns):
+        """Whether such a matrix lies within so many rows and columns, and repeats itself."""
+        known = self.width >= self.kernel >= 1 and self.stride >= 1 and self.maps >= 1 and self.channels >= 1
+        return known and self.out >= 2 and self.maps * self.out**2 <= rows and self.channels * self.width**2 <= columns
+
+
+def find(words):
+    """The Shape and the kernel (words, M × C × k × k) of a matrix of words (rows, columns), or (None, None)."""
+    shape = _guess(words) if len(words) >= FEWEST else None
+    if shape is None or not shape.fits(*words.shape):
+        return None, None
+    image = words[:, : shape.channels * shape.width**2].reshape(len(words), shape.channels, shape.width, shape.width)
+    firsts = image[: shape.maps * shape.out**2 : shape.out**2]
+    kernel = np.ascontiguousarray(firsts[..., : shape.kernel, : shape.kernel])
+    return (shape, kernel) if np.array_equal(built(shape, kernel, *words.shape), words) else (None, None)
+
+
+def built(shape, kernel, rows, columns):
+    """The matrix of words that a kernel stands for."""
+    words = np.zeros((rows, columns), dtype=kernel.dtype)
+    used, out = shape.maps * shape.out**2, range(shape.out)
+    image = words[:used].reshape(shape.maps, shape.out, shape.out, columns)
+    for y, x in ((y, x) for y in out for x in out):
+        place = np.arange(shape.kernel) + y * shape.stride, np.arange(shape.kernel) + x * shape.stride
+        at = np.arange(shape.channels)[:, None, None] * shape.width**2 + place[0][:, None] * shape.width + place[1]
+        image[:, y, x][:, at] = kernel
+    return words
+
+
+def write(writer, shape):
+    """Write the five numbers."""
+    for number in (shape.maps, shape.channels, shape.width, shape.kernel, shape.stride):
+        writer.uint(number)
+
+
+def read(reader, rows, columns):
+    """The Shape that was written, for a matrix of so many rows and columns."""
+    shape = Shape(*(reader.uint(MOST) for _ in range(5)))
+    if not shape.fits(rows, columns):
+        raise CorruptFileError(f"a convolution of {shape} does not lie within {rows} x {columns} weights")
+    return shape
+
+
+def _guess(words):
+    """The only Shape that the first rows leave open, or None.
+
+    The rows of one map have the same values in the same order; from one to the next they begin `stride` columns later,
+    and at the end of a line a jump says how wide the image is.
+    """
+    kept = words != 0
+    counts = np.count_nonzero(kept, axis=1)
+    alive = np.flatnonzero(counts)
+    if not len(alive) or counts[alive[0]] == words.shape[1]:
+        return None
+    first, end = alive[0], alive[0] + 1
+    values = words[first][kept[first]]
+    while end < len(words) and counts[end] == len(values) and np.array_equal(words[end][kept[end]], values):
+        end += 1
+    out = math.isqrt(end - first)
+    if out < 2 or out * out != end - first or first % out**2:
+        return None
+    starts = np.argmax(kept[first:end], axis=1)
+    stride = int(starts[1] - starts[0])
+    if stride < 1:
+        return None
+    width, rest = divmod(int(starts[out] - starts[0]), stride)
+    channels = words.shape[1] // max(1, width * width)
+    maps = -(-(alive[-1] + 1) // out**2)
+    kernel = width - stride * (out - 1)
+    return Shape(int(maps), channels, width, kernel, stride) if not rest and kernel >= 1 and channels else None
