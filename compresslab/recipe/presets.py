@@ -1,27 +1,33 @@
-"""Recipes that are known to work, as data: a name, and the steps."""
+"""Recipes that are known to work, as data: a name, and the steps.
+
+Their numbers were chosen on the validation images of MNIST and Fashion-MNIST, for the pretrained networks. The learning
+rates are above the usual 0.002: a network that has lost most of its weights needs larger steps to find its way back.
+"""
 
 PRESETS = {
     # Han et al. 2016, arXiv:1510.00149: prune, retrain, share, train the centroids; the file does the coding.
     "deep compression": [
         ("zero_pruning", {"sparsity": 0.92}),
-        ("retrain", {"epochs": 2}),
+        ("retrain", {"epochs": 4, "lr": 0.004}),
         ("weight_sharing", {"bits": 5}),
-        ("retrain", {"epochs": 1}),
+        ("retrain", {"epochs": 1, "lr": 0.004}),
     ],
     # Neurons that go, so that every runtime is faster, then 8 bits, which runtimes for integers like.
     "small and fast": [
-        ("activation_pruning", {"sparsity": 0.6, "statistic": "variance"}),
-        ("retrain", {"epochs": 2, "teacher": True}),
+        ("activation_pruning", {"sparsity": 0.5, "statistic": "variance"}),
+        ("retrain", {"epochs": 3}),
         ("quantization", {"bits": 8}),
-        ("retrain", {"epochs": 1, "teacher": True}),
+        ("retrain", {"epochs": 1, "lr": 0.001}),
     ],
-    # Little by little to few weights of few values, taught by the network as it was.
+    # First whole neurons, whose weights need no positions; then weights, little by little; then few values.
     "smallest file": [
+        ("activation_pruning", {"sparsity": 0.6, "statistic": "variance"}),
+        ("retrain", {"epochs": 2, "lr": 0.008}),
+        ("zero_pruning", {"sparsity": 0.8}),
+        ("retrain", {"epochs": 2, "lr": 0.008}),
         ("zero_pruning", {"sparsity": 0.9}),
-        ("retrain", {"epochs": 2, "teacher": True}),
-        ("zero_pruning", {"sparsity": 0.96}),
-        ("retrain", {"epochs": 3, "teacher": True}),
-        ("weight_sharing", {"bits": 3}),
-        ("retrain", {"epochs": 2, "teacher": True}),
+        ("retrain", {"epochs": 5, "lr": 0.008}),
+        ("weight_sharing", {"bits": 3, "biases": True}),
+        ("retrain", {"epochs": 2, "lr": 0.004}),
     ],
 }
