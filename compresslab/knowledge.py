@@ -132,12 +132,13 @@ class Loss(nn.Module):
             mine, theirs = _aligned(*map(_features, (student, *self._teacher), (images, images), self._places))
             self.regressor = _regressor(mine.shape[-1], theirs.shape[-1], seed).to(mine)
 
-    def remember(self, split):
+    def remember(self, split, most=REMEMBERED):
         """Ask the teacher once about each of a few images, of a prepared loss; many are asked about as they come.
 
+        most     images that count as few
         returns  the Split to train on: its labels are the positions of the images, by which the answers are found
         """
-        if not self.asks or len(split) > REMEMBERED:
+        if not self.asks or len(split) > most:
             return split
         device = _first_weight(*self._teacher).device
         told, features = [], []
