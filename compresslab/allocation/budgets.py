@@ -38,7 +38,7 @@ def allocate(scan, budget, rule="greedy"):
     """
     table, parameter = _checked_scan(scan)
     checks.choice("rule", rule, ("greedy", "uniform"))
-    dense = int((table["file_bytes"] + table["saved"]).iloc[0])
+    dense = int(table["dense_file"].iloc[0])
     need = dense - checks.real("budget", budget, 1, math.inf)
     table = table[(table["zeros"] < 1) & (table["saved"] > 0)]
     fractions = not pd.api.types.is_integer_dtype(table[parameter])
@@ -52,7 +52,7 @@ def allocate(scan, budget, rule="greedy"):
 
 def _checked_scan(scan):
     """The scan, and the name of its parameter."""
-    if not isinstance(scan, pd.DataFrame) or not {"layer", "points", "file_bytes", "saved", "zeros"} <= set(scan):
+    if not isinstance(scan, pd.DataFrame) or not {"layer", "points", "saved", "dense_file", "zeros"} <= set(scan):
         raise ValueError("scan is not the DataFrame of a scan; give what allocation.scan returns")
     if scan.empty:
         raise ValueError("scan has no row; give what allocation.scan returns")
@@ -122,7 +122,7 @@ def expected(scan, shares):
     raises   ValueError for a layer, or a value, that was not scanned
     """
     table, parameter = _checked_scan(scan)
-    file_bytes, points = float((table["file_bytes"] + table["saved"]).iloc[0]), 0.0
+    file_bytes, points = float(table["dense_file"].iloc[0]), 0.0
     for name, value in shares.items():
         checks.choice("shares", name, table["layer"].unique())
         rows = _curve(table[table["layer"] == name], parameter).sort_values(parameter)

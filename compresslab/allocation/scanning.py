@@ -14,6 +14,7 @@ from compresslab import data as datasets
 from compresslab import layers as network
 from compresslab import measure, models, storage, sweep
 from compresslab.allocation.layerwise import layerwise, parameter_of
+from compresslab.trial import checked
 
 VALUES = {  # what is scanned unless told otherwise
     "sparsity": (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99),
@@ -49,9 +50,11 @@ def scan(
     journal    as in `sweep.run`: what it holds comes at once
     bar        show a tqdm bar
     returns    DataFrame with a row for each layer and value, in columns layer; the parameter's name; accuracy (fraction
-               of the validation images); points (lost against the model as it is, in percentage points); file_bytes;
-               saved (bytes, against its file as it is); zeros (fraction of the layer's weights that are zero; 0 of a
-               technique that takes numbers away)
+               of the validation images); points (lost against the model as it is, in percentage points); file_bytes
+               (before retraining, which moves the bytes of all layers); saved (bytes of this layer alone, so that what
+               it saves does not depend on the others: a file leaves out neurons whose outputs nobody reads); dense_file
+               (bytes of the model's file as it is); zeros (fraction of the layer's weights that are zero). Of a
+               technique that takes numbers away, saved is the whole file's and zeros 0
     raises     ValueError for names and values that technique, model or data do not have
     warns      UserWarning that names layers and values which the technique refuses; they have no row
     """
@@ -60,18 +63,29 @@ def scan(
     data = datasets.load(data) if isinstance(data, str) else data
     model = models.pretrained(model, data.name) if isinstance(model, str) else model
     chosen, values = _chosen(model, layers), _values(parameter, values)
-    options = {"steps": steps, "seed": seed, "journal": journal, "bar": False}
-    results, refused = {}, {}
+    options = {"seed": seed, "journal": journal, "bar": False}
+    results, sizes, refused = {}, {}, {}
     for name, value in tqdm(list(itertools.product(chosen, values)), desc="layers", leave=False, disable=not bar):
         one = {**(setting or {}), parameter: value, "layers": [name]}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # what became of the layer stands in its row
-                (results[name, value],) = sweep.run(technique, model, data, [one], **options)
+                results[name, value] = [
+                    next(sweep.run(technique, model, data, [one], steps=length, **options))
+                    for length in dict.fromkeys((0, steps))
+                ]
+                sizes[name, value] = _own_bytes(sweep.Trial(technique, one, steps=0, seed=seed), name, model, data)
         except ValueError as error:
             refused[name, value] = error
     _report(refused, results)
-    return _frame(results, chosen, model, data, parameter)
+    return _frame(results, sizes, chosen, model, data, parameter)
+
+
+def _own_bytes(trial, name, model, data):
+    """Bytes of one layer as a file of its own, after a Trial."""
+    with sweep.alone():
+        compressed = sweep.compress(checked(trial, data), model, data)
+        return storage.file_bytes(compressed.get_submodule(name))
 
 
 def _chosen(model, names):
@@ -103,15 +117,22 @@ def _report(refused, results):
         warnings.warn(f"scan leaves out {told}; the first because {first}", UserWarning, stacklevel=3)
 
 
-def _frame(results, weights, model, data, parameter):
-    """The DataFrame of a scan; results: (layer, value) -> Result, weights: layer -> its nonzeros."""
+def _frame(results, sizes, weights, model, data, parameter):
+    """The DataFrame of a scan.
+
+    results  (layer, value) -> its Results, one-shot first;  sizes  (layer, value) -> bytes of the layer itself
+    weights  layer -> how many were not zero
+    """
     with sweep.alone():
-        accuracy, size = measure.accuracy(model, data.validation), storage.file_bytes(model)
-    whole, nonzeros = network.count_parameters(model), network.count_nonzeros(model)
-    rows = []
-    for (name, value), result in results.items():
-        gone = nonzeros - result.nonzeros if result.parameters == whole else 0
-        lost = 100 * (accuracy - result.accuracy)
-        saved, zeros = size - result.file_bytes, gone / max(1, weights[name])
-        rows.append((name, value, result.accuracy, lost, result.file_bytes, saved, zeros))
-    return pd.DataFrame(rows, columns=["layer", parameter, "accuracy", "points", "file_bytes", "saved", "zeros"])
+        accuracy, whole = measure.accuracy(model, data.validation), storage.file_bytes(model)
+        before = {name: storage.file_bytes(model.get_submodule(name)) for name in weights}
+    parameters, nonzeros, rows = network.count_parameters(model), network.count_nonzeros(model), []
+    for (name, value), found in results.items():
+        first, last = found[0], found[-1]
+        masked = first.parameters == parameters
+        saved = before[name] - sizes[name, value] if masked else whole - first.file_bytes
+        zeros = (nonzeros - first.nonzeros) / max(1, weights[name]) if masked else 0.0
+        points = 100 * (accuracy - last.accuracy)
+        rows.append((name, value, last.accuracy, points, first.file_bytes, saved, whole, zeros))
+    columns = ["layer", parameter, "accuracy", "points", "file_bytes", "saved", "dense_file", "zeros"]
+    return pd.DataFrame(rows, columns=columns)
