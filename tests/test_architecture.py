@@ -12,6 +12,7 @@ RANKS = {
     **dict.fromkeys(["checks", "paths", "datafiles", "layers", "grids", "codebooks"], 0),
     **dict.fromkeys(["data", "models"], 1),
     **dict.fromkeys(["train", "activations", "structure", "numerics", "knowledge", "input_grids", "rate", "augmentation"], 2),
+    "shrinking": 3,
     "techniques": 3,
     "storage": 4,
     "measure": 5,

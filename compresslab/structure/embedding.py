@@ -76,7 +76,7 @@ def _matrix(layer, shape):
             unit, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups
         )
         linear = nn.Linear(inputs, answer[0].numel(), bias=layer.bias is not None, dtype=layer.weight.dtype)
-        linear.weight.copy_(answer.flatten(1).T)
+        linear.weight.copy_(answer.flatten(1).T + 0.0)  # sums of -0 are +0 again
         if layer.bias is not None:
             linear.bias.copy_(layer.bias.repeat_interleave(answer[0, 0].numel()))
     return linear, tuple(answer.shape[1:])
