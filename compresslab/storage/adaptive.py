@@ -16,12 +16,14 @@ from compresslab.storage.container import CorruptFileError
 from compresslab.storage.frames import Frame
 
 LARGEST, MOST = 2**24, 2**21  # entries of a field; ranks, which take more memory
-BLOCKS = 1024  # blocks that a matrix is cut into, about: what decoding costs
+BLOCKS = 2048  # blocks that a matrix is cut into, about: what decoding costs
 VALUES = 256  # most values that ranks may have
 PRIORS, PRIOR = 16, 8
 BLOCK_COST = 32  # symbols whose decoding takes as long as what there is to do for a block
+FREE = 2**15  # symbols that a tensor need not pay for (see streams.affordable)
 FIELD_SCALE = 9_000  # weights of the mixer at first, over 2**16
-RANK_SCALE = 9_800
+RANK_SCALE = 14_000
+DEPTH = 4  # how many times fewer blocks there are of sizes, which take several decisions
 
 
 @dataclass(frozen=True)
@@ -104,32 +106,29 @@ class Field:
     """The state of coding which entries of a matrix are kept.
 
     live    indices of the lines and the places that keep anything;  priors  of lines and of places
-    known   uint8, (lines, places): the entries coded so far
     """
 
     def __init__(self, frame, live, priors):
-        used, self._count = len(contexts.FIELD_CONTEXTS), len(live[0]) * len(live[1])
-        self._block, self.known = block(self._count), np.zeros((frame.lines, frame.places), dtype=np.uint8)
-        of_lines, of_places = np.zeros((frame.lines, 3), np.int64), np.zeros((frame.places, 5), np.int64)
-        of_lines[:, 2], of_places[:, 4] = priors
-        parts = [np.array([frame.lag, frame.group, 1, 8]), of_lines, of_places, *live]
-        parts += [np.zeros(2 * contexts.FIELD_COUNTERS, np.int64), np.full(used + 1, FIELD_SCALE)]
-        sizes = np.array([frame.lines, frame.places, *map(len, live), self._block, used])
-        self._state = self.known, _pool(parts, self._block * (2 * used + 1)), sizes, contexts.LOOKUP
+        self._frame, self._known, self._count = frame, _padded(frame, np.uint8), len(live[0]) * len(live[1])
+        basic = [1, 8, frame.pad, frame.group, 0, 0, 0, 0]
+        size, scale = block(self._count), FIELD_SCALE
+        self._state = _state(frame, basic, contexts.FIELD_CONTEXTS, 1, size, scale, scale, live, priors)
+
+    @property
+    def known(self):
+        """uint8, (lines, places): the entries coded so far."""
+        return self._frame.inside(self._known)
 
     def encode(self, kept):
         bits, out = kept.astype(np.int32), np.empty(self._count)
-        contexts.field_all(bits, *self._state, out)
+        contexts.field_run(bits, 1, self._known, *self._state, out)
         return coded(bits, out)
 
     def decode(self, reader):
         reader.spend(symbols(self._count))
-        out, bits, first = np.empty(self._block), np.zeros(0, dtype=np.int32), 0
-        for start in range(0, self._count, self._block):
-            stop = min(self._count, start + self._block)
-            contexts.field_block(first, start, stop, bits, *self._state, out)
-            bits, first = reader.block(out[: stop - start]), start
-        contexts.field_block(first, self._count, self._count, bits, *self._state, out)
+        bits, out = np.zeros(0, dtype=np.int32), np.empty(block(self._count))
+        while count := contexts.field_run(bits, 0, self._known, *self._state, out):
+            bits = reader.block(out[:count])
 
 
 def plan_ranks(ranks, values, negatives, kept, frame):
@@ -142,69 +141,94 @@ def plan_ranks(ranks, values, negatives, kept, frame):
     matrix = np.zeros(frame.rows * frame.columns, dtype=np.int32)
     matrix[slice(None) if kept is None else kept] = ranks
     state = Ranks(frame, kept, values, negatives)
-    found = state.encode(frame.turned(matrix)[tuple(state.at)])
-    return found.cost, rank_symbols(len(ranks), values), found.write
+    parts = state.encode(frame.turned(matrix)[tuple(state.at)])
+
+    def write(writer):
+        for part in parts:
+            part.write(writer)
+
+    return sum(part.cost for part in parts), rank_symbols(state.at.shape[1], values), write
 
 
 def read_ranks(reader, values, negatives, kept, frame):
-    """The ranks that were written, int32, in the order of the flat matrix's kept entries."""
-    _check(frame.rows * frame.columns, LARGEST)
+    """The ranks that were written, int16, in the order of the flat matrix's kept entries."""
+    _check(frame.rows * frame.columns, LARGEST // 4)
     _check(frame.rows * frame.columns if kept is None else np.count_nonzero(kept), MOST)
     state = Ranks(frame, kept, values, negatives)
-    state.decode(reader)
-    matrix = np.zeros((frame.lines, frame.places), dtype=np.int32)
-    matrix[tuple(state.at)] = state.found
+    matrix = np.zeros((frame.lines, frame.places), dtype=np.int16)
+    matrix[tuple(state.at)] = state.decode(reader)
     flat = frame.flat(matrix)
     return flat if kept is None else flat[kept]
 
 
 def rank_symbols(count, values):
     """What so many ranks cost a reader's budget."""
-    depth = max(1, (values - 1).bit_length() + 1) if values > 1 else 0
-    return depth * symbols(count)
+    return symbols(count) + (max(0, values - 1).bit_length() - 1) * symbols(count) if values > 1 else count
 
 
 class Ranks:
-    """The state of coding which value each kept entry of a matrix has.
+    """The state of coding which value each kept entry of a matrix has: first all signs, then all sizes.
 
-    at  int32, (2, entries): lines and places of the kept entries, in the order of coding;  found  their ranks
+    at  int32, (2, entries): lines and places of the kept entries, in the order of coding
     """
 
     def __init__(self, frame, kept, values, negatives):
         turned = np.ones((frame.lines, frame.places), bool) if kept is None else frame.turned(kept)
         self.at = np.stack([one.astype(np.int32) for one in np.nonzero(turned)])
-        self._count, self._values, vector = self.at.shape[1], values, frame.rows == 1
-        self.found, self._block = np.zeros(self._count, dtype=np.int32), block(self._count)
-        kinds = [*contexts.RANK_CONTEXTS, *([values + 1] if vector else [])]
-        used, known = len(kinds), np.zeros(turned.shape, dtype=np.int8)
-        ranks = np.zeros(turned.shape if vector else (0, 0), dtype=np.int16)
-        weights = np.full((2, used + 1), RANK_SCALE)
-        weights[:, used] = 0
-        parts = [np.array([frame.lag, frame.group, negatives, values, 0, 0])]
-        parts += [np.zeros(3 * (frame.lines + frame.places), np.int64), np.cumsum([0, *kinds[:-1]])]
-        parts += [np.zeros(2 * sum(kinds) * values, np.int64), weights]
-        pool = _pool(parts, self._block * (3 * used + 5))
-        sizes = np.array([frame.lines, frame.places, self._block, used, values, sum(kinds)])
-        self._inner = pool, sizes, contexts.LOOKUP
-        self._outer = self.at, self.found, known, ranks, *self._inner
+        self._frame, self._negatives, self._sides = frame, negatives, (values - negatives, negatives)
+        self._count, self._known = self.at.shape[1], _padded(frame, np.int16)
 
-    def encode(self, wanted):
-        most = len(wanted) * max(1, self._values.bit_length() + 1)
-        bits, out = np.empty(most, dtype=np.int32), np.empty(most)
-        count = contexts.ranks_all(wanted, *self._outer, bits, out)
-        return coded(bits[:count], out[:count])
+    def encode(self, ranks):
+        """The ranks, in the order of `at`, as a list of Coded."""
+        parts, positive = [], ranks >= self._negatives
+        if all(self._sides):
+            bits, out = positive.astype(np.int32), np.empty(self._count)
+            contexts.signs_run(bits, 1, *self._signs(), out)
+            parts.append(coded(bits, out))
+        self._note(positive)
+        if max(self._sides) > 1:
+            sizes = np.where(positive, ranks - self._negatives, self._negatives - 1 - ranks).astype(np.int32)
+            most = self._count * (max(self._sides) - 1).bit_length()
+            bits, out = np.empty(most, dtype=np.int32), np.empty(most)
+            count = contexts.sizes_run(bits, sizes, *self._sizes(), out)
+            parts.append(coded(bits[:count], out[:count]))
+        return parts
 
     def decode(self, reader):
-        reader.spend(rank_symbols(self._count, self._values))
-        out, first = np.empty(self._block), 0
-        for start in range(0, self._count, self._block):
-            stop = min(self._count, start + self._block)
-            count = contexts.ranks_open(first, start, stop, *self._outer, out)
-            while count:
-                bits = reader.block(out[:count])
-                count = contexts.ranks_level(count, bits, *self._inner, out)
-            first = start
-        contexts.ranks_open(first, self._count, self._count, *self._outer, out)
+        """The ranks, in the order of `at`."""
+        reader.spend(rank_symbols(self._count, sum(self._sides)))
+        positive = self._decode_signs(reader) if all(self._sides) else np.full(self._count, self._negatives == 0)
+        self._note(positive)
+        sizes = self._decode_sizes(reader) if max(self._sides) > 1 else np.zeros(self._count, dtype=np.int32)
+        return np.where(positive, self._negatives + sizes, self._negatives - 1 - sizes)
+
+    def _note(self, positive):
+        self._frame.inside(self._known)[tuple(self.at)] = np.where(positive, 1, -1)
+
+    def _decode_signs(self, reader):
+        state, bits, found = self._signs(), np.zeros(0, dtype=np.int32), []
+        out = np.empty(block(self._count))
+        while count := contexts.signs_run(bits, 0, *state, out):
+            bits = reader.block(out[:count])
+            found.append(bits > 0)
+        return np.concatenate([np.zeros(0, dtype=bool), *found])
+
+    def _decode_sizes(self, reader):
+        state, bits = self._sizes(), np.zeros(0, dtype=np.int32)
+        out, none = np.empty(block(self._count * DEPTH)), np.zeros(0, dtype=np.int32)
+        while count := contexts.sizes_run(bits, none, *state, out):
+            bits = reader.block(out[:count])
+        return state[1]
+
+    def _signs(self):
+        basic = [0, 0, self._frame.pad, 0, 0, 0, 0, 0]
+        state = _state(self._frame, basic, contexts.SIGN_CONTEXTS, 1, block(self._count), RANK_SCALE)
+        return self.at, self._known, *state
+
+    def _sizes(self):
+        basic, values = [0, 0, self._frame.pad, 0, *self._sides, 0, 0], sum(self._sides)
+        state = _state(self._frame, basic, contexts.SIZE_CONTEXTS, values, block(self._count * DEPTH), RANK_SCALE)
+        return self.at, np.zeros(self._count, dtype=np.int32), self._known, *state
 
 
 def coded(bits, probabilities):
@@ -213,9 +237,26 @@ def coded(bits, probabilities):
     return Coded(bits, probabilities, -float(np.log2(share).sum()))
 
 
-def _pool(parts, more):
-    """Arrays of whole numbers one behind the other, and so many zeros."""
-    return np.concatenate([*(one.reshape(-1).astype(np.int64) for one in parts), np.zeros(more, np.int64)])
+def _state(frame, basic, kinds, nodes, size, scale, last=0, live=((), ()), priors=(0, 0)):
+    """What `contexts` keeps of a matrix: one array of whole numbers, the sizes of its parts, and LOOKUP.
+
+    kinds  number of contexts of each kind, for each of so many nodes;  size  of a block
+    scale  weights of counters at first;  last  that of the input behind them
+    """
+    of_lines, of_places = np.zeros((frame.lines, 3)), np.zeros((frame.places, 5))
+    of_lines[:, 2], of_places[:, 4] = priors
+    counters, weights = np.zeros((sum(kinds) * nodes, 2)), [*[scale] * len(kinds), last, 0]
+    parts = [np.reshape(basic, (-1, 2)), frame.near, of_lines, of_places, *live, np.cumsum([0, *kinds[:-1]])]
+    parts += [counters, weights, *(np.zeros((size, width)) for width in (4, *[len(kinds)] * 2, len(kinds) + 1))]
+    parts = [np.atleast_2d(np.asarray(one, dtype=np.int64)) for one in parts]
+    starts = np.cumsum([0, *(one.size for one in parts[:-1])])
+    sizes = np.array([[start, *one.shape] for start, one in zip(starts, parts, strict=True)])
+    return np.concatenate([one.reshape(-1) for one in parts]), sizes, contexts.LOOKUP
+
+
+def _padded(frame, dtype):
+    """Zeros for a matrix with lines around it, where its neighbours' neighbours are looked for."""
+    return np.zeros((frame.lines + 2 * frame.pad, frame.places), dtype=dtype)
 
 
 def _sides(frame, prior):

@@ -59,8 +59,15 @@ def settled(codebook, weight, mask=None):
     centroids, chosen = codebook.centroids.detach().cpu(), codebook.assignments.detach().cpu()
     if centroids.dtype != weight.dtype or chosen.shape != weight.shape:
         return None
-    same = _bits(centroids[chosen.long()]) == _bits(weight.detach().cpu())
-    return codebook if (same if mask is None else same | ~mask.cpu()).all() else None
+    zeros, weight = torch.nonzero(_bits(centroids) == 0), weight.detach().cpu()
+    if len(zeros) == 1:  # weights that were folded away have it too
+        chosen = chosen.masked_fill(_bits(weight) == 0, int(zeros))
+    same = _bits(centroids[chosen.long()]) == _bits(weight)
+    if not (same if mask is None else same | ~mask.cpu()).all():
+        return None
+    settled = codebooks.Codebook(centroids, chosen, codebook.zero)
+    settled.centroids.requires_grad_(codebook.centroids.requires_grad)
+    return settled
 
 
 def write(writer, codebook, mask=None):
@@ -195,7 +202,7 @@ def _write_ranks(writer, ranks, count, book, where):
     plans = [values.plan(ranks.astype("<u2"), "unsigned", where)]
     if count <= adaptive.VALUES and len(ranks) <= adaptive.MOST and values.is_quick(len(ranks), count, where):
         cost, symbols, write = adaptive.plan_ranks(ranks, count, book.negatives, where.kept, where.frame)
-        if affordable(symbols, cost):
+        if affordable(symbols, cost, adaptive.FREE):
             plans.insert(0, values.Plan(cost, write))
     best = min(range(len(plans)), key=lambda one: plans[one].bits)
     writer.uint(WORDS if best == len(plans) - 1 else CONTEXTS)

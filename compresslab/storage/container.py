@@ -56,7 +56,26 @@ _SECOND_DICTIONARY = (
     b'"grids":[[0,8,-128,127,[500,1]],[1,2,-2,1],[2,4,-8,7,[100,1,1,1]],[0,4,-8,7,[300,1]],[2,4,-8,7,[100,1]],'
     b'[4,4,-8,7,[10,1]]],"tensors":[["fc1.weight","float32",[300,784]],'
 ) + _FIRST_DICTIONARY
-_THIRD_DICTIONARY = _SECOND_DICTIONARY
+_THIRD_DICTIONARY = _SECOND_DICTIONARY + (
+    b'"extra":[1,3,5,7],"frozen":[1,3,5,7],"codebooks":[[0],[2],[4],[6]],"codebooks":[[0,true],[1],[2,true],[3],[4,true]'
+    b",[5],[6,true],[7]]}[[0,true],[2,true],[4,true],[6,true]]}[[0,true],[1,true],[2,true],[3,true],[4,true],[5,true],"
+    b'[6,true],[7,true]]}"in_channels":3,"out_channels":"kernel_size":3,"padding":1}],"bn1":["BatchNorm2d",'
+    b'{"num_features":64}],"fc3":["Linear",{"in_features":256,"out_features":128}],"relu3":["ReLU"],"fc4":["Linear",'
+    b'{"in_features":128,"out_features":10}]}],"training":false,"masked":[0,2,4,6]}'
+    b'{"model":["Sequential",{},{"flatten":["Flatten"],"fc1":["Linear",{"in_features":784,"out_features":512}],"relu1":'
+    b'["ReLU"],"fc2":["Linear",{"in_features":512,"out_features":256}],"relu2":["ReLU"],"fc3":["Linear",'
+    b'{"model":["Sequential",{},{"0":["Flatten"],"1":["Linear",{"in_features":784,"out_features":300}],"2":["ReLU"],"3":'
+    b'["Linear",{"in_features":300,"out_features":100}],"4":["ReLU"],"5":["Linear",{"in_features":100,"out_features":10}'
+    b']}],"training":true,"masked":[0,2,4],'
+    b'{"model":["Sequential",{},{"conv1":["Conv2d",{"in_channels":1,"out_channels":20,"kernel_size":5}],"pool1":['
+    b'"MaxPool2d",{"kernel_size":2,"stride":2}],"conv2":["Conv2d",{"in_channels":20,"out_channels":50,"kernel_size":5}],'
+    b'"pool2":["MaxPool2d",{"kernel_size":2,"stride":2}],"flatten":["Flatten"],"fc1":["Linear",{"in_features":800,'
+    b'"out_features":500}],"relu1":["ReLU"],"fc2":["Linear",{"in_features":500,"out_features":10}]}],"training":false,'
+    b'"masked":[0,2,4,6],'
+    b'{"model":["Sequential",{},{"flatten":["Flatten"],"fc1":["Linear",{"in_features":784,"out_features":300}],"relu1":'
+    b'["ReLU"],"fc2":["Linear",{"in_features":300,"out_features":100}],"relu2":["ReLU"],"fc3":["Linear",{"in_features":'
+    b'100,"out_features":10}]}],"training":false,"masked":[0,2,4]}'
+)
 DICTIONARIES = {1: _FIRST_DICTIONARY, 2: _SECOND_DICTIONARY, 3: _THIRD_DICTIONARY}
 
 

@@ -5,9 +5,10 @@ that follows the bits seen there; the counters of a bit's contexts are averaged 
 
     p = squash(sum of weight * stretch(p of a counter)),    stretch(p) = ln(p / (1 - p)), in steps of 1/256
 
-and the weights learn online which contexts tell most. Coding goes block by block: predict all bits of a block, code
-them, learn from them. `field_…` codes which entries of a matrix are kept, `ranks_…` which value each kept entry has;
-what they are given is in `adaptive`. Whole numbers make the same bytes on every machine.
+and the weights learn online which contexts tell most. Coding goes block by block: all bits of a block are predicted,
+then coded, then learned from, one after the other. `field_run` codes which entries of a matrix are kept, `signs_run`
+the signs of the kept ones, `sizes_run` their sizes; what they are given is made in `adaptive`. Whole numbers make the
+same bytes on every machine.
 
 Mahoney 2005, "Adaptive weighing of context models for lossless data compression" (PAQ; the mixing is that of lpaq).
 """
@@ -20,12 +21,14 @@ REACH = 2839  # most that stretch gives: ln(2**16) * 256
 SLOWEST = 1000  # bits after which a counter's rate falls no more
 RATES = ONE + 2 * REACH + 1  # where rates begin in LOOKUP, after stretch and squash
 FIELD_CONTEXTS = (64, 48, 48, 144, 64, 48)  # number of each kind
-FIELD_COUNTERS = sum(FIELD_CONTEXTS)
-RANK_CONTEXTS = (1, 9, 9, 25, 9, 9, 15, 9)  # for each node of the tree of values; in a vector, one for each value too
+SIGN_CONTEXTS = (1, 9, 9, 25, 9)
+SIZE_CONTEXTS = (1, 9, 9, 15, 9, 9, 9)  # for each node of the trees of sizes; the last ones for all nodes alike
+TOWARD = 6  # which of them depends on the decision
+LEFT, UP, CORNER, OTHER, LEFT2, UP2, CORNER2, OTHER2 = range(8)  # neighbours: how many lines before, as `near` says
 
 
 def _lookup():
-    """stretch of 0 to ONE - 1, squash of -REACH to REACH, rate (times ONE) of a counter that has seen 0 to SLOWEST bits."""
+    """stretch of 0 to ONE - 1, squash of -REACH to REACH, rates (times ONE) of a counter after 0 to SLOWEST bits."""
     ratio, term, step = 0, 2**96, 0
     while term:  # the series of e**(-1 / 256), in whole numbers
         ratio += -term if step % 2 else term
@@ -74,9 +77,11 @@ def _predict(b, start, index, inputs, counters, weights, lookup):
 def _learn(b, bit, index, inputs, counters, weights, lookup):
     """Move weights and counters towards bit `b` of a block, after those before it."""
     mixed = _mixed(b, inputs, weights, lookup)
-    error = (bit << 16) - mixed
-    for one in range(inputs.shape[1]):
-        weights[one] += (inputs[b, one] * error + (1 << 16)) >> 17
+    last = inputs.shape[1]
+    error = ((bit << 16) - mixed) * (6 + ONE // (256 + weights[last]))  # faster at first
+    for one in range(last):
+        weights[one] += (inputs[b, one] * error + (1 << 20)) >> 21
+    weights[last] += 1
     for one in range(index.shape[1]):
         context = index[b, one]
         seen = counters[context, 1]
@@ -88,11 +93,29 @@ def _learn(b, bit, index, inputs, counters, weights, lookup):
 
 
 @_compiled
-def _at(known, line, place, default):
-    """An entry of the matrix; `default` outside it."""
-    if line < 0 or place < 0 or place >= known.shape[1]:
-        return default
-    return known[line, place]
+def _part(pool, size):
+    """A part of the pool as a matrix; size  where it begins, its rows and columns."""
+    return pool[size[0] : size[0] + size[1] * size[2]].reshape(size[1], size[2])
+
+
+@_compiled
+def _parts(pool, sizes):
+    """The arrays of a pool: basic numbers, near, sums of lines and places, live ones, scratch, and the mixer's."""
+    basic, near = _part(pool, sizes[0]), _part(pool, sizes[1])
+    sums = _part(pool, sizes[2]), _part(pool, sizes[3])
+    live = _part(pool, sizes[4])[0], _part(pool, sizes[5])[0]
+    scratch = _part(pool, sizes[9]), _part(pool, sizes[10]), _part(pool, sizes[6])[0]
+    mixer = _part(pool, sizes[7]), _part(pool, sizes[8])[0], _part(pool, sizes[11]), _part(pool, sizes[12])
+    return basic, near[0], sums, live, scratch, mixer
+
+
+@_compiled
+def _index(b, kinds, offsets, nodes, node, last, mixer):
+    """Turn the contexts of bit `b` of a block into their counters' numbers, and put the input behind those of them."""
+    index, inputs = mixer[2], mixer[3]
+    for one in range(len(kinds)):
+        index[b, one] = (offsets[one] + kinds[one]) * nodes + node
+    inputs[b, len(kinds)] = last
 
 
 @_compiled
@@ -103,13 +126,14 @@ def _density(count, total, pseudo, counts):
 
 
 @_compiled
-def _line_density(line, lag, counts, of_lines):
+def _line_density(line, near, counts, of_lines):
     """Density that a line's own entries so far, and those of the lines near it, suggest."""
     kept, total = 8 * of_lines[line, 0], 8 * of_lines[line, 1]
-    for near, worth in ((1, 4), (2, 2), (lag - 1, 2), (lag, 4), (lag + 1, 2), (2 * lag, 2)):
-        if (near <= 2 or lag > 0) and 0 < near <= line:
-            kept += worth * of_lines[line - near, 0]
-            total += worth * of_lines[line - near, 1]
+    for one in range(6):
+        if 0 < near[one] <= line:
+            worth = 4 if one <= UP else 2
+            kept += worth * of_lines[line - near[one], 0]
+            total += worth * of_lines[line - near[one], 1]
     return _density(kept, total, 128, counts)
 
 
@@ -120,268 +144,237 @@ def _step(stretched, base):
 
 
 @_compiled
-def _field_contexts(b, line, place, by_line, by_place, frame, known, prior, group, index):
-    """Fill index[b] with the contexts of an entry; by_line, by_place  densities in steps."""
-    lag = frame[0]
-    left, up, corner, other = _at(known, line - 1, place, 0), 0, 0, 0
-    left2, up2, near = _at(known, line - 2, place, 0), 0, 0
-    if lag > 0:
-        up, corner = _at(known, line - lag, place, 0), _at(known, line - lag - 1, place, 0)
-        up2 = _at(known, line - 2 * lag, place, 0)
-        near = _at(known, line - lag - 2, place, 0)
-        if lag > 1:
-            other = _at(known, line - lag + 1, place, 0)
-        if lag > 2:
-            near += _at(known, line - lag + 2, place, 0)
-    near = min(7, near + 2 * left + 2 * up + corner + other + left2 + up2)
-    index[b, 0] = left | up << 1 | corner << 2 | other << 3 | left2 << 4 | up2 << 5
-    index[b, 1] = 64 + near * 6 + by_place // 2
-    index[b, 2] = 112 + near * 6 + by_line // 2
-    index[b, 3] = 160 + by_place * 12 + by_line
-    index[b, 4] = 304 + min(7, group) * 8 + by_place * 2 // 3
-    index[b, 5] = 368 + prior * 3 + by_place // 4
+def _field_contexts(line, place, by_line, by_place, near, known, prior, group, kinds):
+    """Fill in the contexts of an entry of a field; by_line, by_place  densities in steps."""
+    pattern = 0
+    for one in range(6):
+        pattern |= np.int64(known[line - near[one], place]) << one
+    close = 2 * (pattern & 1) + 2 * (pattern >> 1 & 1)
+    for one in range(CORNER, OTHER2 + 1):
+        close += known[line - near[one], place]
+    close = min(7, close)
+    kinds[0] = pattern
+    kinds[1] = close * 6 + by_place // 2
+    kinds[2] = close * 6 + by_line // 2
+    kinds[3] = by_place * 12 + by_line
+    kinds[4] = min(7, group) * 8 + by_place * 2 // 3
+    kinds[5] = prior * 3 + by_place // 4
 
 
 @_compiled
-def _cut(pool, at, rows, columns):
-    """A part of the pool as a matrix, and where the next part begins."""
-    return pool[at : at + rows * columns].reshape(rows, columns), at + rows * columns
+def field_run(bits, every, known, pool, sizes, lookup, out):
+    """Learn the bits of the block that was predicted last, and predict the next one.
 
-
-@_compiled
-def _field_parts(pool, sizes):
-    lines, places, some_lines, some_places, block, used = sizes
-    frame, at = _cut(pool, 0, 2, 2)
-    of_lines, at = _cut(pool, at, lines, 3)
-    of_places, at = _cut(pool, at, places, 5)
-    live_lines, at = _cut(pool, at, 1, some_lines)
-    live_places, at = _cut(pool, at, 1, some_places)
-    counters, at = _cut(pool, at, FIELD_COUNTERS, 2)
-    weights, at = _cut(pool, at, 1, used + 1)
-    index, at = _cut(pool, at, block, used)
-    inputs, at = _cut(pool, at, block, used + 1)
-    return frame[0], frame[1], of_lines, of_places, live_lines[0], live_places[0], (
-        counters, weights[0], index, inputs
-    )  # fmt: skip
-
-
-@_compiled
-def field_block(first, start, stop, bits, known, pool, sizes, lookup, out):
-    """Learn the bits of the entries first … start - 1, then put the probabilities of start … stop - 1 into `out`.
-
-    bits   of the former, int32;  out  float64, at least as long as a block
-    known  uint8, (lines, places): the entries so far;  pool, sizes  as from adaptive.Field
+    bits     of that block, int32; where `every` is 1, of all entries: then all blocks are gone through
+    known    uint8: entries so far, with zeros around (see adaptive.Frame)
+    out      float64: filled with the probabilities of kept entries, from its beginning (where `every`, all of them)
+    returns  how many were predicted last: 0 at the end
     """
-    frame, counts, of_lines, of_places, lines, places, mixer = _field_parts(pool, sizes)
+    basic, near, (of_lines, of_places), (lines, places), tree, mixer = _parts(pool, sizes)
+    counts, pad, group_size, block = basic[0], basic[1, 0], basic[1, 1], len(tree[0])
     counters, weights, index, inputs = mixer
-    used, width = index.shape[1], len(places)
-    for entry in range(first, start):
-        line, place, bit, b = lines[entry // width], places[entry % width], np.int64(bits[entry - first]), entry - first
-        _learn(b, bit, index, inputs, counters, weights, lookup)
-        known[line, place] = bit
-        counts[0] += bit
-        counts[1] += 1
-        of_lines[line, 0] += bit
-        of_lines[line, 1] += 1
-        of_places[place, 0] += bit
-        of_places[place, 1] += 1
-        if of_places[place, 3] != line // frame[1]:
-            of_places[place, 2], of_places[place, 3] = 0, line // frame[1]
-        of_places[place, 2] += bit
-    base, before, by_line = lookup[_density(0, 0, 1, counts)], -1, 0
-    for entry in range(start, stop):
-        line, place, b = lines[entry // width], places[entry % width], entry - start
-        if line != before:
-            by_line, before = _step(lookup[_line_density(line, frame[0], counts, of_lines)], base), line
-        density = lookup[_density(of_places[place, 0], of_places[place, 1], 12, counts)]
-        group = of_places[place, 2] if of_places[place, 3] == line // frame[1] else 0
-        prior = of_lines[line, 2] + of_places[place, 4]
-        _field_contexts(b, line, place, by_line, _step(density, base), frame, known, prior, group, index)
-        inputs[b, used] = density
-        out[b] = _predict(b, density, index, inputs, counters, weights, lookup) / ONE
+    start, stop, width, total = basic[3, 0], basic[3, 1], len(places), len(lines) * len(places)
+    while True:
+        shift = 0 if every else start
+        for entry in range(start, stop):
+            line, place, bit = lines[entry // width], places[entry % width], np.int64(bits[entry - shift])
+            _learn(entry - start, bit, index, inputs, counters, weights, lookup)
+            known[pad + line, place] = bit
+            counts[0] += bit
+            counts[1] += 1
+            of_lines[line, 0] += bit
+            of_lines[line, 1] += 1
+            of_places[place, 0] += bit
+            of_places[place, 1] += 1
+            if of_places[place, 3] != line // group_size:
+                of_places[place, 2], of_places[place, 3] = 0, line // group_size
+            of_places[place, 2] += bit
+        start, stop = stop, min(total, stop + block)
+        base, before, by_line = lookup[_density(0, 0, 1, counts)], -1, 0
+        for entry in range(start, stop):
+            line, place, b = lines[entry // width], places[entry % width], entry - start
+            if line != before:
+                by_line, before = _step(lookup[_line_density(line, near, counts, of_lines)], base), line
+            density = lookup[_density(of_places[place, 0], of_places[place, 1], 12, counts)]
+            group = of_places[place, 2] if of_places[place, 3] == line // group_size else 0
+            prior = of_lines[line, 2] + of_places[place, 4]
+            kinds = tree[1][b]
+            _field_contexts(pad + line, place, by_line, _step(density, base), near, known, prior, group, kinds)
+            _index(b, kinds, tree[2], 1, 0, density, mixer)
+            out[entry if every else b] = _predict(b, density, index, inputs, counters, weights, lookup) / ONE
+        if not every or start == stop:
+            break
+    basic[3, 0], basic[3, 1] = start, stop
+    return stop - start
 
 
 @_compiled
-def field_all(bits, known, pool, sizes, lookup, out):
-    """All probabilities, block by block, of entries whose bits are known: what a writer needs."""
-    first, block = 0, sizes[4]
-    for start in range(0, len(bits), block):
-        stop = min(len(bits), start + block)
-        field_block(first, start, stop, bits[first:start], known, pool, sizes, lookup, out[start:stop])
-        first = start
+def _sign(number):
+    return np.int64(number > 0) - np.int64(number < 0)
 
 
 @_compiled
-def _tenths(total, count, default):
-    """Mean of whole numbers from -1 to 1 in five steps."""
-    return min(4, max(0, (4 * total + 4 * count) // (2 * count))) if count else default
+def _usual(node, counters, lookup):
+    """What a new context of a decision starts from: what was seen there whatever the context."""
+    return lookup[counters[node, 0] >> 6 if counters[node, 1] else ONE // 2]
+
+
+@_compiled
+def _fifth(total, count):
+    """Mean of signs in five steps; 2 where there are as many of either."""
+    return min(4, max(0, (4 * total + 4 * count) // (2 * count))) if count else 2
+
+
+@_compiled
+def signs_run(bits, every, at, known, pool, sizes, lookup, out):
+    """The same for the signs of kept entries, 1 for those that are not negative.
+
+    at  int32, (2, entries): line and place of each;  known  int16: the signs so far, 1 and -1, with zeros around
+    """
+    basic, near, (of_lines, of_places), _, (state, all_kinds, offsets), mixer = _parts(pool, sizes)
+    pad, block, total = basic[1, 0], len(state), at.shape[1]
+    counters, weights, index, inputs = mixer
+    start, stop = basic[3, 0], basic[3, 1]
+    while True:
+        shift = 0 if every else start
+        for entry in range(start, stop):
+            line, place, bit = at[0, entry], at[1, entry], np.int64(bits[entry - shift])
+            _learn(entry - start, bit, index, inputs, counters, weights, lookup)
+            known[pad + line, place] = 2 * bit - 1
+            of_lines[line, 0] += 2 * bit - 1
+            of_lines[line, 1] += 1
+            of_places[place, 0] += 2 * bit - 1
+            of_places[place, 1] += 1
+        start, stop = stop, min(total, stop + block)
+        for entry in range(start, stop):
+            line, place, kinds = at[0, entry], at[1, entry], all_kinds[entry - start]
+            left, up = known[pad + line - near[LEFT], place], known[pad + line - near[UP], place]
+            corner, other = known[pad + line - near[CORNER], place], known[pad + line - near[OTHER], place]
+            kinds[0] = 0
+            kinds[1] = 3 * left + up + 4
+            kinds[2] = 3 * corner + other + 4
+            kinds[3] = 5 * _fifth(of_places[place, 0], of_places[place, 1])
+            kinds[3] += _fifth(of_lines[line, 0], of_lines[line, 1])
+            kinds[4] = left + up + corner + other + 4
+            _index(entry - start, kinds, offsets, 1, 0, 256, mixer)
+            usual = _usual(0, counters, lookup)
+            share = _predict(entry - start, usual, index, inputs, counters, weights, lookup) / ONE
+            out[entry if every else entry - start] = share
+        if not every or start == stop:
+            break
+    basic[3, 0], basic[3, 1] = start, stop
+    return stop - start
 
 
 @_compiled
 def _size_step(total, count, totals):
-    """Mean magnitude beside that of the whole matrix, in nine steps; 4 is like it."""
+    """Mean size beside that of the whole matrix, in nine steps; 4 is like it."""
     mean = max(1, totals[0] * 16 // max(1, totals[1]))
     return min(8, total * 64 // (count * mean)) if count else 4
 
 
 @_compiled
-def _around(line, place, lag, known):
-    """Classes of the four neighbours that come before an entry: left, up, and the two beside up."""
-    left, up, corner, other = _at(known, line - 1, place, 0), 0, 0, 0
-    if lag > 0:
-        up, corner = _at(known, line - lag, place, 0), _at(known, line - lag - 1, place, 0)
-        if lag > 1:
-            other = _at(known, line - lag + 1, place, 0)
-    return np.int64(left), np.int64(up), np.int64(corner), np.int64(other)
+def _class(number, sides):
+    """Size of an entry in four classes, 1 to 4; 0 where it is not known."""
+    size, of = (number - 2, sides[0]) if number > 0 else (-number - 2, sides[1])
+    return 1 + 4 * size // of if size >= 0 else 0
 
 
 @_compiled
-def _sign(number):
-    return (number > 0) - (number < 0)
-
-
-@_compiled
-def _rank_contexts(b, line, place, basic, known, ranks, of_lines, of_places, kinds):
-    """Fill kinds[b]: which context of each kind an entry is in."""
-    totals = basic[2]
-    left, up, corner, other = _around(line, place, basic[0, 0], known)
-    signs = _sign(left) + _sign(up) + _sign(corner) + _sign(other)
-    near = abs(left) + abs(up)
-    kinds[b, 0] = 0
-    kinds[b, 1] = 3 * _sign(left) + _sign(up) + 4
-    kinds[b, 2] = 3 * _sign(corner) + _sign(other) + 4
-    kinds[b, 3] = 5 * _tenths(of_places[place, 0], of_places[place, 2], 2)
-    kinds[b, 3] += _tenths(of_lines[line, 0], of_lines[line, 2], 2)
-    kinds[b, 4] = _size_step(of_places[place, 1], of_places[place, 2], totals)
-    kinds[b, 5] = _size_step(of_lines[line, 1], of_lines[line, 2], totals)
-    kinds[b, 6] = 5 * ((left != 0) + (up != 0)) + min(4, near)
-    kinds[b, 7] = signs + 4
-    if kinds.shape[1] > 8:
-        kinds[b, 8] = _at(ranks, line - 1, place, 0)
-
-
-@_compiled
-def _node(b, state, negatives, values):
-    """Which decision of the tree of values an entry is at: 0 for the sign, then where the range of sizes is halved."""
-    side, low, high = state[b, 0], state[b, 1], state[b, 2]
-    if side < 0:
+def _toward(number, state):
+    """Where a neighbour of the same sign would go at a decision: 1 down, 2 up; 0 where it would not be there."""
+    size = (-number if state[0] else number) - 2
+    if size < state[1] or size >= state[2]:
         return 0
-    return (low + high) // 2 + (values - negatives - 1 if side == 1 else 0)
+    return 2 if size >= (state[1] + state[2]) // 2 else 1
 
 
 @_compiled
-def _decide(b, bit, state, negatives, values):
-    """Go down the tree of values: side (-1 not known, 0 from zero up, 1 below zero), then sizes low … high - 1."""
-    if state[b, 0] < 0:
-        state[b, 0], state[b, 1], state[b, 2] = 1 - bit, 0, values - negatives if bit else negatives
-    else:
-        state[b, 1 if bit else 2] = (state[b, 1] + state[b, 2]) // 2
+def _size_contexts(line, place, near, lines, places, totals, sides, known, kinds):
+    """Fill in the contexts of an entry's size; lines, places  sums of its line and of its place."""
+    own, alike = _sign(known[line, place]), 0
+    for one in range(4):
+        alike += _sign(known[line - near[one], place]) + _sign(known[line + near[one], place])
+    left, up = np.int64(known[line - near[LEFT], place]), np.int64(known[line - near[UP], place])
+    kinds[0] = 0
+    kinds[1] = _size_step(places[0], places[1], totals)
+    kinds[2] = _size_step(lines[0], lines[1], totals)
+    kinds[3] = 5 * (np.int64(left != 0) + np.int64(up != 0)) + min(4, _class(left, sides) + _class(up, sides))
+    kinds[4] = min(4, max(-4, own * alike)) + 4
+    kinds[5] = 3 * own * _sign(left) + own * _sign(up) + 4
+    kinds[TOWARD] = 0
 
 
 @_compiled
-def _rank_parts(pool, sizes):
-    lines, places, block, kinds, values, contexts = sizes
-    basic, at = _cut(pool, 0, 3, 2)
-    of_lines, at = _cut(pool, at, lines, 3)
-    of_places, at = _cut(pool, at, places, 3)
-    offsets, at = _cut(pool, at, 1, kinds)
-    counters, at = _cut(pool, at, contexts * values, 2)
-    weights, at = _cut(pool, at, 2, kinds + 1)
-    state, at = _cut(pool, at, block, 4)
-    of_kinds, at = _cut(pool, at, block, kinds)
-    index, at = _cut(pool, at, block, kinds)
-    inputs, at = _cut(pool, at, block, kinds + 1)
-    return basic, (of_lines, of_places), (state, of_kinds, offsets[0]), (counters, weights, index, inputs)
+def _close_sizes(start, stop, at, found, known, basic, sums, state):
+    """Note the sizes of a block whose decisions are all made."""
+    of_lines, of_places = sums
+    for entry in range(start, stop):
+        line, place, side, size = at[0, entry], at[1, entry], state[entry - start, 0], state[entry - start, 1]
+        found[entry], step = size, 1 + 4 * size // basic[2, side]
+        known[basic[1, 0] + line, place] = -2 - size if side else 2 + size
+        basic[0, 0] += step
+        basic[0, 1] += 1
+        of_lines[line, 0] += step
+        of_lines[line, 1] += 1
+        of_places[place, 0] += step
+        of_places[place, 1] += 1
 
 
 @_compiled
-def _predict_ranks(count, palette, tree, mixer, lookup, out):
-    """Put the probabilities of the next decisions of the `count` active entries of a block into `out`."""
-    state, kinds, offsets = tree
-    counters, weights, index, inputs = mixer
-    negatives, values = palette
-    used = index.shape[1]
-    for one in range(count):
-        b = state[one, 3]
-        node = _node(b, state, negatives, values)
-        start = counters[node, 0] >> 6 if counters[node, 1] else ONE // 2
-        for kind in range(used):
-            index[b, kind] = (offsets[kind] + kinds[b, kind]) * values + node
-        inputs[b, used] = 256
-        own = weights[min(1, node)]
-        out[one] = _predict(b, lookup[start], index, inputs, counters, own, lookup) / ONE
-
-
-@_compiled
-def ranks_level(count, bits, pool, sizes, lookup, out):
-    """Learn the `count` decisions just coded of a block, then predict the next; returns how many those are."""
-    basic, _, tree, mixer = _rank_parts(pool, sizes)
-    state, (negatives, values), left = tree[0], (basic[1, 0], basic[1, 1]), 0
-    counters, weights, index, inputs = mixer
-    for one in range(count):
-        b, bit = state[one, 3], np.int64(bits[one])
-        own = weights[min(1, _node(b, state, negatives, values))]
-        _learn(b, bit, index, inputs, counters, own, lookup)
-        _decide(b, bit, state, negatives, values)
+def _still_open(count, state):
+    """Keep those of a block's `count` active entries whose size is still open; returns how many."""
+    left = 0
     for one in range(count):
         b = state[one, 3]
         if state[b, 2] - state[b, 1] > 1:
             state[left, 3] = b
             left += 1
-    _predict_ranks(left, (negatives, values), tree, mixer, lookup, out)
     return left
 
 
 @_compiled
-def ranks_open(first, start, stop, at, found, known, ranks, pool, sizes, lookup, out):
-    """Note the values of the entries first … start - 1, then begin with those of start … stop - 1.
+def sizes_run(bits, wanted, at, found, known, pool, sizes, lookup, out):
+    """Learn the decisions that were predicted last about sizes of a block's entries, and predict the next ones.
 
-    at       int32, (2, entries): line and place of each kept entry;  found  int32: their ranks, filled in
-    known    int8, (lines, places): sign and size class of the values so far
-    ranks    int16, (lines, places): one more than their ranks; only of a vector, else empty
-    pool, sizes  as from adaptive.Ranks
-    returns  how many decisions are predicted in `out` (float64)
+    bits     of those decisions, int32; to be filled in where `wanted` is not empty: then all blocks are gone through
+    wanted   int32: sizes of all entries, 0 for those nearest to zero, or none;  found  int32: filled in
+    at       as of signs_run;  known  its signs; of entries whose size is known, 2 + size, or -2 - size
+    returns  how many decisions were predicted: 0 at the end; where all are, how many they were
     """
-    basic, (of_lines, of_places), tree, mixer = _rank_parts(pool, sizes)
-    state, (negatives, values) = tree[0], (basic[1, 0], basic[1, 1])
-    for entry in range(first, start):
-        line, place, side, size = at[0, entry], at[1, entry], state[entry - first, 0], state[entry - first, 1]
-        found[entry] = negatives - 1 - size if side == 1 else negatives + size
-        sign, magnitude = (-1, 1 + 4 * size // negatives) if side == 1 else (1, 1 + 4 * size // (values - negatives))
-        known[line, place] = sign * magnitude
-        if len(ranks):
-            ranks[line, place] = found[entry] + 1
-        basic[2, 0] += magnitude
-        basic[2, 1] += 1
-        for sums, where in ((of_lines, line), (of_places, place)):
-            sums[where, 0] += sign
-            sums[where, 1] += magnitude
-            sums[where, 2] += 1
-    for entry in range(start, stop):
-        b = entry - start
-        state[b, 0] = -1 if 0 < negatives < values else int(negatives > 0)
-        state[b, 1], state[b, 2], state[b, 3] = 0, values, b
-        _rank_contexts(b, at[0, entry], at[1, entry], basic, known, ranks, of_lines, of_places, tree[1])
-    count = stop - start if values > 1 else 0
-    _predict_ranks(count, (negatives, values), tree, mixer, lookup, out)
-    return count
-
-
-@_compiled
-def ranks_all(wanted, at, found, known, ranks, pool, sizes, lookup, bits, out):
-    """All decisions and their probabilities, block by block, of known ranks; returns how many: for a writer."""
-    basic, _, tree, _ = _rank_parts(pool, sizes)
-    negatives, state, block, first, done = basic[1, 0], tree[0], sizes[2], 0, 0
-    for start in range(0, len(wanted), block):
-        stop = min(len(wanted), start + block)
-        count = ranks_open(first, start, stop, at, found, known, ranks, pool, sizes, lookup, out[done:])
-        while count:
-            for one in range(count):
-                b = state[one, 3]
-                rank, side = wanted[start + b], state[b, 0]
-                own = negatives - 1 - rank if side == 1 else rank - negatives
-                bits[done + one] = rank >= negatives if side < 0 else own >= (state[b, 1] + state[b, 2]) // 2
-            done += count
-            count = ranks_level(count, bits[done - count :], pool, sizes, lookup, out[done:])
-        first = start
-    return done
+    basic, near, sums, _, (state, kinds, offsets), mixer = _parts(pool, sizes)
+    counters, weights, index, inputs = mixer
+    pad, nodes, block, total, done = basic[1, 0], basic[2, 0] + basic[2, 1], len(state), at.shape[1], 0
+    start, stop, count = basic[3, 0], basic[3, 1], basic[1, 1]
+    while True:
+        for one in range(count):
+            b, bit = state[one, 3], np.int64(bits[done + one])
+            _learn(b, bit, index, inputs, counters, weights, lookup)
+            state[b, 1 if bit else 2] = (state[b, 1] + state[b, 2]) // 2
+        done, count = done + count, _still_open(count, state)
+        while count == 0 and start < total:
+            _close_sizes(start, stop, at, found, known, basic, sums, state)
+            start, stop = stop, min(total, stop + block)
+            for entry in range(start, stop):
+                line, place, b = at[0, entry], at[1, entry], entry - start
+                side = np.int64(known[pad + line, place] < 0)
+                state[b, 0], state[b, 1], state[b, 2], state[b, 3] = side, 0, basic[2, side], b
+                own = sums[0][line], sums[1][place]
+                _size_contexts(pad + line, place, near, own[0], own[1], basic[0], basic[2], known, kinds[b])
+            count = _still_open(stop - start, state)
+        for one in range(count):
+            b = state[one, 3]
+            node = (state[b, 1] + state[b, 2]) // 2 + (basic[2, 0] if state[b, 0] else 0)
+            _index(b, kinds[b], offsets, nodes, node, 256, mixer)
+            line, place = pad + at[0, start + b], at[1, start + b]
+            toward = 3 * _toward(known[line - near[LEFT], place], state[b])
+            index[b, TOWARD] = (offsets[TOWARD] + toward + _toward(known[line - near[UP], place], state[b])) * nodes
+            usual = _usual(node, counters, lookup)
+            share = _predict(b, usual, index, inputs, counters, weights, lookup) / ONE
+            if len(wanted):
+                bits[done + one] = wanted[start + b] >= (state[b, 1] + state[b, 2]) // 2
+            out[done + one if len(wanted) else one] = share
+        if not len(wanted) or count == 0:
+            break
+    basic[3, 0], basic[3, 1], basic[1, 1] = start, stop, count
+    return done if len(wanted) else count

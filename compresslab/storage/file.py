@@ -3,22 +3,35 @@
 from torch import nn
 
 from compresslab import checks, layers
-from compresslab.storage import architecture, container, content, filling, graph, inputs, roundings, streams, tracing
+from compresslab.storage import (
+    architecture,
+    container,
+    content,
+    filling,
+    folding,
+    graph,
+    inputs,
+    roundings,
+    streams,
+    tracing,
+)
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
 
 
-def save(model, path):
+def save(model, path, fold=True):
     """Write a model to a .clab file, whole or not at all.
 
     model    any nn.Module. One built of layers of torch.nn, or whose forward torch.fx can trace into them, comes back
              without its class; of any other, the file holds the tensors, for load(path, into=module)
     path     str or Path, in a folder that exists
+    fold     leave out the weights of units that no prediction depends on (see `folding`): they come back as zeros, and
+             the outputs are the same to the bit. False keeps every weight
     returns  bytes written
     raises   ValueError for a model with tensors that have no values yet, or state that is not tensors;
              OSError naming `path` if it cannot be written; what was there before stays as it was
     """
-    blob = dumps(model)
+    blob = dumps(model, fold)
     container.write_file(path, blob)
     return len(blob)
 
@@ -37,12 +50,14 @@ def load(path, into=None, max_bytes=None):
     return loads(container.read_file(path), into, max_bytes)
 
 
-def dumps(model):
+def dumps(model, fold=True):
     """The bytes that `save` writes; the same model gives the same bytes."""
     content.check_model(model)
     flat = layers.plain(model)
     inputs.settle(flat)
     masks = content.masks(model, flat)
+    if fold:
+        masks = folding.fold(model, flat, masks)
     rounded = roundings.find(model, content.state_of(flat), masks)
     try:
         node, extra = tracing.describe(flat)
@@ -71,9 +86,9 @@ def loads(blob, into=None, max_bytes=None):
     return _guarded(filling.put_in, model, found)
 
 
-def file_bytes(model):
+def file_bytes(model, fold=True):
     """Length in bytes of the .clab file of a model."""
-    return len(dumps(model))
+    return len(dumps(model, fold))
 
 
 def _packed(flat, masks, rounded, node, extra):

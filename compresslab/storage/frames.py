@@ -6,9 +6,11 @@ the line `lag` lines before is the one above. In a file, a number says: 1 where 
 than the tensor's own follows (of a kernel its width, else 0), a number too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from compresslab.storage.container import CorruptFileError
 
 ENOUGH = 2**18  # entries that are looked at for a lag
 CLEAR = 5.0  # standard deviations by which neighbours have to be kept together more often than by chance
@@ -20,7 +22,7 @@ class Frame:
     """How a matrix is gone through.
 
     rows, columns  its size;  transposed  whether a line is a row (else a column)
-    lag    lines from a line to the one above it, 0 where there is none such
+    lag    lines from a line to the one above it, 0 where there is none such, and where lines are rows
     group  lines that are one image, or one channel of a kernel
     """
 
@@ -37,6 +39,21 @@ class Frame:
     @property
     def places(self):
         return self.columns if self.transposed else self.rows
+
+    @property
+    def near(self):
+        """How many lines before an entry its neighbours are, those that tell most first; 0 where there is none such."""
+        lag = self.lag
+        return [1, lag, lag + 1, lag - 1, 2, 2 * lag, lag + 2, max(0, lag - 2)] if lag else [1, 0, 0, 0, 2, 0, 0, 0]
+
+    @property
+    def pad(self):
+        """Lines beyond the matrix that neighbours may be in."""
+        return max(2 * self.lag, self.lag + 2)
+
+    def inside(self, padded):
+        """The entries of the matrix itself, of an array with so many lines more on either side."""
+        return padded[self.pad : self.pad + self.lines]
 
     def turned(self, flat):
         """A flat array of the matrix's entries as a contiguous one of (lines, places)."""
@@ -62,7 +79,7 @@ def choose(marks, shape, parts=1):
     marks  flat bool array: what is kept, or, where all is, what is positive
     """
     frame = plain(shape, parts)
-    if frame.lag or len(shape) != 2 or parts > 1:
+    if len(shape) != 2 or parts > 1 or not marks.size:
         return frame
     return _with_lag(frame, _lag(marks.reshape(frame.rows, frame.columns)))
 
@@ -80,16 +97,20 @@ def read(reader, shape, parts=1):
     how, frame = reader.uint(3), plain(shape, parts)
     if how & 2:
         frame = _with_lag(frame, reader.uint(LARGEST))
-    return Frame(frame.rows, frame.columns, bool(how & 1), frame.lag, frame.group)
+    return Frame(frame.rows, frame.columns, transposed=True) if how & 1 else frame
 
 
 def _kernel(shape):
     """Lag and group of a convolution's weight."""
-    return (shape[-1], int(np.prod(shape[2:], dtype=object))) if len(shape) > 2 else (0, 1)
+    lines, size = int(np.prod(shape[1:], dtype=object)), int(np.prod(shape[2:], dtype=object))
+    return (shape[-1] if 1 < shape[-1] <= lines // 2 else 0, size) if len(shape) > 2 and lines else (0, 1)
 
 
 def _with_lag(frame, lag):
-    return Frame(frame.rows, frame.columns, frame.transposed, lag, max(1, lag * lag))
+    """The frame with another lag, of images that are square."""
+    if lag > frame.lines // 2:
+        raise CorruptFileError(f"a line has its like {lag} lines before; there are {frame.lines}")
+    return replace(frame, lag=lag, group=max(1, lag * lag))
 
 
 def _lag(matrix):

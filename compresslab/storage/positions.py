@@ -68,7 +68,7 @@ def read(reader, count, frame):
 def _plan_contexts(kept, frame, counts):
     """A plan, if it is not more symbols than a reader allows."""
     cost, symbols, write_field = adaptive.plan_field(kept, frame, adaptive.priors(counts, frame.columns))
-    if not affordable(symbols, cost):
+    if not affordable(symbols, cost, adaptive.FREE):
         return []
 
     def write(writer):

@@ -185,13 +185,14 @@ class Reader:
         return self._decode(_BITS, probabilities).astype(bool)
 
     def block(self, probabilities):
-        """int32 array of bits, as `bits`, of symbols that are paid for."""
-        return self._decode(_BITS, probabilities)
+        """int32 array of bits, as `bits`, of symbols that are paid for: the quickest way."""
+        return self._decoder.decode(_BITS, probabilities)
 
     def spend(self, count):
         """Take the price of so many symbols off the budget."""
         self.check(count)
         self.budget -= count
+        self._unused = False
 
     def check(self, count):
         """Refuse early that so many symbols will be read."""
@@ -228,9 +229,9 @@ class Reader:
             raise CorruptFileError(f"entropy-coded words are damaged: {error}") from error
 
 
-def affordable(symbols, bits):
-    """Whether a reader's budget allows `symbols` coded in about `bits` (see Reader)."""
-    return symbols <= 512 + 64 * bits
+def affordable(symbols, bits, free=512):
+    """Whether a reader's budget allows `symbols` coded in about `bits` (see Reader), so many of them for nothing."""
+    return symbols <= free + 64 * bits
 
 
 def frequencies(counts):

@@ -24,7 +24,7 @@ RAW, CONSTANT, PLANES, PALETTE, CONTEXTS = range(5)
 PALETTE_LIMIT = 4096
 WORTH = 127 / 128  # of its raw size a plane may have and still be coded: less gain is not worth the time
 SAMPLE = 2048  # words looked at to see whether a palette is worth a sort
-QUICK = 2**19  # decisions that contexts are always tried for
+QUICK = 2**17  # decisions that contexts are always tried for
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def plan_contexts(words, kind, where, palette=None, lead=CONTEXTS):
     ranks = np.argsort(ordered).astype(np.int32)[np.searchsorted(palette, words)]
     frame = where.frame or frames.choose(ranks >= negatives, where.shape, where.parts)
     cost, symbols, write_ranks = adaptive.plan_ranks(ranks, len(palette), negatives, where.kept, frame)
-    if not affordable(symbols, cost):
+    if not affordable(symbols, cost, adaptive.FREE):
         return []
 
     def write(writer):
@@ -132,7 +132,7 @@ def plan_contexts(words, kind, where, palette=None, lead=CONTEXTS):
 def is_quick(count, values, where):
     """Whether `count` words, of so many values, may be coded by contexts, and in a time that is in proportion."""
     size = int(np.prod(where.shape, dtype=object)) * where.parts
-    fits = values <= adaptive.VALUES and count <= adaptive.MOST and size <= adaptive.LARGEST
+    fits = values <= adaptive.VALUES and count <= adaptive.MOST and size <= adaptive.LARGEST // 4
     return fits and count * values.bit_length() <= max(QUICK, 2.5 * size)
 
 

@@ -1,0 +1,146 @@
+"""Dead units folded away: weights that no prediction depends on become zeros, which cost next to nothing.
+
+In a chain of layers a unit (a neuron, or a convolution's channel)
+    without output, all weights that read it being zero, needs no incoming weights and no bias;
+    without input, and of output f(bias) = 0, needs no outgoing weights: a bias of 0 or less before ReLU, say.
+Folding one can leave another without input or output, so it is repeated. Predictions stay the same to the bit for every
+input that leaves all activations finite: what is dropped was multiplied by zero, or zero itself.
+
+A chain is nn.Sequential, nested or not, of Linear, Conv and layers that treat every channel by itself.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from compresslab import codebooks, grids, layers
+from compresslab.storage.standard import standard_name
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Layers whose output in a channel depends on that channel alone; those of the second kind make 0 of 0.
+_BY_CHANNEL = "BatchNorm1d BatchNorm2d BatchNorm3d Sigmoid Softplus Hardsigmoid LogSigmoid InputGrid".split()
+_KEEP_ZERO = (
+    "ReLU ReLU6 LeakyReLU PReLU ELU SELU CELU GELU SiLU Mish Tanh Tanhshrink Softsign Hardswish Softshrink Hardshrink "
+    "Identity Dropout Dropout1d Dropout2d Dropout3d MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d Flatten "
+    "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d"
+).split()
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two layers of which the second reads the first, by name; between: the layers there.
+
+    each  inputs of the second for every unit of the first
+    """
+
+    first: str
+    second: str
+    between: tuple
+    each: int
+
+
+def fold(model, flat, masks):
+    """Zero what no prediction depends on, in place.
+
+    model  as the user has it: its roundings say which weights can be zero;  flat  plain copy of it, which is changed
+    masks  name -> mask, of `flat`'s tensors; returns them with what was folded taken out
+    """
+    masks, links = dict(masks), _links(flat)
+    while any([_fold_link(link, model, flat, masks) for link in links]):
+        pass
+    return masks
+
+
+def _links(flat):
+    """The links of a chain; none where a layer or a weight is used twice."""
+    names = list(_chain(flat, ""))
+    modules = [flat.get_submodule(name) for name in names]
+    weights = [id(one) for module in modules for one in module.parameters()]
+    if len(set(map(id, modules))) < len(modules) or len(set(weights)) < len(weights):
+        return []
+    at = [index for index, module in enumerate(modules) if _units(module)]
+    pairs = [(a, b, tuple(modules[a + 1 : b])) for a, b in zip(at, at[1:], strict=False)]
+    links = [Link(names[a], names[b], between, _each(modules[a], modules[b], between)) for a, b, between in pairs]
+    return [link for link in links if link.each]
+
+
+def _chain(module, path):
+    """Names of the layers of a chain; "" or that of anything else inside is a layer that is not known."""
+    if standard_name(module) != "Sequential":
+        yield path
+        return
+    for name, child in module._modules.items():
+        yield from _chain(child, f"{path}.{name}" if path else name)
+
+
+def _units(module):
+    """How many units a layer has whose weights may be folded, 0 for any other layer."""
+    plain = isinstance(module, nn.Linear) or isinstance(module, _CONVOLUTIONS) and module.groups == 1
+    return module.weight.shape[0] if standard_name(module) and plain else 0
+
+
+def _each(first, second, between):
+    """Inputs of `second` for each unit of `first`; 0 where what lies between, or their sizes, do not let it be told."""
+    known = {*_BY_CHANNEL, *_KEEP_ZERO}
+    flattened = [one for one in between if isinstance(one, nn.Flatten)]
+    if any(standard_name(one) not in known for one in between) or any(one.start_dim != 1 for one in flattened):
+        return 0
+    if any(isinstance(one, nn.Flatten) and one.end_dim != -1 for one in between):
+        return 0
+    each, rest = divmod(second.weight.shape[1], first.weight.shape[0])
+    spread = bool(flattened) and not isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    same = type(first) is type(second) and not flattened
+    linear = isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    return each if not rest and (spread or (each == 1 and (same or linear))) else 0
+
+
+def _fold_link(link, model, flat, masks):
+    """Fold the units of a link's first layer; returns whether anything changed."""
+    first, second = flat.get_submodule(link.first), flat.get_submodule(link.second)
+    reading = second.weight.detach().unflatten(1, (-1, link.each)).transpose(0, 1).flatten(1)  # (units, weights)
+    fed = first.weight.detach().flatten(1).any(dim=1)
+    unread = ~reading.any(dim=1)
+    silent = ~fed & _is_zero(first.bias, link.between, len(fed))
+    changed = _zero(link.first, "weight", unread, model, flat, masks)
+    if first.bias is not None:
+        changed |= _zero(link.first, "bias", unread | silent, model, flat, masks)
+    columns = silent.repeat_interleave(link.each)
+    return _zero(link.second, "weight", columns, model, flat, masks, dim=1) | changed
+
+
+def _is_zero(bias, between, count):
+    """Which units without input have an output of exactly 0, as a bool tensor."""
+    if any(standard_name(one) not in _KEEP_ZERO for one in between):
+        return torch.zeros(count, dtype=torch.bool)
+    if bias is None:
+        return torch.ones(count, dtype=torch.bool)
+    first = next((one for one in between if not isinstance(one, (nn.Flatten, nn.Identity))), None)
+    return bias.detach() <= 0 if isinstance(first, (nn.ReLU, nn.ReLU6)) else bias.detach() == 0
+
+
+def _zero(path, own, dead, model, flat, masks, dim=0):
+    """Zero the slices `dead` (bool tensor) of a tensor, where it can be zero; returns whether anything changed."""
+    tensor, name = getattr(flat.get_submodule(path), own), f"{path}.{own}" if path else own
+    mask, rounding = masks.get(name), layers.get_rounding(model.get_submodule(path), own)
+    if not dead.any() or mask is None and not _has_zero(rounding):
+        return False
+    spread = dead.reshape([-1 if one == dim else 1 for one in range(tensor.dim())]).expand(tensor.shape)
+    held = tensor.detach() != 0 if mask is None else mask.to(tensor.device)
+    if not (held & spread).any():
+        return False
+    with torch.no_grad():
+        tensor.masked_fill_(spread, 0.0)
+    if mask is not None:
+        masks[name] = held & ~spread
+    return True
+
+
+def _has_zero(rounding):
+    """Whether a weight with this rounding, or None, can be exactly 0."""
+    if isinstance(rounding, grids.Grid):
+        zero = torch.zeros_like(rounding.scale)
+        return bool((rounding.values(rounding.codes(zero)) == 0).all())
+    if isinstance(rounding, codebooks.Codebook):
+        return bool((rounding.centroids == 0).sum() == 1)
+    return True
