@@ -109,7 +109,7 @@ def pack(technique, model, data, names):
 def _pack_model(model):
     """A model as bytes and their kind: a .clab file if it comes back from one as the same model, else a pickle."""
     try:
-        content = storage.dumps(model)
+        content = storage.dumps(model, fold=False)
         if fingerprint(storage.loads(content, max_bytes=ANY)) == fingerprint(model):
             return content, "clab"
     except (ValueError, TypeError, RuntimeError):
