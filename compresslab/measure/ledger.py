@@ -33,6 +33,7 @@ class SizeLedger:
     csr_bytes         every weight of 2 or more dimensions as fp32 compressed sparse rows, reshaped to (out, …), with
                       both index arrays (int32); everything else as in dense_bytes
     file_bytes        length of the .clab file
+    breakdown         its parts, a tuple of storage.Share: bytes by tensor and kind, which add up to file_bytes
     """
 
     parameters: int
@@ -42,6 +43,7 @@ class SizeLedger:
     gzip_bytes: int
     csr_bytes: int
     file_bytes: int
+    breakdown: tuple = ()
 
     @property
     def compression_ratio(self):
@@ -55,6 +57,20 @@ class SizeLedger:
                  bytes / bytes), meaning (one line)
         """
         return pd.DataFrame([_row(self, *row) for row in _ROWS]).astype({"count": "Int64", "bytes": "Int64"})
+
+    def breakdown_frame(self):
+        """What the .clab file's bytes are spent on, as a table to read.
+
+        returns  DataFrame of bytes (floats): a row for each tensor, "(file)" for what belongs to none, and "all"; a
+                 column for positions, values, codebook, header, and "all"
+        """
+        rows = {share.tensor or "(file)": dict.fromkeys(storage.KINDS, 0.0) for share in self.breakdown}
+        for share in self.breakdown:
+            rows[share.tensor or "(file)"][share.kind] += share.bytes
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(storage.KINDS))
+        frame["all"] = frame.sum(axis=1)
+        frame.loc["all"] = frame.sum()
+        return frame.rename_axis("tensor")
 
 
 _ROWS = (
@@ -84,7 +100,7 @@ def sizes(model):
     """
     state = layers.plain(model).state_dict()
     saved = _torch_saved(state)
-    tensors = _distinct(state)
+    tensors, parts = _distinct(state), storage.breakdown(model)
     return SizeLedger(
         parameters=layers.count_parameters(model),
         nonzeros=layers.count_nonzeros(model),
@@ -92,7 +108,8 @@ def sizes(model):
         torch_save_bytes=len(saved),
         gzip_bytes=len(gzip.compress(saved, _GZIP_LEVEL, mtime=0)),
         csr_bytes=sum(map(_csr_bytes, tensors)),
-        file_bytes=storage.file_bytes(model),
+        file_bytes=round(sum(part.bytes for part in parts)),
+        breakdown=tuple(parts),
     )
 
 

@@ -198,15 +198,15 @@ def _write_positions(writer, where, how):
 
 
 def _write_ranks(writer, ranks, count, book, where):
-    """The cheaper of both ways; `count` ranks there may be."""
-    plans = [values.plan(ranks.astype("<u2"), "unsigned", where)]
-    if count <= adaptive.VALUES and len(ranks) <= adaptive.MOST and values.is_quick(len(ranks), count, where):
+    """Write ranks below `count` by contexts, or, where that takes too long, as words."""
+    if values.is_quick(len(ranks), count, where):
         cost, symbols, write = adaptive.plan_ranks(ranks, count, book.negatives, where.kept, where.frame)
         if affordable(symbols, cost, adaptive.FREE):
-            plans.insert(0, values.Plan(cost, write))
-    best = min(range(len(plans)), key=lambda one: plans[one].bits)
-    writer.uint(WORDS if best == len(plans) - 1 else CONTEXTS)
-    plans[best].write(writer)
+            writer.uint(CONTEXTS)
+            write(writer)
+            return
+    writer.uint(WORDS)
+    values.plan(ranks.astype("<u2"), "unsigned").write(writer)
 
 
 def _read_ranks(reader, size, count, book, where):
@@ -214,7 +214,7 @@ def _read_ranks(reader, size, count, book, where):
     if reader.uint(WORDS) == CONTEXTS:
         return adaptive.read_ranks(reader, count, book.negatives, where.kept, where.frame)
     words = np.empty(size if where.kept is None else int(np.count_nonzero(where.kept)), dtype="<u2")
-    values.read(reader, words, "unsigned", where)
+    values.read(reader, words, "unsigned")
     if len(words) and words.max() >= count:
         raise CorruptFileError(f"a weight has centroid {words.max()} of {count}")
     return words.astype(np.int32)

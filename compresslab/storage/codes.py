@@ -31,7 +31,7 @@ ALL, SPARSE = range(2)
 PACKED, LEVELS, CODES, CONTEXTS = range(4)
 SPAN = 4096  # levels that a histogram may have
 FARTHEST = 2**24  # most that low, high and a zero point may be away from 0: whole numbers that float32 tells apart
-FEW = 1 / 16  # share of weights of level 0 from which sparse is tried
+FEW = 1 / 8  # share of weights of level 0 from which sparse is tried, and all not any more
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,11 @@ def write(writer, grid, codes, mask=None):
     levels = codes.contiguous().numpy().reshape(-1) - floors
     kept = levels != 0 if mask is None else mask.detach().cpu().contiguous().numpy().reshape(-1)
     zeros = len(levels) - int(np.count_nonzero(kept))
-    some = 0 < zeros < len(levels) and (len(levels) <= tensors.SMALL or zeros > FEW * len(levels))
+    few, many = len(levels) <= tensors.SMALL, zeros > FEW * len(levels)
+    some = mask is not None or 0 < zeros < len(levels) and (few or many)
     where = values.Where(tuple(codes.shape), kept=kept, frame=frames.choose(kept if some else levels > 0, codes.shape))
-    plans = [_plan_sparse(where, levels, floors, grid, writer.counts)] if some or mask is not None else []
-    if mask is None:
+    plans = [_plan_sparse(where, levels, floors, grid, writer.counts)] if some else []
+    if mask is None and (few or not some):
         plans.append(_plan_all(replace(where, kept=None), levels, floors, grid))
     frames.write(writer, where.frame, where.shape)
     min(plans, key=lambda one: one.bits).write(writer)
@@ -239,6 +240,7 @@ def _plan_numbers(where, levels, grid, codes):
     plans = [values.Plan(bits, lambda writer: _write_packed(writer, codes() - grid.low, grid.bits))]
     if len(levels):
         plans += values.plan_contexts(levels.astype("<i4").view("<u4"), "signed", where, lead=CONTEXTS)
+    if len(levels) and len(plans) == 1:  # contexts know all that a histogram knows
         smallest = int(levels.min())
         plans += _plan_histogram(levels - smallest, LEVELS, 2 * smallest if smallest >= 0 else -2 * smallest - 1)
         if grid.zero_point.numel() > 1 and not (grid.zero_point == grid.zero_point.reshape(-1)[0]).all():

@@ -1,4 +1,6 @@
-"""A model as the bytes of a .clab file and back: save, load, dumps, loads."""
+"""A model as the bytes of a .clab file and back: save, load, dumps, loads; and what the bytes are spent on."""
+
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -17,6 +19,24 @@ from compresslab.storage import (
 )
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
+
+KINDS = ("positions", "values", "codebook", "header")
+_PARTS = 1024  # of a byte: whole numbers of them add up exactly
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a part of a tensor takes of a file.
+
+    tensor  its name in the state dict; "" for what belongs to none
+    kind    "positions" (of what is kept), "values", "codebook" (distinct values; steps and zero points of grids), or
+            "header": architecture, names, shapes, checksum
+    bytes   float: entropy coding gives each its share of the last byte
+    """
+
+    tensor: str
+    kind: str
+    bytes: float
 
 
 def save(model, path, fold=True):
@@ -52,6 +72,19 @@ def load(path, into=None, max_bytes=None):
 
 def dumps(model, fold=True):
     """The bytes that `save` writes; the same model gives the same bytes."""
+    return _dumped(model, fold)[0]
+
+
+def breakdown(model, fold=True):
+    """What the .clab file of a model spends its bytes on.
+
+    returns  list of Share, those of a tensor one after another, the header last; they add up to the file's length
+    """
+    return _dumped(model, fold)[1]
+
+
+def _dumped(model, fold):
+    """The bytes of a file, and its breakdown."""
     content.check_model(model)
     flat = layers.plain(model)
     inputs.settle(flat)
@@ -61,11 +94,11 @@ def dumps(model, fold=True):
     rounded = roundings.find(model, content.state_of(flat), masks)
     try:
         node, extra = tracing.describe(flat)
-        blob = _packed(flat, masks, rounded, node, extra)
-        _guarded(_decode, blob, float("inf"), True, False)
+        packed = _packed(flat, masks, rounded, node, extra)
+        _guarded(_decode, packed[0], float("inf"), True, False)
     except (NotPlainError, CorruptFileError):  # no words for its architecture, or not what they stand for
-        blob = _packed(flat, masks, rounded, None, {})
-    return blob
+        packed = _packed(flat, masks, rounded, None, {})
+    return packed
 
 
 def loads(blob, into=None, max_bytes=None):
@@ -92,20 +125,29 @@ def file_bytes(model, fold=True):
 
 
 def _packed(flat, masks, rounded, node, extra):
-    """The bytes of a file.
+    """The bytes of a file, and their breakdown.
 
     flat   model without parametrizations;  masks  name -> mask;  rounded  as from roundings.find
     node   its architecture, or None;  extra  name -> tensor of what the architecture needs beside the state dict
     """
-    state, found, writer = content.state_of(flat) | extra, inputs.describe(flat), streams.Writer()
+    state, found, writer, spent = content.state_of(flat) | extra, inputs.describe(flat), streams.Writer(), {}
     described = {"masked": masks, "extra": extra, "rounded": rounded, "inputs": found if node is None else ()}
     header = content.header(flat, state, node, **described)
     for name, dtype_or_tied, *_ in header["tensors"]:
         if isinstance(dtype_or_tied, str):
             roundings.write(writer, state[name], masks.get(name), rounded.get(name))
+            spent[name] = writer.spending()
     if node is not None and header["tensors"] == _implied(node, len(header["tensors"])):
         del header["tensors"]
-    return container.pack(header, bytes(writer.data), writer.coded())
+    blob = container.pack(header, bytes(writer.data), writer.coded())
+    return blob, _shares(len(blob), spent)
+
+
+def _shares(length, spent):
+    """The breakdown of a file; spent  name -> bits by kind."""
+    kinds = [(name, kind, bits.get(kind, 0.0)) for name, bits in spent.items() for kind in KINDS[:-1]]
+    shares = [Share(name, kind, round(bits * _PARTS / 8) / _PARTS) for name, kind, bits in kinds if bits]
+    return [*shares, Share("", "header", length - sum(one.bytes for one in shares))]
 
 
 def _implied(node, count):

@@ -52,6 +52,12 @@ class Writer:
         self._kind, self._seen = kind, now
         return before
 
+    def spending(self):
+        """Bits by kind since this was asked before; what follows is header."""
+        self.enter("header")
+        found, self.spent = self.spent, {}
+        return found
+
     @contextlib.contextmanager
     def all_as(self, kind):
         """While it lasts, everything is of that kind."""

@@ -24,7 +24,7 @@ RAW, CONSTANT, PLANES, PALETTE, CONTEXTS = range(5)
 PALETTE_LIMIT = 4096
 WORTH = 127 / 128  # of its raw size a plane may have and still be coded: less gain is not worth the time
 SAMPLE = 2048  # words looked at to see whether a palette is worth a sort
-QUICK = 2**17  # decisions that contexts are always tried for
+QUICK, SLOW = 2**17, 1.25  # decisions that contexts are tried for: so many, or for each entry of the tensor
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def is_quick(count, values, where):
     """Whether `count` words, of so many values, may be coded by contexts, and in a time that is in proportion."""
     size = int(np.prod(where.shape, dtype=object)) * where.parts
     fits = values <= adaptive.VALUES and count <= adaptive.MOST and size <= adaptive.LARGEST // 4
-    return fits and count * values.bit_length() <= max(QUICK, 2.5 * size)
+    return fits and count * max(1, (values - 1).bit_length()) <= max(QUICK, SLOW * size)
 
 
 def read_contexts(reader, out, kind, where):
