@@ -55,7 +55,7 @@ class Work:
             with contextlib.closing(training):
                 for progress in training:
                     yield Event("training", model, progress=progress, note=str(step))
-        blob = storage.dumps(model)
+        blob = storage.dumps(model, fold=False)  # what is trained next is what there was, dead units too
         if self.journal is not None:
             self.journal.keep_model(self.blanks[at].key, blob)
         return storage.loads(blob, into=layers.duplicate(model), max_bytes=ANY)

@@ -120,7 +120,8 @@ def test_save_writes_the_file_each_time(net, data, journal, tmp_path, fits):
     recipe = cl.Recipe([PRUNE, SHORT, ("save", {"path": str(path)}), SHARE, SHORT])
     recipe.apply(net, data, journal=journal, bar=False)
     middle = cl.load(path)
-    assert cl.layers.count_nonzeros(middle) == cl.layers.count_nonzeros(cl.zero_pruning.prune(net, sparsity=0.5))
+    pruned = cl.zero_pruning.prune(net, sparsity=0.5)
+    assert 0 < cl.layers.count_nonzeros(middle) <= cl.layers.count_nonzeros(pruned)  # dead units are left out
     path.unlink()
     recipe.apply(net, data, journal=journal, bar=False)
     assert path.exists() and len(fits) == 3
