@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compresslab.storage import contexts
+from compresslab.storage import contexts, streams
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.frames import Frame
 
-LARGEST, MOST = 2**24, 2**21  # entries of a field; ranks, which take more memory
+LARGEST, MOST, SIDES = 2**24, 2**20, 2**18  # entries of a field, ranks, lines and places: they take memory
 BLOCKS = 2048  # blocks that a matrix is cut into, about: what decoding costs
 VALUES = 256  # most values that ranks may have
 PRIORS, PRIOR = 16, 8
-BLOCK_COST = 32  # symbols whose decoding takes as long as what there is to do for a block
-FREE = 2**15  # symbols that a tensor need not pay for (see streams.affordable)
+BIT_COST, BLOCK_COST = 4, 100  # plain symbols whose decoding takes as long as that of a bit, and of a block
 FIELD_SCALE = 9_000  # weights of the mixer at first, over 2**16
 RANK_SCALE = 14_000
 DEPTH = 4  # how many times fewer blocks there are of sizes, which take several decisions
@@ -56,17 +55,20 @@ def plan_field(kept, frame, prior):
     field = Field(frame, tuple(map(np.flatnonzero, live)), (line_prior, place_prior))
     parts.append(field.encode(turned[live[0]][:, live[1]].reshape(-1)))
 
+    cost, count = 3 + sum(one.cost for one in parts), sum(symbols(len(one.bits)) for one in parts)
+
     def write(writer):
         writer.uint(flags[0] + 2 * flags[1])
         for part in parts:
             part.write(writer)
+        writer.owe(count, cost)
 
-    return 3 + sum(one.cost for one in parts), sum(symbols(len(one.bits)) for one in parts), write
+    return cost, count, write
 
 
 def read_field(reader, frame, prior):
     """Flat bool array of the entries that are kept, as `plan_field` wrote them."""
-    _check(frame.rows * frame.columns, LARGEST)
+    _check(fits(frame))
     flags, sides, live = reader.uint(3), _sides(frame, prior), []
     for number, (count, lag) in enumerate(((frame.lines, frame.lag), (frame.places, 0))):
         some = _read_vector(reader, count, lag, sides[number]) if flags >> number & 1 else np.ones(count, dtype=bool)
@@ -78,7 +80,17 @@ def read_field(reader, frame, prior):
 
 def symbols(count):
     """What a field of so many entries costs a reader's budget."""
-    return count + BLOCK_COST * -(-count // block(count))
+    return BIT_COST * count + BLOCK_COST * -(-count // block(count))
+
+
+def fits(frame, most=LARGEST):
+    """Whether a matrix, with the lines around it, is not too large for what its coding takes beside it."""
+    return (frame.lines + 2 * frame.pad) * frame.places <= most and frame.lines + frame.places <= SIDES
+
+
+def affordable(symbols, bits, credit):
+    """Whether a reader's budget allows so many symbols in about so many bits, with a share of a writer's credit."""
+    return symbols <= credit / 2 + streams.PAYS * bits
 
 
 def block(count):
@@ -143,17 +155,20 @@ def plan_ranks(ranks, values, negatives, kept, frame):
     state = Ranks(frame, kept, values, negatives)
     parts = state.encode(frame.turned(matrix)[tuple(state.at)])
 
+    cost, count = sum(part.cost for part in parts), rank_symbols(state.at.shape[1], values)
+
     def write(writer):
         for part in parts:
             part.write(writer)
+        writer.owe(count, cost)
 
-    return sum(part.cost for part in parts), rank_symbols(state.at.shape[1], values), write
+    return cost, count, write
 
 
 def read_ranks(reader, values, negatives, kept, frame):
     """The ranks that were written, int16, in the order of the flat matrix's kept entries."""
-    _check(frame.rows * frame.columns, LARGEST // 4)
-    _check(frame.rows * frame.columns if kept is None else np.count_nonzero(kept), MOST)
+    count = frame.rows * frame.columns if kept is None else int(np.count_nonzero(kept))
+    _check(fits(frame, LARGEST // 4) and count <= MOST and values <= VALUES)
     state = Ranks(frame, kept, values, negatives)
     matrix = np.zeros((frame.lines, frame.places), dtype=np.int16)
     matrix[tuple(state.at)] = state.decode(reader)
@@ -163,7 +178,8 @@ def read_ranks(reader, values, negatives, kept, frame):
 
 def rank_symbols(count, values):
     """What so many ranks cost a reader's budget."""
-    return symbols(count) + (max(0, values - 1).bit_length() - 1) * symbols(count) if values > 1 else count
+    depth, blocks = (values - 1).bit_length(), -(-count // block(count * DEPTH))
+    return symbols(count) + depth * (BIT_COST * count + BLOCK_COST * blocks)
 
 
 class Ranks:
@@ -282,7 +298,7 @@ def _read_vector(reader, count, lag, prior):
     return field.known.reshape(-1).view(bool)
 
 
-def _check(count, largest):
-    """Refuse more entries than the memory that their coding takes allows."""
-    if count > largest:
-        raise CorruptFileError(f"{count} entries are more than the {largest} that are coded by contexts")
+def _check(small):
+    """Refuse what takes more memory than its coding may."""
+    if not small:
+        raise CorruptFileError("a matrix is too large to be coded by contexts")

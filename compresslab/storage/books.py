@@ -22,7 +22,7 @@ import torch
 from compresslab import codebooks
 from compresslab.storage import adaptive, frames, palettes, positions, tensors, values
 from compresslab.storage.container import CorruptFileError
-from compresslab.storage.streams import CHUNK, affordable
+from compresslab.storage.streams import CHUNK
 
 RISING, ZERO, PERMUTED, TENSOR = range(4)
 ALL, SPARSE, FREE = range(3)
@@ -189,11 +189,10 @@ def _read_centroids(reader, dtype, stored):
 def _write_positions(writer, where, how):
     """Frame, form and positions of the kept weights."""
     with writer.all_as("positions"):
-        counts = writer.counts
         frames.write(writer, where.frame, where.shape)
         writer.uint(how)
         if how != ALL:
-            positions.plan(where.kept, where.frame, counts).write(writer)
+            positions.plan(where.kept, where.frame, writer).write(writer)
     tensors.note(writer, where.kept, where.shape)
 
 
@@ -201,7 +200,7 @@ def _write_ranks(writer, ranks, count, book, where):
     """Write ranks below `count` by contexts, or, where that takes too long, as words."""
     if values.is_quick(len(ranks), count, where):
         cost, symbols, write = adaptive.plan_ranks(ranks, count, book.negatives, where.kept, where.frame)
-        if affordable(symbols, cost, adaptive.FREE):
+        if adaptive.affordable(symbols, cost, writer.credit):
             writer.uint(CONTEXTS)
             write(writer)
             return

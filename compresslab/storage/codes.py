@@ -31,7 +31,7 @@ ALL, SPARSE = range(2)
 PACKED, LEVELS, CODES, CONTEXTS = range(4)
 SPAN = 4096  # levels that a histogram may have
 FARTHEST = 2**24  # most that low, high and a zero point may be away from 0: whole numbers that float32 tells apart
-FEW = 1 / 8  # share of weights of level 0 from which sparse is tried, and all not any more
+FEW = 1 / 8  # share of weights of level 0 from which sparse is tried, and all of them by contexts no more
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,11 @@ def write(writer, grid, codes, mask=None):
     zeros = len(levels) - int(np.count_nonzero(kept))
     few, many = len(levels) <= tensors.SMALL, zeros > FEW * len(levels)
     some = mask is not None or 0 < zeros < len(levels) and (few or many)
-    where = values.Where(tuple(codes.shape), kept=kept, frame=frames.choose(kept if some else levels > 0, codes.shape))
-    plans = [_plan_sparse(where, levels, floors, grid, writer.counts)] if some else []
-    if mask is None and (few or not some):
-        plans.append(_plan_all(replace(where, kept=None), levels, floors, grid))
+    frame = frames.choose(kept if some else levels > 0, codes.shape)
+    where = values.Where(tuple(codes.shape), kept=kept, frame=frame, credit=writer.credit)
+    plans = [_plan_sparse(where, levels, floors, grid, writer)] if some else []
+    if mask is None:
+        plans.append(_plan_all(replace(where, kept=None), levels, floors, grid, contexts=few or not some))
     frames.write(writer, where.frame, where.shape)
     min(plans, key=lambda one: one.bits).write(writer)
     writer.enter(before)
@@ -208,8 +209,8 @@ def _floors(grid):
     return grid.zero_point.floor().to(torch.int32).numpy()
 
 
-def _plan_all(where, levels, floors, grid):
-    numbers = _plan_numbers(where, levels, grid, lambda: levels + floors)
+def _plan_all(where, levels, floors, grid, contexts):
+    numbers = _plan_numbers(where, levels, grid, lambda: levels + floors, contexts)
 
     def write(writer):
         writer.uint(ALL)
@@ -219,8 +220,8 @@ def _plan_all(where, levels, floors, grid):
     return values.Plan(8 + numbers.bits, write)
 
 
-def _plan_sparse(where, levels, floors, grid, counts):
-    places, few = positions.plan(where.kept, where.frame, counts), levels[where.kept]
+def _plan_sparse(where, levels, floors, grid, writer):
+    places, few = positions.plan(where.kept, where.frame, writer), levels[where.kept]
     numbers = _plan_numbers(where, few, grid, lambda: few + floors[where.kept])
 
     def write(writer):
@@ -234,11 +235,11 @@ def _plan_sparse(where, levels, floors, grid, counts):
     return values.Plan(8 + places.bits + numbers.bits, write)
 
 
-def _plan_numbers(where, levels, grid, codes):
-    """The cheapest form of some weights; `codes()` makes their codes, where they are wanted."""
+def _plan_numbers(where, levels, grid, codes, contexts=True):
+    """The cheapest form of some weights, by contexts or not; `codes()` makes their codes, where they are wanted."""
     bits = 8 + grid.bits * len(levels)
     plans = [values.Plan(bits, lambda writer: _write_packed(writer, codes() - grid.low, grid.bits))]
-    if len(levels):
+    if len(levels) and contexts:
         plans += values.plan_contexts(levels.astype("<i4").view("<u4"), "signed", where, lead=CONTEXTS)
     if len(levels) and len(plans) == 1:  # contexts know all that a histogram knows
         smallest = int(levels.min())

@@ -110,12 +110,12 @@ def _parts(pool, sizes):
 
 
 @_compiled
-def _index(b, kinds, offsets, nodes, node, last, mixer):
+def _index(b, kinds, offsets, nodes, node, last, index, inputs):
     """Turn the contexts of bit `b` of a block into their counters' numbers, and put the input behind those of them."""
-    index, inputs = mixer[2], mixer[3]
-    for one in range(len(kinds)):
-        index[b, one] = (offsets[one] + kinds[one]) * nodes + node
-    inputs[b, len(kinds)] = last
+    used = kinds.shape[1]
+    for one in range(used):
+        index[b, one] = (offsets[one] + kinds[b, one]) * nodes + node
+    inputs[b, used] = last
 
 
 @_compiled
@@ -144,7 +144,7 @@ def _step(stretched, base):
 
 
 @_compiled
-def _field_contexts(line, place, by_line, by_place, near, known, prior, group, kinds):
+def _field_contexts(b, line, place, by_line, by_place, near, known, prior, group, kinds):
     """Fill in the contexts of an entry of a field; by_line, by_place  densities in steps."""
     pattern = 0
     for one in range(6):
@@ -153,12 +153,12 @@ def _field_contexts(line, place, by_line, by_place, near, known, prior, group, k
     for one in range(CORNER, OTHER2 + 1):
         close += known[line - near[one], place]
     close = min(7, close)
-    kinds[0] = pattern
-    kinds[1] = close * 6 + by_place // 2
-    kinds[2] = close * 6 + by_line // 2
-    kinds[3] = by_place * 12 + by_line
-    kinds[4] = min(7, group) * 8 + by_place * 2 // 3
-    kinds[5] = prior * 3 + by_place // 4
+    kinds[b, 0] = pattern
+    kinds[b, 1] = close * 6 + by_place // 2
+    kinds[b, 2] = close * 6 + by_line // 2
+    kinds[b, 3] = by_place * 12 + by_line
+    kinds[b, 4] = min(7, group) * 8 + by_place * 2 // 3
+    kinds[b, 5] = prior * 3 + by_place // 4
 
 
 @_compiled
@@ -170,8 +170,8 @@ def field_run(bits, every, known, pool, sizes, lookup, out):
     out      float64: filled with the probabilities of kept entries, from its beginning (where `every`, all of them)
     returns  how many were predicted last: 0 at the end
     """
-    basic, near, (of_lines, of_places), (lines, places), tree, mixer = _parts(pool, sizes)
-    counts, pad, group_size, block = basic[0], basic[1, 0], basic[1, 1], len(tree[0])
+    basic, near, (of_lines, of_places), (lines, places), (state, kinds, offsets), mixer = _parts(pool, sizes)
+    counts, pad, group_size, block = basic[0], basic[1, 0], basic[1, 1], len(state)
     counters, weights, index, inputs = mixer
     start, stop, width, total = basic[3, 0], basic[3, 1], len(places), len(lines) * len(places)
     while True:
@@ -198,9 +198,8 @@ def field_run(bits, every, known, pool, sizes, lookup, out):
             density = lookup[_density(of_places[place, 0], of_places[place, 1], 12, counts)]
             group = of_places[place, 2] if of_places[place, 3] == line // group_size else 0
             prior = of_lines[line, 2] + of_places[place, 4]
-            kinds = tree[1][b]
-            _field_contexts(pad + line, place, by_line, _step(density, base), near, known, prior, group, kinds)
-            _index(b, kinds, tree[2], 1, 0, density, mixer)
+            _field_contexts(b, pad + line, place, by_line, _step(density, base), near, known, prior, group, kinds)
+            _index(b, kinds, offsets, 1, 0, density, index, inputs)
             out[entry if every else b] = _predict(b, density, index, inputs, counters, weights, lookup) / ONE
         if not every or start == stop:
             break
@@ -231,7 +230,7 @@ def signs_run(bits, every, at, known, pool, sizes, lookup, out):
 
     at  int32, (2, entries): line and place of each;  known  int16: the signs so far, 1 and -1, with zeros around
     """
-    basic, near, (of_lines, of_places), _, (state, all_kinds, offsets), mixer = _parts(pool, sizes)
+    basic, near, (of_lines, of_places), _, (state, kinds, offsets), mixer = _parts(pool, sizes)
     pad, block, total = basic[1, 0], len(state), at.shape[1]
     counters, weights, index, inputs = mixer
     start, stop = basic[3, 0], basic[3, 1]
@@ -247,19 +246,18 @@ def signs_run(bits, every, at, known, pool, sizes, lookup, out):
             of_places[place, 1] += 1
         start, stop = stop, min(total, stop + block)
         for entry in range(start, stop):
-            line, place, kinds = at[0, entry], at[1, entry], all_kinds[entry - start]
+            line, place, b = at[0, entry], at[1, entry], entry - start
             left, up = known[pad + line - near[LEFT], place], known[pad + line - near[UP], place]
             corner, other = known[pad + line - near[CORNER], place], known[pad + line - near[OTHER], place]
-            kinds[0] = 0
-            kinds[1] = 3 * left + up + 4
-            kinds[2] = 3 * corner + other + 4
-            kinds[3] = 5 * _fifth(of_places[place, 0], of_places[place, 1])
-            kinds[3] += _fifth(of_lines[line, 0], of_lines[line, 1])
-            kinds[4] = left + up + corner + other + 4
-            _index(entry - start, kinds, offsets, 1, 0, 256, mixer)
+            kinds[b, 0] = 0
+            kinds[b, 1] = 3 * left + up + 4
+            kinds[b, 2] = 3 * corner + other + 4
+            kinds[b, 3] = 5 * _fifth(of_places[place, 0], of_places[place, 1])
+            kinds[b, 3] += _fifth(of_lines[line, 0], of_lines[line, 1])
+            kinds[b, 4] = left + up + corner + other + 4
+            _index(b, kinds, offsets, 1, 0, 256, index, inputs)
             usual = _usual(0, counters, lookup)
-            share = _predict(entry - start, usual, index, inputs, counters, weights, lookup) / ONE
-            out[entry if every else entry - start] = share
+            out[entry if every else b] = _predict(b, usual, index, inputs, counters, weights, lookup) / ONE
         if not every or start == stop:
             break
     basic[3, 0], basic[3, 1] = start, stop
@@ -267,48 +265,46 @@ def signs_run(bits, every, at, known, pool, sizes, lookup, out):
 
 
 @_compiled
-def _size_step(total, count, totals):
-    """Mean size beside that of the whole matrix, in nine steps; 4 is like it."""
-    mean = max(1, totals[0] * 16 // max(1, totals[1]))
+def _size_step(total, count, mean):
+    """Mean size beside the usual one (over 16), in nine steps; 4 is like it."""
     return min(8, total * 64 // (count * mean)) if count else 4
 
 
 @_compiled
-def _class(number, sides):
+def _class(number, positives, negatives):
     """Size of an entry in four classes, 1 to 4; 0 where it is not known."""
-    size, of = (number - 2, sides[0]) if number > 0 else (-number - 2, sides[1])
-    return 1 + 4 * size // of if size >= 0 else 0
+    if number > 1:
+        return 1 + 4 * (number - 2) // positives
+    return 1 + 4 * (-number - 2) // negatives if number < -1 else 0
 
 
 @_compiled
-def _toward(number, state):
+def _toward(number, side, low, high):
     """Where a neighbour of the same sign would go at a decision: 1 down, 2 up; 0 where it would not be there."""
-    size = (-number if state[0] else number) - 2
-    if size < state[1] or size >= state[2]:
+    size = (-number if side else number) - 2
+    if size < low or size >= high:
         return 0
-    return 2 if size >= (state[1] + state[2]) // 2 else 1
+    return 2 if size >= (low + high) // 2 else 1
 
 
 @_compiled
-def _size_contexts(line, place, near, lines, places, totals, sides, known, kinds):
-    """Fill in the contexts of an entry's size; lines, places  sums of its line and of its place."""
+def _size_contexts(b, line, place, near, basic, known, kinds):
+    """Fill in the contexts of an entry's size, but for those of its line and place."""
     own, alike = _sign(known[line, place]), 0
     for one in range(4):
         alike += _sign(known[line - near[one], place]) + _sign(known[line + near[one], place])
     left, up = np.int64(known[line - near[LEFT], place]), np.int64(known[line - near[UP], place])
-    kinds[0] = 0
-    kinds[1] = _size_step(places[0], places[1], totals)
-    kinds[2] = _size_step(lines[0], lines[1], totals)
-    kinds[3] = 5 * (np.int64(left != 0) + np.int64(up != 0)) + min(4, _class(left, sides) + _class(up, sides))
-    kinds[4] = min(4, max(-4, own * alike)) + 4
-    kinds[5] = 3 * own * _sign(left) + own * _sign(up) + 4
-    kinds[TOWARD] = 0
+    classes = _class(left, basic[2, 0], basic[2, 1]) + _class(up, basic[2, 0], basic[2, 1])
+    kinds[b, 0] = 0
+    kinds[b, 3] = 5 * (np.int64(left != 0) + np.int64(up != 0)) + min(4, classes)
+    kinds[b, 4] = min(4, max(-4, own * alike)) + 4
+    kinds[b, 5] = 3 * own * _sign(left) + own * _sign(up) + 4
+    kinds[b, TOWARD] = 0
 
 
 @_compiled
-def _close_sizes(start, stop, at, found, known, basic, sums, state):
+def _close_sizes(start, stop, at, found, known, basic, of_lines, of_places, state):
     """Note the sizes of a block whose decisions are all made."""
-    of_lines, of_places = sums
     for entry in range(start, stop):
         line, place, side, size = at[0, entry], at[1, entry], state[entry - start, 0], state[entry - start, 1]
         found[entry], step = size, 1 + 4 * size // basic[2, side]
@@ -342,7 +338,7 @@ def sizes_run(bits, wanted, at, found, known, pool, sizes, lookup, out):
     at       as of signs_run;  known  its signs; of entries whose size is known, 2 + size, or -2 - size
     returns  how many decisions were predicted: 0 at the end; where all are, how many they were
     """
-    basic, near, sums, _, (state, kinds, offsets), mixer = _parts(pool, sizes)
+    basic, near, (of_lines, of_places), _, (state, kinds, offsets), mixer = _parts(pool, sizes)
     counters, weights, index, inputs = mixer
     pad, nodes, block, total, done = basic[1, 0], basic[2, 0] + basic[2, 1], len(state), at.shape[1], 0
     start, stop, count = basic[3, 0], basic[3, 1], basic[1, 1]
@@ -353,26 +349,35 @@ def sizes_run(bits, wanted, at, found, known, pool, sizes, lookup, out):
             state[b, 1 if bit else 2] = (state[b, 1] + state[b, 2]) // 2
         done, count = done + count, _still_open(count, state)
         while count == 0 and start < total:
-            _close_sizes(start, stop, at, found, known, basic, sums, state)
+            _close_sizes(start, stop, at, found, known, basic, of_lines, of_places, state)
             start, stop = stop, min(total, stop + block)
+            mean = max(1, basic[0, 0] * 16 // max(1, basic[0, 1]))
             for entry in range(start, stop):
                 line, place, b = at[0, entry], at[1, entry], entry - start
                 side = np.int64(known[pad + line, place] < 0)
                 state[b, 0], state[b, 1], state[b, 2], state[b, 3] = side, 0, basic[2, side], b
-                own = sums[0][line], sums[1][place]
-                _size_contexts(pad + line, place, near, own[0], own[1], basic[0], basic[2], known, kinds[b])
+                _size_contexts(b, pad + line, place, near, basic, known, kinds)
+                kinds[b, 1] = _size_step(of_places[place, 0], of_places[place, 1], mean)
+                kinds[b, 2] = _size_step(of_lines[line, 0], of_lines[line, 1], mean)
             count = _still_open(stop - start, state)
         for one in range(count):
             b = state[one, 3]
-            node = (state[b, 1] + state[b, 2]) // 2 + (basic[2, 0] if state[b, 0] else 0)
-            _index(b, kinds[b], offsets, nodes, node, 256, mixer)
-            line, place = pad + at[0, start + b], at[1, start + b]
-            toward = 3 * _toward(known[line - near[LEFT], place], state[b])
-            index[b, TOWARD] = (offsets[TOWARD] + toward + _toward(known[line - near[UP], place], state[b])) * nodes
+            line, place, side, low, high = (
+                pad + at[0, start + b],
+                at[1, start + b],
+                state[b, 0],
+                state[b, 1],
+                state[b, 2],
+            )
+            node = (low + high) // 2 + (basic[2, 0] if side else 0)
+            _index(b, kinds, offsets, nodes, node, 256, index, inputs)
+            toward = 3 * _toward(known[line - near[LEFT], place], side, low, high)
+            toward += _toward(known[line - near[UP], place], side, low, high)
+            index[b, TOWARD] = (offsets[TOWARD] + toward) * nodes
             usual = _usual(node, counters, lookup)
             share = _predict(b, usual, index, inputs, counters, weights, lookup) / ONE
             if len(wanted):
-                bits[done + one] = wanted[start + b] >= (state[b, 1] + state[b, 2]) // 2
+                bits[done + one] = wanted[start + b] >= (low + high) // 2
             out[done + one if len(wanted) else one] = share
         if not len(wanted) or count == 0:
             break

@@ -6,7 +6,8 @@ In a chain of layers a unit (a neuron, or a convolution's channel)
 Folding one can leave another without input or output, so it is repeated. Predictions stay the same to the bit for every
 input that leaves all activations finite: what is dropped was multiplied by zero, or zero itself.
 
-A chain is nn.Sequential, nested or not, of Linear, Conv and layers that treat every channel by itself.
+A chain is nn.Sequential, nested or not, of Linear, Conv and layers that treat every channel by itself. A convolution
+written as a matrix (`unrolled`) is left alone: it costs its kernel only while it is whole.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from compresslab import codebooks, grids, layers
+from compresslab.storage import tensors, unrolled
 from compresslab.storage.standard import standard_name
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -48,9 +50,20 @@ def fold(model, flat, masks):
     masks  name -> mask, of `flat`'s tensors; returns them with what was folded taken out
     """
     masks, links = dict(masks), _links(flat)
+    whole = {name for link in links for name in (link.first, link.second) if _is_unrolled(flat.get_submodule(name))}
+    links = [link for link in links if not {link.first, link.second} & whole]
     while any([_fold_link(link, model, flat, masks) for link in links]):
         pass
     return masks
+
+
+def _is_unrolled(layer):
+    weight = layer.weight.detach()
+    return (
+        weight.dim() == 2
+        and unrolled.find(tensors.words_of(weight, tensors.TYPES[tensors.NAMES[weight.dtype]]).reshape(weight.shape))[0]
+        is not None
+    )
 
 
 def _links(flat):

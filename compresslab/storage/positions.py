@@ -31,16 +31,17 @@ GRID = 2**16  # probabilities are whole numbers over this
 FACTORS = np.array([0, *(math.isqrt(ONE * ONE * 2**level // 2**MIDDLE) for level in range(1, LEVELS))], dtype=np.int64)
 
 
-def plan(kept, frame, counts=None):
+def plan(kept, frame, writer):
     """The cheapest plan for a bool array.
 
-    kept  bool array, 1-d;  frame  frames.Frame of what it was before it was flattened;  counts  as of streams.Writer
+    kept  bool array, 1-d;  frame  frames.Frame of what it was before it was flattened;  writer  streams.Writer: the one
+          that the plan is for
     """
     count = int(np.count_nonzero(kept))
     if count in (0, len(kept)):
         return values.Plan(2, lambda writer: writer.uint(ALL if count else NONE))
     minority = min(count, len(kept) - count)
-    plans = _plan_contexts(kept, frame, counts) if len(kept) <= adaptive.LARGEST else []
+    plans = _plan_contexts(kept, frame, writer) if adaptive.fits(frame) else []
     if not plans:
         plans += _plan_odds(kept.reshape(frame.rows, -1))
     if minority <= (_most_gaps(len(kept)) if len(plans) == 0 else len(kept) // RARE):
@@ -65,10 +66,10 @@ def read(reader, count, frame):
     return kept
 
 
-def _plan_contexts(kept, frame, counts):
+def _plan_contexts(kept, frame, writer):
     """A plan, if it is not more symbols than a reader allows."""
-    cost, symbols, write_field = adaptive.plan_field(kept, frame, adaptive.priors(counts, frame.columns))
-    if not affordable(symbols, cost, adaptive.FREE):
+    cost, symbols, write_field = adaptive.plan_field(kept, frame, adaptive.priors(writer.counts, frame.columns))
+    if not adaptive.affordable(symbols, cost, writer.credit):
         return []
 
     def write(writer):

@@ -22,6 +22,7 @@ from compresslab.storage.container import CorruptFileError, read_varint, varint
 TOTAL = 2**14  # frequencies of one alphabet sum to this
 CHUNK = 2**18  # symbols coded in one call, so that temporary arrays stay small
 CODED = 3  # first version that has small numbers in the range coder
+CREDIT, PAYS = 2**21, 100  # less than a reader allows: symbols for nothing, and for a bit
 LONGEST = 62  # bits that a number in gamma code may have after its first
 _coder = constriction.stream.queue
 _models = constriction.stream.model
@@ -35,11 +36,12 @@ class Writer:
 
     version  of the format: where `uint` goes
     counts   weights kept in each unit of the last matrix that was written, for `adaptive.priors`
+    credit   symbols that contexts may still cost a reader for nothing; bits that they write add to it (see `owe`)
     spent    kind of content -> bits so far; `enter(kind)` says what is written next
     """
 
     def __init__(self, version=CODED):
-        self.data, self.version, self.counts = bytearray(), version, None
+        self.data, self.version, self.counts, self.credit = bytearray(), version, None, CREDIT
         self.spent, self._kind, self._seen, self._as_one = {}, "header", 0.0, False
         self._encoder = _coder.RangeEncoder()
 
@@ -51,6 +53,10 @@ class Writer:
         self.spent[before] = self.spent.get(before, 0.0) + now - self._seen
         self._kind, self._seen = kind, now
         return before
+
+    def owe(self, symbols, bits):
+        """Note that symbols were coded by contexts, in so many bits."""
+        self.credit = min(CREDIT, self.credit + PAYS * bits - symbols)
 
     def spending(self):
         """Bits by kind since this was asked before; what follows is header."""
@@ -127,7 +133,8 @@ class Reader:
     """Hands out both sections of a file in the order they were written; asking for more raises CorruptFileError.
 
     budget  symbols that may still be decoded. A few bytes can claim to hold any number of almost certain symbols;
-            a writer uses another form where they would be more than the length of the file pays for (`affordable`).
+            a writer uses another form where they would be more than the length of the file pays for (`affordable`,
+            Writer.credit). What is coded by contexts, which takes longer, counts as several symbols
     version, counts  as of Writer
     """
 
@@ -235,9 +242,9 @@ class Reader:
             raise CorruptFileError(f"entropy-coded words are damaged: {error}") from error
 
 
-def affordable(symbols, bits, free=512):
-    """Whether a reader's budget allows `symbols` coded in about `bits` (see Reader), so many of them for nothing."""
-    return symbols <= free + 64 * bits
+def affordable(symbols, bits):
+    """Whether a reader's budget allows `symbols` coded in about `bits` (see Reader)."""
+    return symbols <= 512 + 64 * bits
 
 
 def frequencies(counts):

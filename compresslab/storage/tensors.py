@@ -105,11 +105,11 @@ def _plans(writer, words, kept, shape, stored):
     """What is worth trying for the words of a tensor without a mask."""
     zeros, plans = len(words) - int(np.count_nonzero(kept)), []
     if len(words) <= SMALL or zeros < MANY * len(words):
-        plans.append(_plan_dense(words, stored, shape))
+        plans.append(_plan_dense(writer, words, stored, shape))
     if 0 < zeros <= len(words) and (len(words) <= SMALL or zeros > FEW * len(words)):
         plans.append(_plan_sparse(writer, words, kept, shape, stored))
     plans = [one for one in plans if one is not None and one.bits <= 16 + 8 * words.nbytes]
-    return plans or [_plan_dense(words, stored, shape)]
+    return plans or [_plan_dense(writer, words, stored, shape)]
 
 
 def read(reader, name, shape):
@@ -165,8 +165,8 @@ def _strides(shape, order):
     return tuple(strides)
 
 
-def _plan_dense(words, stored, shape):
-    numbers = values.plan(words, stored.kind, values.Where(shape, stored.parts))
+def _plan_dense(writer, words, stored, shape):
+    numbers = values.plan(words, stored.kind, values.Where(shape, stored.parts, credit=writer.credit))
 
     def write(writer):
         writer.uint(DENSE)
@@ -184,8 +184,9 @@ def _plan_sparse(writer, words, kept, shape, stored, signed=True):
         bits = 24 - float(np.where(signs, np.log2(share), np.log2(1 - share)).sum())
         if not affordable(len(signs), bits):
             return None
-    where = values.Where(shape, stored.parts, kept, frames.choose(kept, shape, stored.parts))
-    places = positions.plan(kept, where.frame, writer.counts)
+    frame = frames.choose(kept, shape, stored.parts)
+    where = values.Where(shape, stored.parts, kept, frame, writer.credit)
+    places = positions.plan(kept, frame, writer)
     numbers = values.plan(words[kept], stored.kind, where)
     parts = places, numbers, signs, share
     return values.Plan(4 + bits + places.bits + numbers.bits, lambda one: _write_sparse(one, where, *parts))

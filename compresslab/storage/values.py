@@ -41,12 +41,14 @@ class Where:
 
     shape, parts  of the tensor: its sizes, words in an element;  kept  flat bool array, or None for every word
     frame  frames.Frame, or None where it is still to be chosen, or read: then `kept` is None
+    credit  of the streams.Writer that a plan is for
     """
 
     shape: tuple
     parts: int = 1
     kept: np.ndarray | None = None
     frame: object = None
+    credit: float = 0.0
 
 
 def plan(words, kind, where=None):
@@ -113,7 +115,7 @@ def plan_contexts(words, kind, where, palette=None, lead=CONTEXTS):
     ranks = np.argsort(ordered).astype(np.int32)[np.searchsorted(palette, words)]
     frame = where.frame or frames.choose(ranks >= negatives, where.shape, where.parts)
     cost, symbols, write_ranks = adaptive.plan_ranks(ranks, len(palette), negatives, where.kept, frame)
-    if not affordable(symbols, cost, adaptive.FREE):
+    if not adaptive.affordable(symbols, cost, where.credit):
         return []
 
     def write(writer):
@@ -131,9 +133,14 @@ def plan_contexts(words, kind, where, palette=None, lead=CONTEXTS):
 
 def is_quick(count, values, where):
     """Whether `count` words, of so many values, may be coded by contexts, and in a time that is in proportion."""
-    size = int(np.prod(where.shape, dtype=object)) * where.parts
-    fits = values <= adaptive.VALUES and count <= adaptive.MOST and size <= adaptive.LARGEST // 4
-    return fits and count * max(1, (values - 1).bit_length()) <= max(QUICK, SLOW * size)
+    frame = where.frame or frames.plain(where.shape, where.parts)
+    size, fits = frame.rows * frame.columns, adaptive.fits(frame, adaptive.LARGEST // 4)
+    return (
+        fits
+        and values <= adaptive.VALUES
+        and count <= adaptive.MOST
+        and count * max(1, (values - 1).bit_length()) <= max(QUICK, SLOW * size)
+    )
 
 
 def read_contexts(reader, out, kind, where):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import compresslab as cl
-from compresslab import grids, layers
+from compresslab import codebooks, grids, layers
 from compresslab.storage import container
 
 
@@ -133,6 +133,48 @@ def test_a_file_of_version_2_loads():
         assert type(one) is type(other) and one.extra_repr() == other.extra_repr()
     assert same[2].parametrizations.weight.original is same[3].parametrizations.weight.original
     assert same[4].weight.stride() == (1, 30) and same[6].last.input.growth is not None
+
+
+def golden_of_version_3():
+    """A model with every form that contexts code: fields, signs, sizes, palettes, codebooks, grids, a convolution."""
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(8 * 4 * 4, 36), nn.Linear(36, 48), nn.Linear(48, 30), nn.Linear(30, 30), nn.Linear(30, 5)),
+    )
+    with torch.no_grad():
+        for one in model.parameters():
+            one.copy_((numbers(*one.shape) * 6).round() / 8)  # a step and its multiples
+        model[6].weight[numbers(36, 128) < 0.35] = 0
+        model[6].weight[::5] = 0
+        model[7].weight.zero_()
+        for unit in range(48):  # a kernel of 3 x 3 at 16 places of a square of 6 x 6, for three maps
+            y, x, kernel = unit % 16 // 4, unit % 4, numbers(3, 3, 3)[unit // 16]
+            model[7].weight[unit].reshape(6, 6)[y : y + 3, x : x + 3] = kernel
+        model[8].weight[numbers(30, 48) < 0.5] = 0
+        model[10].weight[:, 7] = 0
+        model[10].bias.copy_(torch.tensor([1.5, 0.1, -0.3, 1.5, 0.0]))
+    layers.set_mask(model[3], numbers(8, 6, 3, 3) > -0.3)
+    chosen = (numbers(30, 48).abs() * 8).long() * (numbers(30, 48) > 0.2)
+    layers.set_rounding(model[8], codebooks.Codebook(torch.tensor([0.0, 0.7, -0.2, 0.3, -1.1, 2.5, 9.0]), chosen, True))
+    layers.set_mask(model[8], chosen != 0)
+    bias = codebooks.Codebook(torch.tensor([0.25, -0.5, 0.25]), torch.arange(30) // 4 % 3)
+    layers.set_rounding(model[8], bias, "bias")
+    layers.set_rounding(model[9], grids.Grid(torch.tensor(0.3), torch.tensor(0.0), -4, 3, 3))
+    return model.eval(), numbers(3, 1, 14, 14)
+
+
+def test_a_file_of_version_3_loads():
+    """tests/storage/version3.clab was written by the first version 3 that was published; it is never written again."""
+    model, batch = golden_of_version_3()
+    blob = Path(__file__).with_name("version3.clab").read_bytes()
+    same = cl.storage.loads(blob)
+    assert blob[4] == 3 and torch.equal(same(batch), model(batch))
+    assert torch.equal(layers.get_mask(same[3]), layers.get_mask(model[3]))
+    for module, own in ((8, "weight"), (8, "bias"), (9, "weight")):
+        one, other = (layers.get_rounding(each[module], own) for each in (same, model))
+        assert type(one) is type(other) and one.extra_repr() == other.extra_repr()
+    assert torch.equal(layers.get_rounding(same[8]).centroids, layers.get_rounding(model[8]).centroids)
+    assert cl.storage.dumps(model) == blob  # on this machine too
 
 
 def test_masks_come_back_and_hold_while_the_model_trains_on():
