@@ -5,15 +5,18 @@
 Each record is a reference network of its full shape. Its settings were chosen on the validation images; what is printed
 is measured on the 10,000 test images, seed by seed, by a process that has nothing but the file. --keep writes the file
 of the seed with the best validation accuracy to data/records. Everything is computed on one thread, and the seconds are
-those of the processor, from the data as they ship to the file: images are distorted, a teacher learns them, a network
-with few units learns from it, its weights go on grids and are charged for the bits of their codes (`compresslab.rate`),
-and what is left is written into the reference network's shape (`compresslab.structure.embedding`).
+those of the processor, from the data as they ship to the file: images are distorted, a teacher answers to all of them,
+and a network learns the answers while it shrinks to few weights of few values (`compresslab.shrinking`). Where that
+network has fewer units than the reference, or convolutions in place of its matrices, it is written into the
+reference's shape (`compresslab.structure.embedding`): "narrow" and "tied" in a record's name.
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +27,10 @@ import torch
 from torch import nn
 
 import compresslab as cl
-from compresslab import knowledge, rate
+from compresslab import knowledge
 from compresslab.augmentation import augmented
-from compresslab.structure.embedding import embed, unrolled
+from compresslab.shrinking import shrink
+from compresslab.structure.embedding import busiest_first, embed, unrolled
 
 FOLDER = Path(__file__).parent.parent / "data" / "records"
 SEEDS = [0, 1, 2, 3, 4]
@@ -44,10 +48,11 @@ class Record:
     """How one of the files is made, and what it is to reach.
 
     reference    the network whose shape the file has;  data  its data set
-    small        small(seed) -> network with few units;  full  full(small) -> the same function in the reference's shape
-    epochs       (before, after) the weights go on their grids, each as many images as the training set has
-    lr, batch    of both trainings;  price  loss for 10,000 bits;  settle  share of the second in which zeros stay zero
-    copies       distorted copies of the training images
+    small        small(seed) -> network to shrink;  full  full(small) -> the same function in the reference's shape
+    kept, codes  as in `shrinking.shrink`;  epochs  of as many images as the training set has
+    lr, batch, temperature, alpha  of the training
+    copies, distortion  of the training images, as in `augmented`
+    taught       epochs that the teacher itself trains on the copies
     error, ratio at most and at least, on the test images: the target
     """
 
@@ -55,16 +60,18 @@ class Record:
     data: str
     small: Callable
     full: Callable
-    epochs: tuple
-    lr: float
-    batch: int
-    price: float
-    settle: float = 0.3
+    kept: int
+    epochs: float
+    error: float
+    ratio: float
+    codes: int = 6
+    lr: float = 1e-2
+    batch: int = 512
+    temperature: float = 3.0
+    alpha: float = 1.0
     copies: int = 4
-    top: int = 7
-    error: float = 1.0
-    ratio: float = 0.0
-    distortion: dict | None = None
+    taught: float = 0.0
+    distortion: tuple = ()
 
 
 def narrow_lenet_5(first, second, hidden):
@@ -96,9 +103,10 @@ def tied_lenet_5(first, second, maps, kernel):
 
 def in_lenet_5(small):
     """A narrow or tied LeNet-5 in the full shape."""
-    small = cl.layers.plain(small)
     if isinstance(small[4], nn.Conv2d):
         small = nn.Sequential(*small[:4], *unrolled(small[4:], (small[4].in_channels, 4, 4)))
+    else:
+        small = busiest_first(small)
     return embed(small, cl.models.lenet_5(0))
 
 
@@ -121,30 +129,52 @@ def in_lenet_300_100(small):
     return embed(unrolled(small, (1, 28, 28)), cl.models.lenet_300_100(0))
 
 
+def in_place(small):
+    """A network that has the reference's shape already."""
+    return busiest_first(small)
+
+
+@functools.cache
+def lessons(name, copies, distortion, taught):
+    """(images and their copies, a teacher's answers to all of them, seconds of the processor) for a data set.
+
+    The teacher is LeNet-5 as it ships, trained on for so many epochs of the copies.
+    """
+    start, data = time.process_time(), cl.data.load(name)
+    images = augmented(data.train, copies, seed=0, **dict(distortion))
+    teacher = cl.models.pretrained("lenet_5", name)
+    if taught:
+        teacher = cl.train.finetune(teacher, images, epochs=taught, lr=1.5e-3, batch_size=256, bar=sys.stderr.isatty())
+    with cl.train.threads(1):
+        answers = cl.train.evaluate(teacher, images)
+    return images, answers, time.process_time() - start
+
+
+class Told(nn.Module):
+    """The teacher's answers and the labels of images, as a loss in which the images' labels are their positions."""
+
+    def __init__(self, answers, labels, temperature, alpha):
+        super().__init__()
+        self.answers, self.labels, self.temperature, self.alpha = answers, labels, temperature, alpha
+
+    def forward(self, model, images, positions):
+        logits = model(images).float()
+        soft = knowledge.response_loss(logits, self.answers[positions], self.temperature)
+        if self.alpha == 1:
+            return soft
+        return self.alpha * soft + (1 - self.alpha) * nn.functional.cross_entropy(logits, self.labels[positions])
+
+
 def make(record, seed):
     """(model in the reference's shape, seconds of the processor) of one seed."""
-    start, data = time.process_time(), cl.data.load(record.data)
-    images, task = lessons(record, data)
-    small = record.small(seed)
-    task.prepare(small, images.images)
-    before, after = (round(epochs * len(data.train) / record.batch) for epochs in record.epochs)
-    training = {"lr": record.lr, "batch_size": record.batch, "precision": "auto", "bar": sys.stderr.isatty()}
-    small = cl.train.finetune(small, images, steps=before, seed=seed, loss=task, **training)
-    settle = round((1 - record.settle) * after)
-    charged = rate.RateLoss(task, record.price * 1e-4, ramp=settle // 2, settle=settle)
-    small = rate.on_grids(small, record.top)
-    small = cl.train.finetune(small, images, steps=after, seed=seed + 1, loss=charged, **training)
-    return record.full(small), time.process_time() - start
-
-
-def lessons(record, data):
-    """(Split of the images and their copies, loss that knows the teacher's answers to them)."""
-    images = augmented(data.train, record.copies, seed=0, **(record.distortion or {}))
-    teacher = cl.models.pretrained("lenet_5", record.data)
-    teacher = cl.train.finetune(teacher, images, epochs=1.2, lr=1.5e-3, batch_size=256, bar=sys.stderr.isatty())
-    task = knowledge.loss(teacher, temperature=2.0, alpha=0.9)
-    task.prepare(teacher, images.images)
-    return task.remember(images, most=len(images)), task
+    images, answers, before = lessons(record.data, record.copies, record.distortion, record.taught)
+    start, task = time.process_time(), Told(answers, images.labels, record.temperature, record.alpha)
+    small, split = record.small(seed), cl.data.Split(images.images, torch.arange(len(images)))
+    training = {"lr": record.lr, "batch_size": record.batch, "loss": task, "bar": sys.stderr.isatty()}
+    epochs = record.epochs / (1 + record.copies)
+    for _ in shrink(small, split, kept=record.kept, codes=record.codes, epochs=epochs, seed=seed, **training):
+        pass
+    return record.full(small), before + time.process_time() - start
 
 
 def measured(path, data):
@@ -157,3 +187,105 @@ def _seeded(seed, build):
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build()
+
+
+GENTLE = (("shift", 1.0), ("degrees", 5.0), ("scale", 0.05), ("shear", 0.05), ("elastic", 0.3), ("mirror", True))
+RECORDS = {
+    "lenet_300_100": Record(
+        "lenet_300_100", "mnist", cl.models.lenet_300_100, in_place, kept=4700, epochs=80, error=0.0158, ratio=250
+    ),
+    "lenet_300_100-tied": Record(
+        *("lenet_300_100", "mnist", tied_lenet_300_100(8, 8, 4, 11, 4), in_lenet_300_100),
+        kept=1300, epochs=80, lr=3e-2, error=0.018, ratio=250,
+    ),
+    "lenet_5-narrow": Record(
+        *("lenet_5", "mnist", narrow_lenet_5(10, 20, 80), in_lenet_5),
+        kept=4500, epochs=30, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.008, ratio=400,
+    ),
+    "lenet_5-narrow-smallest": Record(
+        *("lenet_5", "mnist", narrow_lenet_5(8, 16, 40), in_lenet_5),
+        kept=1900, epochs=80, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.0096, ratio=1110,
+    ),
+    "lenet_300_100-fashion": Record(
+        *("lenet_300_100", "fashion_mnist", cl.models.lenet_300_100, in_place),
+        kept=14000, epochs=60, distortion=GENTLE, copies=2, error=0.1105, ratio=90,
+    ),
+}  # fmt: skip
+
+
+def main():
+    """Make the records that are asked for, and print what they measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", nargs="+", choices=RECORDS, default=list(RECORDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--keep", action="store_true", help="write the best file of each record to data/records")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    every = []
+    for name in arguments.records:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = [tried(name, seed, Path(folder) / f"{name}-{seed}.clab") for seed in arguments.seeds]
+            if arguments.keep:
+                keep(name, rows)
+        every += rows
+    print(summary(pd.DataFrame(every)).to_string(index=False))
+
+
+def tried(name, seed, path):
+    """One row: a record made with a seed, its file written, decoded elsewhere and measured. Printed as it is known."""
+    record = RECORDS[name]
+    model, seconds = make(record, seed)
+    length, start = cl.save(model, path), time.process_time()
+    cl.storage.dumps(model)
+    encode, start = time.process_time() - start, time.process_time()
+    cl.load(path)
+    decode = time.process_time() - start
+    validation, test = measured(path, record.data)
+    ratio = cl.measure.sizes(model).dense_bytes / length
+    row = {"record": name, "seed": seed, "bytes": length, "ratio": ratio, "validation error": validation}
+    row |= {
+        "test error": test,
+        "seconds": seconds,
+        "encode ms": 1000 * encode,
+        "decode ms": 1000 * decode,
+        "path": path,
+    }
+    print(
+        "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{value}" for key, value in row.items()),
+        flush=True,
+    )
+    return row
+
+
+def keep(name, rows):
+    """Keep the file of the seed with the best validation accuracy, and what was measured of it."""
+    FOLDER.mkdir(exist_ok=True)
+    best = min(rows, key=lambda row: row["validation error"])
+    (FOLDER / f"{name}.clab").write_bytes(Path(best["path"]).read_bytes())
+    told = FOLDER / "records.json"
+    known = json.loads(told.read_text()) if told.exists() else {}
+    record = RECORDS[name]
+    known[name] = {"reference": record.reference, "data": record.data, "seed": best["seed"], "bytes": best["bytes"]}
+    known[name] |= {key: best[key] for key in ("validation error", "test error")}
+    told.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+
+
+def summary(rows):
+    """A line for each record: mean, lowest and highest over the seeds, and whether the target is met."""
+    lines = []
+    for name, of in rows.groupby("record", sort=False):
+        record, errors = RECORDS[name], 100 * of["test error"]
+        met = (of["test error"] <= record.error) & (of["ratio"] >= record.ratio)
+        lines.append({
+            "record": name, "bytes": f"{of['bytes'].mean():,.0f} ({of['bytes'].min():,} to {of['bytes'].max():,})",
+            "ratio": f"{of['ratio'].mean():.0f}x",
+            "test error %": f"{errors.mean():.2f} ({errors.min():.2f} to {errors.max():.2f})",
+            "target": f"{record.ratio:.0f}x at {100 * record.error:.2f}%", "met by": f"{met.sum()} of {len(of)}",
+            "seconds": f"{of['seconds'].mean():.0f}", "encode ms": f"{of['encode ms'].mean():.0f}",
+            "decode ms": f"{of['decode ms'].mean():.0f}",
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ _MODULES = {
 }
 _FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage", "Recipe": "compresslab.recipe"}
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [*_MODULES, *_FUNCTIONS, "zero_pruning"]
 
 

@@ -62,6 +62,27 @@ def unrolled(model, shape):
     return nn.Sequential(*found).train(model.training)
 
 
+def busiest_first(model):
+    """The same function with the hidden units of each layer in the order of how many weights they keep, dead ones last.
+
+    model    nn.Sequential that `embed` takes: Linear and Conv2d layers in a chain, no layer that mixes units between
+    returns  a new model, plain; sums run in another order, so that outputs differ by rounding
+    """
+    model = layers.plain(model)
+    found = list(layers.weight_layers(model).values())
+    with torch.no_grad():
+        for layer, reader in zip(found, found[1:], strict=False):
+            units = len(layer.weight)
+            read = reader.weight.view(len(reader.weight), units, -1)  # (units there, units here, inputs each)
+            used = layer.weight.ne(0).flatten(1).sum(1) + read.ne(0).sum((0, 2))
+            order = used.argsort(descending=True, stable=True)
+            layer.weight.copy_(layer.weight[order])
+            reader.weight.copy_(read[:, order].view(reader.weight.shape))
+            if layer.bias is not None:
+                layer.bias.copy_(layer.bias[order])
+    return model
+
+
 def _matrix(layer, shape):
     """A Conv2d as a Linear on flattened images of a shape (channels, height, width), and the shape of what it returns.
 
