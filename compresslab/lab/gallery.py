@@ -19,12 +19,12 @@ class Gallery:
         """Another model: choose the limits anew."""
         self._shown, self._limits = {}, {}
 
-    def arrange(self, pictures):
-        """Make room for these pictures; returns their panels in order."""
-        for picture in pictures:
-            if picture.name not in self.panels:
-                self.panels[picture.name] = Panel()
-        return [self.panels[picture.name] for picture in pictures]
+    def arrange(self, names):
+        """Make room for the pictures of these names; returns their panels in order."""
+        for name in names:
+            if name not in self.panels:
+                self.panels[name] = Panel()
+        return [self.panels[name] for name in names]
 
     def draw(self, pictures, moving=False):
         """Draw those that changed; a generator that yields after each.

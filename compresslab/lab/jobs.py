@@ -6,7 +6,7 @@ from dataclasses import replace
 from time import perf_counter
 
 from compresslab import measure, techniques, train
-from compresslab.lab import words
+from compresslab.lab import split, words
 from compresslab.lab.chart import NO_POINT
 from compresslab.lab.page import ledger_table
 from compresslab.lab.worker import HOLD
@@ -233,11 +233,13 @@ class Jobs:
         return self._session.model(choice)
 
     def _weigh(self, choice):
-        """The ledger of the chosen point."""
+        """The ledger of the chosen point, and the picture of its bytes."""
         model = yield from self._model(choice)
-        self._page.ledger.value = ledger_table(measure.sizes(model), f"What {self._words(choice)} costs")
+        sizes = measure.sizes(model)
+        self._page.ledger.value = ledger_table(sizes, f"What {self._words(choice)} costs")
         self._weighed = choice
         yield
+        yield from self._gallery.draw([split.picture(sizes)])
 
     def _pictures(self, choice, event):
         """The technique's pictures of what happened inside, with room made for them on the page.
@@ -249,7 +251,7 @@ class Jobs:
             pictures = techniques.pictures(
                 self._session.technique, event.start, event.model, choice.setting, subject.data
             )
-        self._page.show_pictures(self._gallery.arrange(pictures))
+        self._page.show_pictures(self._gallery.arrange([*(picture.name for picture in pictures), split.NAME]))
         return pictures
 
     def _settle(self, choice):

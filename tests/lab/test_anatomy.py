@@ -167,7 +167,7 @@ def test_a_caption_is_text_not_markup():
 
 def test_a_gallery_only_moves_the_cut_where_the_values_stay():
     gallery, first = Gallery(), PICTURES[0]
-    gallery.arrange([first])
+    gallery.arrange([first.name])
     list(gallery.draw([first]))
     panel = gallery.panels["h"]
     background, drawn = panel._background, panel.image.value
@@ -204,7 +204,7 @@ def test_marks_of_a_histogram_move_over_it(ax):
 
 def test_a_gallery_moves_marks_over_the_same_weights():
     gallery, picture = Gallery(), replace(PICTURES[0], cut=None, marks=np.array([-1.0, 1.0]))
-    gallery.arrange([picture])
+    gallery.arrange([picture.name])
     shown = []
     for marks in ([-1.0, 1.0], [-0.5, 1.0]):
         list(gallery.draw([replace(picture, marks=np.array(marks))], moving=bool(shown)))
