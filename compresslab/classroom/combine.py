@@ -156,12 +156,12 @@ def _rival(size, seconds, split):
         torch.manual_seed(0)
         small = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, hidden), nn.ReLU(), nn.Linear(hidden, 10))
     start = time.process_time()
-    small = train.finetune(small, split, steps=20, lr=4e-3, bar=False)
+    small = train.finetune(small, split, steps=20, lr=0.02, bar=False)
     pace = max(1e-5, (time.process_time() - start) / 20)
     steps = int(min(5000, max(50, seconds / pace)))
-    small = train.finetune(small, split, steps=round(0.7 * steps), lr=4e-3, bar=False)
+    small = train.finetune(small, split, steps=round(0.7 * steps), lr=0.02, bar=False)
     small = quantization.quantize(small, bits=_CODE)
-    return train.finetune(small, split, steps=round(0.3 * steps), lr=2e-3, bar=False)
+    return train.finetune(small, split, steps=round(0.3 * steps), lr=0.01, bar=False)
 
 
 @exercise("08.gap_code", "Write a function that counts the bytes of a sparse layer as Deep Compression writes it.")
@@ -177,7 +177,7 @@ def check_gap_code(gap_bytes):
     weight = _sparse_layers()["a layer, 95% of it zeros"]
     return (
         f"{weight.numel()} weights, 95% zeros, 4 bits: {_gap_bytes(weight, 4, 5):,} bytes with gaps of 5 bits, "
-        f"{_gap_bytes(weight, 4, 3):,} with 3. Positions cost about as much as values, whatever writes them."
+        f"{_gap_bytes(weight, 4, 3):,} with 3. Positions cost about as much as codes; '40 times' is such a count."
     )
 
 
