@@ -200,7 +200,7 @@ RECORDS = {
     ),
     "lenet_5-narrow": Record(
         *("lenet_5", "mnist", narrow_lenet_5(10, 20, 80), in_lenet_5),
-        kept=4500, epochs=30, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.008, ratio=400,
+        kept=4700, epochs=40, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.008, ratio=400,
     ),
     "lenet_5-narrow-smallest": Record(
         *("lenet_5", "mnist", narrow_lenet_5(8, 16, 40), in_lenet_5),
@@ -208,7 +208,7 @@ RECORDS = {
     ),
     "lenet_300_100-fashion": Record(
         *("lenet_300_100", "fashion_mnist", cl.models.lenet_300_100, in_place),
-        kept=14000, epochs=60, distortion=GENTLE, copies=2, error=0.1105, ratio=90,
+kept=15500, epochs=90, lr=5e-3, codes=10, temperature=1.5, distortion=GENTLE, error=0.1105, ratio=90,
     ),
 }  # fmt: skip
 
