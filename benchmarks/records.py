@@ -6,9 +6,10 @@ Each record is a reference network of its full shape. Its settings were chosen o
 is measured on the 10,000 test images, seed by seed, by a process that has nothing but the file. --keep writes the file
 of the seed with the best validation accuracy to data/records. Everything is computed on one thread, and the seconds are
 those of the processor, from the data as they ship to the file: images are distorted, a teacher answers to all of them,
-and a network learns the answers while it shrinks to few weights of few values (`compresslab.shrinking`). Where that
-network has fewer units than the reference, or convolutions in place of its matrices, it is written into the
-reference's shape (`compresslab.structure.embedding`): "narrow" and "tied" in a record's name.
+and a network learns the answers while it shrinks to few weights of few values (`compresslab.shrinking`), or pays for
+the bits of its weights (`compresslab.rate`). Where a record's name says "tied", that network has fewer units than the
+reference, and convolutions in place of matrices; it is written into the reference's shape, in which rows repeat one
+another (`compresslab.structure.embedding`).
 """
 
 import argparse
@@ -29,11 +30,13 @@ from torch import nn
 import compresslab as cl
 from compresslab import knowledge
 from compresslab.augmentation import augmented
+from compresslab.rate import charge
 from compresslab.shrinking import shrink
 from compresslab.structure.embedding import busiest_first, embed, unrolled
 
 FOLDER = Path(__file__).parent.parent / "data" / "records"
 SEEDS = [0, 1, 2, 3, 4]
+WARM = 0.3  # of the epochs before weights are charged
 DECODE = """
 import json, sys, torch
 torch.set_num_threads(1)
@@ -49,7 +52,8 @@ class Record:
 
     reference    the network whose shape the file has;  data  its data set
     small        small(seed) -> network to shrink;  full  full(small) -> the same function in the reference's shape
-    kept, codes  as in `shrinking.shrink`;  epochs  of as many images as the training set has
+    kept, codes  as in `shrinking.shrink`, or price as in `rate.charge`, which begins after WARM of the epochs
+    epochs       of as many images as the training set has
     lr, batch, temperature, alpha  of the training
     copies, distortion  of the training images, as in `augmented`
     taught       epochs that the teacher itself trains on the copies
@@ -60,11 +64,12 @@ class Record:
     data: str
     small: Callable
     full: Callable
-    kept: int
     epochs: float
     error: float
     ratio: float
+    kept: int = 0
     codes: int = 6
+    price: float = 0.0
     lr: float = 1e-2
     batch: int = 512
     temperature: float = 3.0
@@ -74,21 +79,11 @@ class Record:
     distortion: tuple = ()
 
 
-def narrow_lenet_5(first, second, hidden):
-    """LeNet-5 with fewer maps and units. The convolutions need no bias: max pooling and fc1's bias take it over."""
-
-    def small(seed):
-        return _seeded(seed, lambda: nn.Sequential(
-            nn.Conv2d(1, first, 5, bias=False), nn.MaxPool2d(2),
-            nn.Conv2d(first, second, 5, bias=False), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(16 * second, hidden), nn.ReLU(), nn.Linear(hidden, 10),
-        ))  # fmt: skip
-
-    return small
-
-
 def tied_lenet_5(first, second, maps, kernel):
-    """LeNet-5 with fewer maps, whose fc1 is a convolution of the 4 x 4 places that it sees."""
+    """LeNet-5 with fewer maps, whose fc1 is a convolution of the 4 x 4 places that it sees.
+
+    The convolutions before need no bias: max pooling and fc1's take it over.
+    """
     units = maps * (5 - kernel) ** 2
 
     def small(seed):
@@ -102,12 +97,8 @@ def tied_lenet_5(first, second, maps, kernel):
 
 
 def in_lenet_5(small):
-    """A narrow or tied LeNet-5 in the full shape."""
-    if isinstance(small[4], nn.Conv2d):
-        small = nn.Sequential(*small[:4], *unrolled(small[4:], (small[4].in_channels, 4, 4)))
-    else:
-        small = busiest_first(small)
-    return embed(small, cl.models.lenet_5(0))
+    """A tied LeNet-5 in the full shape."""
+    return embed(nn.Sequential(*small[:4], *unrolled(small[4:], (small[4].in_channels, 4, 4))), cl.models.lenet_5(0))
 
 
 def tied_lenet_300_100(maps, kernel, stride, maps2, kernel2, stride2=1):
@@ -172,7 +163,12 @@ def make(record, seed):
     small, split = record.small(seed), cl.data.Split(images.images, torch.arange(len(images)))
     training = {"lr": record.lr, "batch_size": record.batch, "loss": task, "bar": sys.stderr.isatty()}
     epochs = record.epochs / (1 + record.copies)
-    for _ in shrink(small, split, kept=record.kept, codes=record.codes, epochs=epochs, seed=seed, **training):
+    if record.kept:
+        run = shrink(small, split, kept=record.kept, codes=record.codes, epochs=epochs, seed=seed, **training)
+    else:
+        small = cl.train.finetune(small, split, epochs=WARM * epochs, seed=seed, **training)
+        run = charge(small, split, price=record.price, epochs=(1 - WARM) * epochs, seed=seed + 1, **training)
+    for _ in run:
         pass
     return record.full(small), before + time.process_time() - start
 
@@ -198,17 +194,17 @@ RECORDS = {
         *("lenet_300_100", "mnist", tied_lenet_300_100(8, 8, 4, 11, 4), in_lenet_300_100),
         kept=1300, epochs=80, lr=3e-2, error=0.018, ratio=250,
     ),
-    "lenet_5-narrow": Record(
-        *("lenet_5", "mnist", narrow_lenet_5(10, 20, 80), in_lenet_5),
-        kept=4700, epochs=40, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.008, ratio=400,
+    "lenet_5-tied": Record(
+        *("lenet_5", "mnist", tied_lenet_5(10, 20, 40, 2), in_lenet_5),
+        price=0.12, epochs=40, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.008, ratio=400,
     ),
-    "lenet_5-narrow-smallest": Record(
-        *("lenet_5", "mnist", narrow_lenet_5(8, 16, 40), in_lenet_5),
-        kept=1900, epochs=80, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.0096, ratio=1110,
+    "lenet_5-tied-smallest": Record(
+        *("lenet_5", "mnist", tied_lenet_5(8, 16, 24, 2), in_lenet_5),
+        price=0.45, epochs=50, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.0096, ratio=1110,
     ),
     "lenet_300_100-fashion": Record(
         *("lenet_300_100", "fashion_mnist", cl.models.lenet_300_100, in_place),
-kept=15500, epochs=90, lr=5e-3, codes=10, temperature=1.5, distortion=GENTLE, error=0.1105, ratio=90,
+kept=15500, epochs=120, lr=5e-3, codes=11, temperature=1.5, distortion=GENTLE, error=0.1105, ratio=90,
     ),
 }  # fmt: skip
 

@@ -26,9 +26,8 @@ HALVES = (torch.float16, torch.bfloat16)
 class _Steps(nn.Module):
     """The integer grid behind `Grid` and `InputGrid`: scale, zero point, range; see there."""
 
-    def __init__(self, scale, zero_point, low, high, bits, learned=False, pace=1.0):
+    def __init__(self, scale, zero_point, low, high, bits, learned=False):
         super().__init__()
-        self.pace = checks.real("pace", pace, 0, 100)
         self.bits = checks.integer("bits", bits, 1, MOST_BITS)
         self.low, self.high = checks.integer("low", low, -(2**31)), checks.integer("high", high, low, 2**31 - 1)
         if self.high - self.low >= 2**self.bits:
@@ -42,9 +41,7 @@ class _Steps(nn.Module):
     @property
     def step_size(self):
         """Distance between two values, of the shape of `scale`: `scale` times e**growth, where growth is learned."""
-        if self.growth is None:
-            return self.scale
-        return self.scale * (self.growth if self.pace == 1 else self.pace * self.growth).exp()
+        return self.scale if self.growth is None else self.scale * self.growth.exp()
 
     def codes(self, numbers):
         """Codes of a tensor, int32 of its shape, low to high; a number between two values takes the nearest."""
@@ -113,7 +110,6 @@ class Grid(_Steps, Rounding):
     bits        width at which a code is stored, 1 to 16
     learned     make the step size a parameter, `growth` (0 at first): the step is scale * e**growth, so that an
                 optimizer's step changes it by a share of itself. Its gradient is that of arXiv:1902.08153
-    pace        how fast the step size is learned: its part of the optimizer's learning rate
     raises      ValueError for tensors that do not fit one another or are not finite, and codes that do not fit `bits`
     """
 

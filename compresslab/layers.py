@@ -108,6 +108,20 @@ def weight_layers(model, layers=None):
     return {name: module for name, module in names.items() if id(module) in kept and first[id(module)] == name}
 
 
+def plain_weight_layers(model):
+    """The Linear and Conv layers of a model, as a list, for a training that puts parametrizations of its own on them.
+
+    raises  ValueError where there are none, or one has a mask or a rounding
+    """
+    found = weight_layers(model)
+    if not found:
+        raise ValueError("the model has no Linear or Conv layer; there is nothing to shrink")
+    for name, layer in found.items():
+        if parametrize.is_parametrized(layer):
+            raise ValueError(f"layer {name!r} has a mask or a rounding; give layers.plain(model), which bakes them in")
+    return list(found.values())
+
+
 def distinct_weights(model, layers=None, tensor="weight"):
     """The weights of `weight_layers(model, layers)` as a list of Weight, shared ones once; same errors.
 

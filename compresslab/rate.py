@@ -1,118 +1,191 @@
-"""Training for the size of the file: a loss that charges each weight the bits that its code will take.
+"""Training for the length of the file: a loss that charges each weight the bits that its code will take.
 
-    loss = task + weight * bits,      bits = sum over weights of  -log2 p(code | its row, its column, its kernel)
+    loss = task + price * bits,      bits = sum over weights of  -log2 p(code | its row, its column, its kernel)
 
-A weight on an integer grid (`grids.Grid` with a learned step) costs what an adaptive coder would ask for its code: a
-flag for zero, whose probability follows from how full its row, its column and its kernel are, a sign, and a magnitude
-of a geometric distribution. The costs are looked up in a table that is made anew every so many steps from the codes as
-they are, and run linearly from one code to the next, so that they have a gradient. Rows that are nearly empty become
-empty: whole units go, and with them all that the file would have to say of them.
+A weight is a code times the step of its tensor, which is trained as well. Its code costs what an adaptive coder would
+ask: a flag for zero, whose probability follows from how full its row, its column and its kernel are, a sign, and a
+magnitude of a geometric distribution. The costs are looked up in a table that is made anew every so many steps from the
+codes as they are, and run linearly from one code to the next, so that they have a gradient. Rows that are nearly empty
+become empty: whole units go, and with them all that the file would have to say of them.
 
 Rate-distortion optimisation: Sullivan and Wiegand 1998; entropy-penalised weights: Oktay et al. 2020, arXiv:1906.06624;
-learned step: Esser et al. 2020, arXiv:1902.08153.
+straight-through: Bengio et al. 2013, arXiv:1308.3432.
 """
+
+import contextlib
+import math
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from compresslab import checks, grids, layers
-from compresslab.train import cross_entropy
+from compresslab import checks, layers, train
 
-HALF = 0.5  # highest probability of "not zero" in the table: beyond it zeros would cost more, and full rows lock in
+FULLEST = (
+    0.35  # highest probability of "not zero" in the table: above a half zeros would cost more, and full rows lock in
+)
 RAREST = 0.004
 PULL = 2.0  # counts of a row or column are pulled towards the tensor's average by so many entries
 MARGIN = 0.45  # of a step beyond the last code: a weight farther out would not come back
-PACE = 0.2  # of the learning rate with which the weights' steps are learned
+PACE = 0.2  # of the learning rate with which steps are trained
+REFRESH = 20  # training steps between two tables
+UNIT = 1e-4  # what a price of 1 charges for a bit
 
 
-def on_grids(model, top=7, width=1.0, biases=True):
-    """Copy of a model whose weights lie on symmetric grids with a learned step, one for each tensor.
+def charge(
+    model,
+    data,
+    *,
+    price,
+    top=7,
+    width=1.0,
+    rise=0.4,
+    settle=0.7,
+    loss=train.cross_entropy,
+    steps=None,
+    epochs=None,
+    seed=0,
+    bar=True,
+    **training,
+):
+    """Train `model` in place, charged for the bits of its weights, yielding a `train.Progress` after each step.
 
-    top      largest code: the values are -top to top steps
+    model    any nn.Module whose Linear and Conv layers have plain weights (`layers.plain` makes them plain); trained
+             for some epochs before, or fresh
+    data     a Split or a pair (images, labels)
+    price    loss for 10,000 bits, 0 or more
+    top      largest code: a weight is one of -top to top steps
     width    first step, in standard deviations of the tensor
-    biases   put biases on grids, too, with the step of their layer's weight
-    returns  a new model; each Linear and Conv layer carries a `grids.Grid`
-    raises   ValueError for settings out of range, or a model without such layers
+    rise     share of the steps over which the price rises to its full height
+    settle   share of the steps after which what is zero stays zero, and nothing is charged any more
+    loss, steps, epochs, seed, bar, training  as in `train.fit`
+    returns  generator; at its end weights and biases are ordinary tensors, multiples of their layer's step
+    raises   ValueError for settings out of range, a model without such layers or with weights that are not plain
     """
+    checks.real("price", price, 0, 1e6)
     checks.integer("top", top, 1, 2**14)
-    checks.real("width", width, 0, 100)
-    model = layers.duplicate(model)
-    for layer in layers.weight_layers(model).values():
-        step = (layer.weight.detach().std() * width).clamp(min=1e-6)
-        layers.set_rounding(layer, _grid(step, top))
-        if biases and layer.bias is not None:
-            layers.set_rounding(layer, _grid(step, 2 * top + 1), "bias")
-    return model
+    for name, value, low, high in (("width", width, 1e-3, 100), ("rise", rise, 0, 1), ("settle", settle, 0, 1)):
+        checks.real(name, value, low, high)
+    found = layers.plain_weight_layers(model)
+    options = {"steps": steps, "epochs": epochs, "seed": seed, "bar": bar, **training}
+    return _charged(model, data, found, _Charge(loss, price, rise, settle), top, width, options)
 
 
-class RateLoss(nn.Module):
-    """A loss for `train.fit`: loss(model, images, labels) -> task(model, images, labels) + weight * bits.
+def _charged(model, data, found, loss, top, width, options):
+    loss.steps = [_on_steps(layer, top, width) for layer in found]
+    try:
+        with contextlib.closing(train.fit(model, data, loss=loss, **options)) as run:
+            for progress in run:
+                loss.total = progress.steps
+                yield progress
+    finally:
+        for layer in found:
+            _bake(layer)
 
-    task     the loss of the predictions, such as `distillation.loss`
-    weight   loss per bit, 0 or more: 1e-4 asks for 1e-4 of loss less for every bit more
-    ramp     training steps over which the weight grows to its full size, linearly
-    settle   training step from which on what is zero stays zero and nothing is charged any more; None for never
-    refresh  training steps between two tables
-    raises   ValueError for settings out of range; at the first step for a model without learned grids
+
+def _on_steps(layer, top, width):
+    """Put a layer's weight on steps, and its bias on multiples of the same; returns (numbers behind it, its steps)."""
+    rounding = _Steps(width * float(layer.weight.detach().std(correction=0)), top)
+    parametrize.register_parametrization(layer, "weight", rounding)
+    if layer.bias is not None:
+        parametrize.register_parametrization(layer, "bias", _Multiples(rounding))
+    return layer.parametrizations.weight.original, rounding
+
+
+def _bake(layer):
+    for name in ("weight", "bias") if layer.bias is not None else ("weight",):
+        parametrize.remove_parametrizations(layer, name)
+        with torch.no_grad():
+            getattr(layer, name).add_(0.0)  # no -0
+
+
+class _Charge:
+    """The loss: the task's, and the price of the bits.
+
+    steps  pairs (numbers, _Steps) of all layers;  total  training steps in all, known after the first
     """
 
-    def __init__(self, task=cross_entropy, weight=1e-4, ramp=0, settle=None, refresh=20):
-        super().__init__()
-        self.task = task
-        self.weight = checks.real("weight", weight, 0, 1e6)
-        self.ramp, self.refresh = checks.integer("ramp", ramp, 0), checks.integer("refresh", refresh, 1)
-        self.settle = None if settle is None else checks.integer("settle", settle, 0)
-        self.step, self._tables, self._kept = 0, [], None
+    def __init__(self, task, price, rise, settle):
+        self.task, self.price, self.rise, self.settle = task, price, rise, settle
+        self.steps, self.total, self.done, self._tables, self._kept = [], None, 0, [], None
 
-    def forward(self, model, images, labels):
-        settled = self.settle is not None and self.step >= self.settle
-        if settled:
-            self._keep_zeros(model)
-        elif self.step % self.refresh == 0:
-            self._tables = [(latent, grid, table(grid.codes(latent))) for latent, grid in _latents(model)]
-        share = min(1.0, self.step / self.ramp) if self.ramp else 1.0
-        self.step += 1
+    def __call__(self, model, images, labels):
+        share = self.done / self.total if self.total else 0.0
         with torch.no_grad():
-            for latent, grid, _ in self._tables:
-                reach = (grid.high + MARGIN) * grid.step_size
-                latent.copy_(latent.clamp(-reach, reach))
+            for numbers, rounding in self.steps:
+                numbers.clamp_(-(reach := (rounding.top + MARGIN) * rounding.step), reach)
+        if settled := share >= self.settle:
+            self._keep_zeros()
+        elif self.done % REFRESH == 0:
+            self._tables = [table(rounding.codes(numbers), rounding.top) for numbers, rounding in self.steps]
+        self.done += 1
         task = self.task(model, images, labels)
-        return task if settled else task + share * self.weight * sum(_bits(*one) for one in self._tables)
+        if settled or not self.price:
+            return task
+        bits = sum(_bits(*one, costs) for one, costs in zip(self.steps, self._tables, strict=True))
+        return task + min(1.0, share / self.rise if self.rise else 1.0) * self.price * UNIT * bits
 
-    def _keep_zeros(self, model):
-        latents = _latents(model)
+    def _keep_zeros(self):
         if self._kept is None:
-            self._kept = [grid.codes(latent).ne(0) for latent, grid in latents]
+            self._kept = [rounding.codes(numbers).ne(0) for numbers, rounding in self.steps]
         with torch.no_grad():
-            for (latent, _), kept in zip(latents, self._kept, strict=True):
-                latent.mul_(kept)
-
-    def bits(self, model):
-        """Bits of the model's codes by the table of the moment, a float."""
-        with torch.no_grad():
-            return float(sum(_bits(latent, grid, table(grid.codes(latent))) for latent, grid in _latents(model)))
+            for (numbers, _), kept in zip(self.steps, self._kept, strict=True):
+                numbers.mul_(kept)
 
 
-def table(codes):
-    """Bits of each magnitude at each place of a tensor.
-
-    codes    int tensor (rows, …) of codes, 0 for none
-    returns  (largest + 2, *shape) float32: of magnitude 0, 1, …, one more than the largest there is
+class _Steps(nn.Module):
+    """Parametrization: a number becomes the nearest of -top to top steps. Straight-through for the numbers; the step is
+    trained as the scale of its codes.
     """
-    kept = codes.ne(0).float().reshape(len(codes), -1)  # (rows, columns)
+
+    def __init__(self, step, top):
+        super().__init__()
+        self.growth, self.top = nn.Parameter(torch.tensor(math.log(max(step, 1e-6)) / PACE)), top
+
+    @property
+    def step(self):
+        return (PACE * self.growth).exp()
+
+    def codes(self, numbers):
+        """Whole numbers, as floats."""
+        with torch.no_grad():
+            return (numbers / self.step).round().clamp(-self.top, self.top)
+
+    def forward(self, numbers):
+        free = numbers / self.step.detach()
+        return (free + (free.round().clamp(-self.top, self.top) - free).detach()) * self.step
+
+
+class _Multiples(nn.Module):
+    """Parametrization of a bias: whole multiples of the step of its layer's weight, straight-through."""
+
+    def __init__(self, rounding):
+        super().__init__()
+        self._rounding = (rounding,)  # in a tuple it is no submodule: its parameter belongs to the weight
+
+    def forward(self, numbers):
+        step = self._rounding[0].step.detach()
+        return numbers + ((numbers / step).round() * step - numbers).detach()
+
+
+def table(codes, top):
+    """Bits of each magnitude, 0 to top, at each place of a tensor.
+
+    codes    tensor (rows, …) of whole numbers
+    returns  (top + 1, *shape) float32
+    """
+    kept = codes.ne(0).float().flatten(1)  # (rows, columns)
     share = (kept.sum() + 0.5) / (kept.numel() + 1)
-    odds = _logit(kept, 1, share) + _logit(kept, 0, share)
+    rows, columns = _logit(kept, 1, share), _logit(kept, 0, share)
+    odds = rows + columns - share.logit()
     if codes.dim() > 2:
-        kernels = kept.reshape(*codes.shape[:2], -1)  # (rows, inputs, places)
-        odds = odds / 2 + _logit(kernels, 2, share).expand_as(kernels).reshape(kept.shape)
-    else:
-        odds = odds - share.logit()
-    likely = odds.sigmoid().clamp(RAREST, HALF).reshape(codes.shape)
-    sizes = codes.abs()
-    more = 1 - (kept.sum() + 1) / (sizes.sum() + 1)  # probability that a magnitude goes on, of a geometric distribution
-    more = more.clamp(0.02, 0.95)
-    sign_and_size = [1 - (size * more.log2() + (1 - more).log2()) for size in range(int(sizes.max()) + 1)]
-    return torch.stack([-(1 - likely).log2(), *(-likely.log2() + one for one in sign_and_size)])
+        kernels = codes.ne(0).float().flatten(2)  # (rows, inputs, places)
+        odds = (rows + columns) / 2 + _logit(kernels, 2, share).expand_as(kernels).flatten(1) - share.logit()
+    likely = odds.sigmoid().clamp(RAREST, FULLEST).view(codes.shape)
+    sizes = codes.abs().sum()
+    more = (1 - (kept.sum() + 1) / (sizes + 1)).clamp(0.02, 0.95)  # probability that a magnitude goes on
+    costs = [1 - (size * more.log2() + (1 - more).log2()) for size in range(top)]  # the sign, and the magnitude
+    return torch.stack([-(1 - likely).log2(), *(cost - likely.log2() for cost in costs)])
 
 
 def _logit(kept, axis, share):
@@ -121,27 +194,9 @@ def _logit(kept, axis, share):
     return ((kept.sum(axis, keepdim=True) + PULL * share) / (count + PULL)).logit()
 
 
-def _bits(latent, grid, costs):
+def _bits(numbers, rounding, costs):
     """Bits of a tensor, with the gradient of a straight line between two codes."""
-    places = (latent / grid.step_size.detach()).abs()
-    lower = places.detach().floor().long().clamp(max=len(costs) - 2)
+    places = (numbers / rounding.step.detach()).abs()
+    lower = places.detach().floor().long().clamp(max=rounding.top - 1)
     low, high = costs.gather(0, lower[None])[0], costs.gather(0, lower[None] + 1)[0]
     return (low + (places - lower) * (high - low)).sum()
-
-
-def _latents(model):
-    """Pairs (the parameter behind a rounded tensor, its Grid) of a model, in module order."""
-    found = []
-    for module in model.modules():
-        for name in ("weight", "bias"):
-            grid = layers.get_rounding(module, name) if name in getattr(module, "parametrizations", {}) else None
-            if isinstance(grid, grids.Grid):
-                found.append((module.parametrizations[name].original, grid))
-    if not found:
-        raise ValueError("the model has no weights on grids; put them there with rate.on_grids(model)")
-    return found
-
-
-def _grid(step, top):
-    bits = (2 * top).bit_length()
-    return grids.Grid(step.clone(), torch.zeros_like(step), -top, top, bits, learned=True, pace=PACE)

@@ -60,7 +60,7 @@ def shrink(
     checks.real("rate", rate, 0, 10)
     if len(parts) != 3 or not 0 <= parts[0] < parts[1] < parts[2] <= 1:
         raise ValueError(f"parts is {parts!r}; give three rising shares of the steps, such as (0.05, 0.6, 0.9)")
-    found = _weight_layers(model)
+    found = layers.plain_weight_layers(model)
     checks.integer("kept", kept, 1, sum(layer.weight.numel() for layer in found))
     return _shrinking(
         model, data, found, kept, codes, rate, parts, seed, bar, {"steps": steps, "epochs": epochs, **training}
@@ -231,14 +231,3 @@ class _Coarse(nn.Module):
         if self.step > 0:
             bias = bias + ((bias / self.step).round() * self.step - bias).detach()
         return bias * self.alive.to(bias)
-
-
-def _weight_layers(model):
-    """The layers of a model that shrink; raises ValueError where there are none, or their weights are not plain."""
-    found = layers.weight_layers(model)
-    if not found:
-        raise ValueError("the model has no Linear or Conv layer; there is nothing to shrink")
-    for name, layer in found.items():
-        if parametrize.is_parametrized(layer):
-            raise ValueError(f"layer {name!r} has a mask or a rounding; give layers.plain(model), which bakes them in")
-    return list(found.values())

@@ -11,8 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "compresslab"
 RANKS = {
     **dict.fromkeys(["checks", "paths", "datafiles", "layers", "grids", "codebooks"], 0),
     **dict.fromkeys(["data", "models"], 1),
-    **dict.fromkeys(["train", "activations", "structure", "numerics", "knowledge", "input_grids", "rate", "augmentation"], 2),
-    "shrinking": 3,
+    **dict.fromkeys(
+        ["train", "activations", "structure", "numerics", "knowledge", "input_grids", "rate", "augmentation"], 2
+    ),
+    **dict.fromkeys(["shrinking", "rate"], 3),
     "techniques": 3,
     "storage": 4,
     "measure": 5,

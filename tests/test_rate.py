@@ -1,0 +1,101 @@
+"""Training charged for the bits of the file."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import compresslab as cl
+from compresslab import rate
+
+
+@pytest.fixture
+def data():
+    images = torch.rand(600, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    return images, (images.flatten(1)[:, :18].sum(1) > 9).long()
+
+
+@pytest.fixture
+def net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def charged(net, data, **settings):
+    settings = {"price": 5.0, "steps": 200, "lr": 1e-2, "batch_size": 100, "precision": "fp32", "bar": False} | settings
+    assert len(list(rate.charge(net, data, **settings))) == settings["steps"]
+    return net
+
+
+def test_a_higher_price_makes_a_smaller_file(net, data):
+    free, cheap, dear = (charged(cl.layers.duplicate(net), data, price=price) for price in (0.0, 5.0, 50.0))
+    sizes = [cl.storage.file_bytes(one) for one in (free, cheap, dear)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[2] < 0.7 * sizes[0]
+    assert cl.train.accuracy_of(cl.train.evaluate(cheap, data), data[1]) > 0.7
+
+
+def test_weights_and_biases_are_multiples_of_their_layers_step(net, data):
+    charged(net, data, top=3)
+    for layer in (net[0], net[3], net[5]):
+        step = layer.weight[layer.weight != 0].abs().min()
+        codes = torch.cat([layer.weight.flatten(), layer.bias]) / step
+        assert torch.allclose(codes, codes.round(), atol=1e-3) and len(layer.weight.unique()) <= 7
+        assert not torch.signbit(layer.weight[layer.weight == 0]).any()
+        assert not hasattr(layer, "parametrizations")
+
+
+def test_the_table_by_hand():
+    codes = torch.tensor([[0, 1, 0, 0], [0, -2, 0, 0.0]])
+    bits = rate.table(codes, 3)
+    assert bits.shape == (4, 2, 4)
+    share = 2.5 / 9
+    row, column = (1 + 2 * share) / 6, (2 + 2 * share) / 4  # of the first row, of the second column
+
+    def odds(chance):
+        return math.log(chance / (1 - chance))
+
+    likely = 1 / (1 + math.exp(-(odds(row) + odds(column) - odds(share))))
+    likely = min(max(likely, rate.RAREST), rate.FULLEST)
+    more = 1 - 3 / 4  # (kept + 1) of (magnitudes + 1)
+    assert bits[0, 0, 1].item() == pytest.approx(-math.log2(1 - likely), rel=1e-5)
+    assert bits[2, 0, 1].item() == pytest.approx(
+        1 - math.log2(likely) - math.log2(more) - math.log2(1 - more), rel=1e-5
+    )
+    assert (bits.diff(dim=0) > 0).all() and bits[0, 0, 0] < bits[0, 0, 1]
+
+
+def test_costs_run_straight_between_two_codes():
+    rounding, costs = rate._Steps(0.5, 3), torch.tensor([0.1, 4.0, 5.0, 7.0])[:, None]
+    for number, bits in ((0.0, 0.1), (0.25, 2.05), (-0.5, 4.0), (1.25, 6.0)):
+        assert rate._bits(torch.tensor([number]), rounding, costs).item() == pytest.approx(bits, rel=1e-4)
+
+
+def test_what_is_zero_stays_zero_once_it_has_settled(net, data):
+    seen = []
+    for progress in rate.charge(net, data, price=20.0, steps=100, settle=0.5, lr=1e-2, precision="fp32", bar=False):
+        seen.append((net[3].weight == 0).clone() if progress.step > 52 else None)
+    late = [one for one in seen if one is not None]
+    assert all((before <= after).all() for before, after in zip(late, late[1:], strict=False))
+
+
+def test_the_same_seed_gives_the_same_model_and_stopping_leaves_an_ordinary_one(net, data):
+    first, again = (charged(cl.layers.duplicate(net), data, steps=30, seed=2) for _ in range(2))
+    assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+    run = rate.charge(net, data, price=1.0, steps=30, bar=False)
+    next(run)
+    run.close()
+    assert not hasattr(net[3], "parametrizations")
+
+
+@pytest.mark.parametrize("settings, told", [({"price": -1}, "price is -1"), ({"top": 0}, "top is 0"),
+                                            ({"width": 0}, "width is 0"), ({"settle": 2}, "settle is 2")])  # fmt: skip
+def test_bad_settings(net, data, settings, told):
+    with pytest.raises(ValueError, match=told):
+        next(rate.charge(net, data, **{"price": 1.0, "steps": 3} | settings))
+
+
+def test_a_model_with_a_mask(net, data):
+    with pytest.raises(ValueError, match="has a mask"):
+        next(rate.charge(cl.zero_pruning.prune(net, sparsity=0.5), data, price=1.0, steps=3))
