@@ -19,7 +19,7 @@ LARGEST, MOST, SIDES = 2**24, 2**20, 2**18  # entries of a field, ranks, lines a
 BLOCKS = 2048  # blocks that a matrix is cut into, about: what decoding costs
 VALUES = 256  # most values that ranks may have
 PRIORS, PRIOR = 16, 8
-BIT_COST, BLOCK_COST = 4, 100  # plain symbols whose decoding takes as long as that of a bit, and of a block
+BIT_COST, BLOCK_COST = 8, 100  # plain symbols whose decoding takes as long as that of a bit, and of a block
 FIELD_SCALE = 9_000  # weights of the mixer at first, over 2**16
 RANK_SCALE = 14_000
 DEPTH = 4  # how many times fewer blocks there are of sizes, which take several decisions
@@ -68,7 +68,6 @@ def plan_field(kept, frame, prior):
 
 def read_field(reader, frame, prior):
     """Flat bool array of the entries that are kept, as `plan_field` wrote them."""
-    _check(fits(frame))
     flags, sides, live = reader.uint(3), _sides(frame, prior), []
     for number, (count, lag) in enumerate(((frame.lines, frame.lag), (frame.places, 0))):
         some = _read_vector(reader, count, lag, sides[number]) if flags >> number & 1 else np.ones(count, dtype=bool)
@@ -107,11 +106,11 @@ def priors(counts, columns):
     """
     if counts is None or not len(counts) or columns % len(counts):
         return None
-    total = int(counts.sum())
+    total, (kinds, which) = int(counts.sum()), np.unique(counts, return_inverse=True)
     limits = [total * total << 64 + one for one in range(1 - PRIOR, PRIORS - PRIOR)]
-    squares = [(int(one) * len(counts)) ** 2 << 64 for one in counts]
+    squares = [(int(one) * len(counts)) ** 2 << 64 for one in kinds]
     found = [1 + sum(square >= limit for limit in limits[1:]) if square else 0 for square in squares]
-    return np.repeat(np.array(found, dtype=np.uint8), columns // len(counts))
+    return np.repeat(np.array(found, dtype=np.uint8)[which.reshape(-1)], columns // len(counts))
 
 
 class Field:
@@ -168,7 +167,7 @@ def plan_ranks(ranks, values, negatives, kept, frame):
 def read_ranks(reader, values, negatives, kept, frame):
     """The ranks that were written, int16, in the order of the flat matrix's kept entries."""
     count = frame.rows * frame.columns if kept is None else int(np.count_nonzero(kept))
-    _check(fits(frame, LARGEST // 4) and count <= MOST and values <= VALUES)
+    check(fits(frame, LARGEST // 4) and count <= MOST and values <= VALUES)
     state = Ranks(frame, kept, values, negatives)
     matrix = np.zeros((frame.lines, frame.places), dtype=np.int16)
     matrix[tuple(state.at)] = state.decode(reader)
@@ -298,7 +297,7 @@ def _read_vector(reader, count, lag, prior):
     return field.known.reshape(-1).view(bool)
 
 
-def _check(small):
+def check(small):
     """Refuse what takes more memory than its coding may."""
     if not small:
         raise CorruptFileError("a matrix is too large to be coded by contexts")

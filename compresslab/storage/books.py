@@ -82,15 +82,14 @@ def write(writer, codebook, mask=None):
     ranks = book.ranks[codebook.assignments.cpu().contiguous().numpy().reshape(-1)]
     kept = ranks != book.zero if mask is None else mask.detach().cpu().contiguous().numpy().reshape(-1)
     if mask is None and kept.all():
-        frame = frames.choose(ranks >= book.negatives, shape)
-        _write_positions(writer, values.Where(shape, frame=frame), ALL)
-        _write_ranks(writer, ranks, len(words), book, values.Where(shape, frame=frame))
+        where, places, how = values.Where(shape, frame=frames.choose(ranks >= book.negatives, shape)), None, ALL
     else:
-        how = FREE if (ranks[kept] == book.zero).any() else SPARSE
-        where, some = values.Where(shape, kept=kept, frame=frames.choose(kept, shape)), ranks[kept]
-        _write_positions(writer, where, how)
-        without = how == SPARSE and book.zero >= 0
-        _write_ranks(writer, some - (without & (some > book.zero)), len(words) - without, book, where)
+        frame, places = positions.cheapest(kept, shape, writer)
+        where, ranks = values.Where(shape, kept=kept, frame=frame), ranks[kept]
+        how = FREE if (ranks == book.zero).any() else SPARSE
+    _write_positions(writer, where, places, how)
+    without = how == SPARSE and book.zero >= 0
+    _write_ranks(writer, ranks - (without & (ranks > book.zero)), len(words) - without, book, where)
     writer.enter(before)
 
 
@@ -109,9 +108,10 @@ def read(reader, form, shape, dtype):
     tensors.note(reader, kept, shape)
     without = how == SPARSE and book.zero >= 0
     where = values.Where(shape, kept=kept, frame=frame)
-    ranks = _read_ranks(reader, count, len(words) - without, book, where)
-    chosen = np.full(count, book.order[max(0, book.zero)])
-    chosen[... if kept is None else kept] = book.order[ranks + (without & (ranks >= book.zero))]
+    chosen = _assigned(_read_ranks(reader, count, len(words) - without, book, where), book, without)
+    if kept is not None:
+        some, chosen = chosen, np.full(count, book.order[max(0, book.zero)])
+        chosen[kept] = some
     weight = tensors.tensor_of(np.empty(count, dtype=words.dtype), stored, shape)
     centroids, flat = tensors.tensor_of(words, stored, (len(words),)), weight.view(-1)
     for start in range(0, count, CHUNK):
@@ -175,9 +175,9 @@ def _write_centroids(writer, words, centroids, zero):
 
 def _read_centroids(reader, dtype, stored):
     how, count = reader.uint(TENSOR), reader.uint(codebooks.MOST_CENTROIDS - 1) + 1
+    reader.spend(palettes.COST * count)
     if how == TENSOR:
         return tensors.words_of(tensors.read(reader, dtype, (count,))[0], stored)
-    reader.spend(count)
     palette, _ = palettes.read(reader, count - (how == ZERO), stored.size, "float")
     if how == ZERO:
         return np.concatenate([np.zeros(1, dtype=palette.dtype), palette])
@@ -186,13 +186,13 @@ def _read_centroids(reader, dtype, stored):
     return np.array(order, dtype=palette.dtype)
 
 
-def _write_positions(writer, where, how):
-    """Frame, form and positions of the kept weights."""
+def _write_positions(writer, where, places, how):
+    """Frame, form and positions of the kept weights; places  their plan, None for all of them."""
     with writer.all_as("positions"):
         frames.write(writer, where.frame, where.shape)
         writer.uint(how)
-        if how != ALL:
-            positions.plan(where.kept, where.frame, writer).write(writer)
+        if places is not None:
+            places.write(writer)
     tensors.note(writer, where.kept, where.shape)
 
 
@@ -209,14 +209,24 @@ def _write_ranks(writer, ranks, count, book, where):
 
 
 def _read_ranks(reader, size, count, book, where):
-    """Ranks of what is kept of `size` weights, int32, each below `count`."""
+    """Ranks of what is kept of `size` weights, whole numbers below `count`."""
+    reader.hold(size)
     if reader.uint(WORDS) == CONTEXTS:
         return adaptive.read_ranks(reader, count, book.negatives, where.kept, where.frame)
     words = np.empty(size if where.kept is None else int(np.count_nonzero(where.kept)), dtype="<u2")
     values.read(reader, words, "unsigned")
     if len(words) and words.max() >= count:
         raise CorruptFileError(f"a weight has centroid {words.max()} of {count}")
-    return words.astype(np.int32)
+    return words
+
+
+def _assigned(ranks, book, without):
+    """Assignments of weights of these ranks, a chunk at a time; without  whether the rank of zero is left out."""
+    chosen = np.empty(len(ranks), dtype=book.order.dtype)
+    for start in range(0, len(ranks), CHUNK):
+        some = ranks[start : start + CHUNK].astype(np.int32)
+        chosen[start : start + CHUNK] = book.order[some + (without & (some >= book.zero))]
+    return chosen
 
 
 def _bits(tensor):

@@ -113,11 +113,12 @@ def write(writer, grid, codes, mask=None):
     levels = codes.contiguous().numpy().reshape(-1) - floors
     kept = levels != 0 if mask is None else mask.detach().cpu().contiguous().numpy().reshape(-1)
     zeros = len(levels) - int(np.count_nonzero(kept))
-    few, many = len(levels) <= tensors.SMALL, zeros > FEW * len(levels)
-    some = mask is not None or 0 < zeros < len(levels) and (few or many)
-    frame = frames.choose(kept if some else levels > 0, codes.shape)
-    where = values.Where(tuple(codes.shape), kept=kept, frame=frame, credit=writer.credit)
-    plans = [_plan_sparse(where, levels, floors, grid, writer)] if some else []
+    few = len(levels) <= tensors.SMALL
+    some = mask is not None or 0 < zeros < len(levels) and (few or zeros > FEW * len(levels))
+    shape = tuple(codes.shape)
+    frame, places = positions.cheapest(kept, shape, writer) if some else (frames.choose(levels > 0, shape), None)
+    where = values.Where(shape, kept=kept, frame=frame, credit=writer.credit)
+    plans = [_plan_sparse(where, places, levels, floors, grid)] if some else []
     if mask is None:
         plans.append(_plan_all(replace(where, kept=None), levels, floors, grid, contexts=few or not some))
     frames.write(writer, where.frame, where.shape)
@@ -220,8 +221,8 @@ def _plan_all(where, levels, floors, grid, contexts):
     return values.Plan(8 + numbers.bits, write)
 
 
-def _plan_sparse(where, levels, floors, grid, writer):
-    places, few = positions.plan(where.kept, where.frame, writer), levels[where.kept]
+def _plan_sparse(where, places, levels, floors, grid):
+    few = levels[where.kept]
     numbers = _plan_numbers(where, few, grid, lambda: few + floors[where.kept])
 
     def write(writer):

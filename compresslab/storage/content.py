@@ -20,6 +20,7 @@ version 3 on `tensors` is left out where it is what the model, as built, has: na
 parameters.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from compresslab import layers
-from compresslab.storage import architecture, roundings, streams, tensors
+from compresslab.storage import architecture, codes, roundings, streams, tensors
 from compresslab.storage.container import CorruptFileError
 
 _INDICES = ("frozen", "masked", "extra")
@@ -39,6 +40,7 @@ _LISTS = {
     "halves": list,
     "inputs": list,
 }
+SCALES = 8  # entries of a sparse tensor whose positions take as much memory as a step size and zero point take
 _DIMENSIONS = 64  # most that torch has
 
 
@@ -189,12 +191,15 @@ def check_size(listed, limit):
         )
 
 
-def read(parts, listed):
-    """The Content of an unpacked file (container.Parts) whose entries have been checked."""
-    reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length, parts.version), [], []
+def read(parts, listed, most=None):
+    """The Content of an unpacked file (container.Parts) whose entries have been checked; most  as streams.Reader's."""
+    reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length, parts.version, most), [], []
     sets = {key: set(parts.header.get(key, ())) for key in (*_INDICES, "flipped")}
     masked = {index if (tied := listed[index].tied) is None else tied for index in sets["masked"]}
     forms, found = roundings.read_lists(parts.header, listed), {}
+    for form in forms.values():
+        if isinstance(form, codes.Form):
+            reader.hold(SCALES * math.prod(form.shape))
     for index, entry in enumerate(listed):
         if entry.tied is None:
             rounding, value, kept = roundings.read(reader, entry, forms.get(index), index in masked)

@@ -108,7 +108,8 @@ def loads(blob, into=None, max_bytes=None):
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ValueError(f"blob is a {type(blob).__name__}; give the bytes of a .clab file")
     limit = 2**26 + 4096 * len(blob) if max_bytes is None else checks.integer("max_bytes", max_bytes, 0)
-    found, model, input_grids = _guarded(_decode, blob, limit, into is None)
+    most = limit // 4 if max_bytes is None else None
+    found, model, input_grids = _guarded(_decode, blob, limit, into is None, True, most)
     if into is not None:
         return filling.fill(into, found, input_grids)
     if model is None:
@@ -158,10 +159,10 @@ def _implied(node, count):
         return None
 
 
-def _decode(blob, limit, model=True, numbers=True):
+def _decode(blob, limit, model=True, numbers=True, most=None):
     """What the bytes of a file hold, and their model on the meta device.
 
-    limit    most bytes of tensors;  model, numbers  whether the model is wanted, and the tensors of a file that has one
+    limit    most bytes of tensors;  most  entries of a sparse one, None for any  model, numbers  whether the model is wanted, and the tensors of a file that has one
     returns  Content (None if not wanted), model (None if not wanted, or if the file holds tensors only), and path ->
              InputGrid (where no model is wanted)
     """
@@ -178,7 +179,7 @@ def _decode(blob, limit, model=True, numbers=True):
         built = graph.build(header["model"], entries, architecture.Budget(parts.length, len(entries)))
         filling.check_same(built, entries)
     wanted = numbers and not (model and built is None)
-    read = content.read(parts, entries) if wanted else None
+    read = content.read(parts, entries, most) if wanted else None
     return read, built if model else None, {} if model else inputs.build(header, read, parts.length)
 
 

@@ -124,10 +124,10 @@ def _unmask(module, own):
 
 def _parametrize(module, own, rounding, mask):
     """Round and mask a module's tensor, in place; either may be None."""
+    if mask is not None:  # first, for then the rounded weight is not computed
+        layers.set_mask(module, mask, own)
     if rounding is not None:
         layers.set_rounding(module, rounding, own)
-    if mask is not None:
-        layers.set_mask(module, mask, own)
 
 
 def _rounding(content, index, parameter, made):

@@ -18,6 +18,7 @@ from compresslab.storage.container import CorruptFileError
 PLAIN, STEPS = range(2)
 MOST_STEPS = 2**12  # largest multiple of a step
 PARTS = (1, 2, 4, 3, 5, 6, 7)  # parts of the smallest value that are tried as the step
+COST = 32  # plain symbols whose decoding takes as long as that of a value, and of what is made of it
 _FLOATS = {2: "<f2", 4: "<f4", 8: "<f8"}
 _FRACTION = {1: 3, 2: 7, 4: 23, 8: 52}  # bits of a float below its exponent (of bfloat16; any number would do)
 _USUAL = {1: 6, 2: 125, 4: 125, 8: 1021}  # exponent, as stored, of numbers from 1/4 to 1/2
@@ -147,7 +148,7 @@ def _write_largest(writer, number, fraction, itemsize):
 
 def _read_largest(reader, fraction, itemsize):
     if fraction is None:
-        return reader.uint(2**62)
+        return reader.uint(2**64)
     zigzagged = reader.uint(2**12)
     away = zigzagged // 2 if zigzagged % 2 == 0 else -(zigzagged + 1) // 2
     exponent = _USUAL[itemsize] + away

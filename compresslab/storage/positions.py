@@ -17,12 +17,13 @@ import math
 
 import numpy as np
 
-from compresslab.storage import adaptive, values
+from compresslab.storage import adaptive, frames, values
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.streams import CHUNK, CODED, affordable
 
 NONE, ALL, FEW, MOST, ODDS, BITMAP, CONTEXTS = range(7)
 SMALL, SPARSE = 4096, 32  # gaps are for so many positions, or for one in so many entries
+TURNED = 2**16  # entries up to which both ways of going through a matrix are tried
 RARE = 1000  # beside contexts gaps are tried for fewer than one in so many
 MIDDLE, LEVELS = 16, 32
 ONE = 2**20  # odds of 1, in whole numbers
@@ -42,19 +43,35 @@ def plan(kept, frame, writer):
         return values.Plan(2, lambda writer: writer.uint(ALL if count else NONE))
     minority = min(count, len(kept) - count)
     plans = _plan_contexts(kept, frame, writer) if adaptive.fits(frame) else []
-    if not plans:
-        plans += _plan_odds(kept.reshape(frame.rows, -1))
-    if minority <= (_most_gaps(len(kept)) if len(plans) == 0 else len(kept) // RARE):
+    rare = len(kept) // RARE if plans else _most_gaps(len(kept))
+    plans += _plan_odds(kept.reshape(frame.rows, -1))
+    if minority <= rare:
         plans.append(_plan_gaps(kept, MOST if minority < count else FEW))
     return min(plans or [_plan_bitmap(kept)], key=lambda one: one.bits)
 
 
+def cheapest(kept, shape, writer, parts=1):
+    """The frame of a tensor in which its positions cost least, of those that are worth a try, and the plan.
+
+    shape, parts  of the tensor: its sizes, words in an element
+    """
+    frame = frames.choose(kept, shape, parts)
+    found = plan(kept, frame, writer)
+    if frame.lag or len(kept) > TURNED or frame.rows == 1:
+        return frame, found
+    turned = frames.Frame(frame.rows, frame.columns, transposed=True)
+    other = plan(kept, turned, writer)
+    return (turned, other) if other.bits < found.bits else (frame, found)
+
+
 def read(reader, count, frame):
     """Bool array of `count` entries, as it was written; frame as for `plan`."""
+    reader.hold(count)
     form = reader.uint(CONTEXTS if reader.version >= CODED else BITMAP)
     if form in (NONE, ALL):
         return np.full(count, form == ALL)
     if form == CONTEXTS:
+        adaptive.check(adaptive.fits(frame))
         return adaptive.read_field(reader, frame, adaptive.priors(reader.counts, frame.columns))
     if form == ODDS:
         return _read_odds(reader, count, frame.rows)

@@ -23,7 +23,7 @@ TOTAL = 2**14  # frequencies of one alphabet sum to this
 CHUNK = 2**18  # symbols coded in one call, so that temporary arrays stay small
 CODED = 3  # first version that has small numbers in the range coder
 CREDIT, PAYS = 2**21, 100  # less than a reader allows: symbols for nothing, and for a bit
-LONGEST = 62  # bits that a number in gamma code may have after its first
+LONGEST = 64  # bits that a number in gamma code may have after its first
 _coder = constriction.stream.queue
 _models = constriction.stream.model
 _EVEN = _models.Bernoulli(0.5, perfect=False)
@@ -136,11 +136,12 @@ class Reader:
             a writer uses another form where they would be more than the length of the file pays for (`affordable`,
             Writer.credit). What is coded by contexts, which takes longer, counts as several symbols
     version, counts  as of Writer
+    entries  most that a tensor may have which is not all kept: which of them are takes memory beside it. None for any
     """
 
-    def __init__(self, data, words, length, version=CODED):
+    def __init__(self, data, words, length, version=CODED, entries=None):
         self.budget = 2**22 + 1024 * length
-        self.version, self.counts = version, None
+        self.version, self.counts, self._entries = version, None, entries
         self._data, self._at = data, 0
         self._decoder = _coder.RangeDecoder(words.astype(np.uint32))
         self._unused = len(words) > 0
@@ -211,6 +212,11 @@ class Reader:
         """Refuse early that so many symbols will be read."""
         if count > self.budget:
             raise CorruptFileError("more symbols are claimed than a file of this length holds")
+
+    def hold(self, count):
+        """Refuse a tensor of so many entries, not all of them kept, that it takes much more memory than declared."""
+        if self._entries is not None and count > self._entries:
+            raise CorruptFileError(f"a sparse tensor has {count} entries; without max_bytes, {self._entries} are allowed")
 
     def close(self):
         """Check that both sections were used to their ends; the coder's, which version 3 cuts, only roughly."""

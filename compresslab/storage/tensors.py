@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from compresslab.storage import frames, positions, unrolled, values
+from compresslab.storage import adaptive, frames, positions, unrolled, values
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.streams import CHUNK, CODED, affordable
 
@@ -96,9 +96,13 @@ def _read_unrolled(reader, name, shape, stored):
 
 
 def note(coder, kept, shape):
-    """Note in a Writer or Reader how much of each unit's weights is kept; kept  flat bool array, or None for all."""
+    """Note in a Writer or Reader how much of each unit's weights is kept; kept  flat bool array, or None for all.
+
+    More units than a matrix coded by contexts may have inputs tell nothing, and are not counted.
+    """
     if len(shape) > 1 and all(shape):
-        coder.counts = None if kept is None else np.count_nonzero(kept.reshape(shape[0], -1), axis=1)
+        known = kept is not None and shape[0] <= adaptive.SIDES
+        coder.counts = np.count_nonzero(kept.reshape(shape[0], -1), axis=1) if known else None
 
 
 def _plans(writer, words, kept, shape, stored):
@@ -184,9 +188,8 @@ def _plan_sparse(writer, words, kept, shape, stored, signed=True):
         bits = 24 - float(np.where(signs, np.log2(share), np.log2(1 - share)).sum())
         if not affordable(len(signs), bits):
             return None
-    frame = frames.choose(kept, shape, stored.parts)
+    frame, places = positions.cheapest(kept, shape, writer, stored.parts)
     where = values.Where(shape, stored.parts, kept, frame, writer.credit)
-    places = positions.plan(kept, frame, writer)
     numbers = values.plan(words[kept], stored.kind, where)
     parts = places, numbers, signs, share
     return values.Plan(4 + bits + places.bits + numbers.bits, lambda one: _write_sparse(one, where, *parts))
@@ -218,11 +221,10 @@ def _read_signs(reader, words, kept):
     share = reader.uint(GRID - 1)
     if not share:
         raise CorruptFileError("the share of negative zeros is 0")
-    at = np.flatnonzero(~kept)
     sign = words.dtype.type(1 << (8 * words.itemsize - 1))
-    for start in range(0, len(at), CHUNK):
-        some = at[start : start + CHUNK]
-        words[some[reader.bits(np.full(len(some), share / GRID))]] = sign
+    for start in range(0, len(words), CHUNK):
+        at = start + np.flatnonzero(~kept[start : start + CHUNK])
+        words[at[reader.bits(np.full(len(at), share / GRID))]] = sign
 
 
 def _spread(words, tail, kept):

@@ -147,6 +147,7 @@ def read_contexts(reader, out, kind, where):
     """Fill `out` with the words of a plan by contexts, the number before them being read."""
     count = reader.uint(adaptive.VALUES - 1) + 1
     frame = where.frame or frames.read(reader, where.shape, where.parts)
+    reader.spend(palettes.COST * count)
     palette, negatives = palettes.read(reader, count, out.itemsize, kind)
     ranks = adaptive.read_ranks(reader, count, negatives, where.kept, frame)
     out[:] = palette[ranks]

@@ -188,3 +188,43 @@ def test_what_is_missing_or_left_over_is_noticed(cut):
         read(data + b"0" if cut else data[:-9], words, tensor)
     with pytest.raises(CorruptFileError):
         read(data, np.append(words, [1, 2, 3]), tensor, version=2)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_numbers_come_back(version):
+    numbers = [0, 1, 2, 3, 127, 128, 10**6, 2**62 - 1]
+    writer = streams.Writer(version)
+    for number in numbers:
+        writer.uint(number)
+    coded = writer.coded()
+    words = np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4")
+    reader = streams.Reader(bytes(writer.data), words, 1000, version)
+    assert [reader.uint(2**63) for _ in numbers] == numbers
+    reader = streams.Reader(bytes(writer.data), words, 1000, version)
+    with pytest.raises(CorruptFileError, match="a count is 2, more than 1"):
+        _ = [reader.uint(1) for _ in numbers]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 2**70), st.floats(0, 1)), max_size=20))
+def test_numbers_below_a_limit_cost_its_logarithm(pairs):
+    pairs = [(limit, min(limit - 1, int(limit * share))) for limit, share in pairs]
+    writer = streams.Writer()
+    for limit, number in pairs:
+        writer.number(number, limit)
+    assert writer.bits_so_far() <= sum(math.log2(limit) for limit, _ in pairs) + 1.01 * len(pairs)
+    coded = writer.coded()
+    reader = streams.Reader(b"", np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4"), 1000)
+    assert [reader.number(limit) for limit, _ in pairs] == [number for _, number in pairs]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 2**16 - 1), st.booleans()), max_size=200))
+def test_the_output_of_the_coder_is_cut_to_what_is_needed(bits):
+    writer = streams.Writer()
+    share, kept = np.array([one for one, _ in bits]) / 2**16, np.array([one for _, one in bits], dtype=bool)
+    writer.bits(kept, share)
+    coded = writer.coded()
+    assert len(coded) <= len(writer.words()) * 4 and len(coded) < writer.bits_so_far() / 8 + 1.1
+    reader = streams.Reader(b"", np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4"), 1000)
+    assert (reader.bits(share) == kept).all()

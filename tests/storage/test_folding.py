@@ -1,0 +1,159 @@
+"""What no prediction depends on is left out, and no prediction changes; everything else stays as it is."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+import compresslab as cl
+from compresslab import codebooks, grids, layers, storage
+
+
+def chain(*parts, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(*parts)
+
+
+def mlp(activation=nn.ReLU, bias=True):
+    return chain(nn.Flatten(), nn.Linear(16, 12, bias), activation(), nn.Dropout(), nn.Linear(12, 5, bias)).eval()
+
+
+def folded(model, *shape):
+    """The model that comes back from a file, after checking that it predicts the same and costs less."""
+    same, batch = storage.loads(storage.dumps(model)), torch.randn(50, *shape)
+    with torch.no_grad():
+        assert torch.equal(same(batch), model(batch))
+    assert storage.file_bytes(model) <= storage.file_bytes(model, fold=False)
+    exact = layers.effective_state(storage.loads(storage.dumps(model, fold=False)))
+    assert all(torch.equal(value, exact[key]) for key, value in layers.effective_state(model).items())
+    assert storage.dumps(same) == storage.dumps(model)
+    return same
+
+
+def test_a_unit_without_output_needs_no_weights_and_no_bias():
+    model = mlp(nn.Sigmoid)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        model[4].weight[:, [2, 7]] = 0
+    same = folded(model, 16)
+    dead = torch.zeros(12, dtype=torch.bool)
+    dead[[2, 7]] = True
+    assert not same[1].weight[dead].any() and not same[1].bias[dead].any()
+    assert torch.equal(same[1].weight[~dead], before["1.weight"][~dead])
+    assert torch.equal(same[1].bias[~dead], before["1.bias"][~dead])
+    assert torch.equal(model[1].weight, before["1.weight"])  # the model itself is not changed
+
+
+@pytest.mark.parametrize(
+    ("activation", "silent"),
+    [(nn.ReLU, [0, 1]), (nn.Tanh, [1]), (nn.GELU, [1]), (nn.Identity, [1]), (nn.Sigmoid, []), (nn.Softplus, [])],
+)
+def test_a_unit_without_input_needs_no_output_if_it_is_silent(activation, silent):
+    model = mlp(activation)
+    with torch.no_grad():
+        model[1].weight[[0, 1, 2]] = 0
+        model[1].bias[[0, 1, 2]] = torch.tensor([-0.5, 0.0, 0.5])
+    same = folded(model, 16)
+    gone = [unit for unit in range(12) if not same[4].weight[:, unit].any()]
+    assert gone == silent
+    assert torch.equal(same[4].weight[:, 3:], model[4].weight[:, 3:])
+
+
+def test_folding_goes_on_until_nothing_more_is_dead():
+    model = chain(*(one for _ in range(4) for one in (nn.Linear(6, 6), nn.ReLU())), nn.Linear(6, 2)).eval()
+    with torch.no_grad():
+        model[8].weight[:, 3] = 0  # unit 3 of the layer before dies, and with it the one that only it reads
+        model[6].weight[:, 1] = 0
+        model[6].weight[3, 1] = 1
+        model[2].weight[4] = 0
+        model[2].bias[4] = -1
+    same = folded(model, 6)
+    assert not same[6].weight[3].any() and not same[4].weight[1].any() and not same[4].weight[:, 4].any()
+
+
+def test_channels_of_convolutions_are_folded_through_pooling_norms_and_flattening():
+    model = chain(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), nn.ReLU(),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 4, 5),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[4].weight[:, 2] = 0
+        model[8].weight[:, 5 * 4 : 6 * 4] = 0
+        model[8].weight[:, 7 * 4] = 0  # one place of another
+    same = folded(model, 1, 12, 12)
+    assert not same[0].weight[2].any() and not same[4].weight[5].any() and not same[4].bias[5].any()
+    assert same[4].weight[7, [0, 1, 3]].all() and same[0].weight[[0, 1, 3, 4, 5]].all()
+
+
+def test_masks_lose_what_was_folded_and_roundings_stay():
+    model = mlp()
+    for layer in (model[1], model[4]):
+        mask = torch.rand_like(layer.weight) < 0.5
+        mask[:, 3] = mask[3] = False
+        layers.set_mask(layer, mask)
+    layers.set_rounding(model[1], grids.Grid(torch.tensor(0.1), torch.tensor(0.5), 0, 1, 1))  # has no zero
+    with torch.no_grad():
+        model[1].bias[3] = -1
+    same = folded(model, 16)
+    expected = layers.get_mask(model[1]).clone()
+    expected[~layers.get_mask(model[4]).any(dim=0)] = False
+    assert torch.equal(layers.get_mask(same[1]), expected) and isinstance(layers.get_rounding(same[1]), grids.Grid)
+
+
+def test_what_cannot_be_zero_is_kept():
+    model = mlp()
+    with torch.no_grad():
+        model[4].weight[:, 3] = 0
+    layers.set_rounding(model[1], grids.Grid(torch.tensor(0.1), torch.tensor(0.5), 0, 1, 1))
+    assert folded(model, 16)[1].weight.all()
+    chosen = torch.randint(0, 3, (12, 16))
+    for zero, kept in ((torch.tensor([0.0, 1.0, 2.0]), False), (torch.tensor([0.5, 1.0, 2.0]), True)):
+        layers.set_rounding(model[1], codebooks.Codebook(zero, chosen))
+        same = folded(model, 16)
+        assert bool(same[1].weight[3].any()) == kept
+        assert isinstance(layers.get_rounding(same[1]), codebooks.Codebook)
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu()) + self.first(x)[:, :5]
+
+
+def shared():
+    layer = nn.Linear(12, 12)
+    return chain(nn.Linear(16, 12), nn.ReLU(), layer, nn.ReLU(), layer).eval()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Own(), shared(), chain(nn.Linear(16, 12), nn.LayerNorm(12), nn.Linear(12, 5)).eval(), chain(nn.Linear(16, 12))],
+    ids=["own class", "shared layer", "norm across units", "one layer"],
+)
+def test_what_is_no_chain_is_left_alone(model):
+    with torch.no_grad():
+        for one in layers.weight_layers(model).values():
+            one.weight[:, 3] = 0
+            one.weight[4] = 0
+    same = folded(model, 16)
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_the_keyword_keeps_everything():
+    model = cl.zero_pruning.prune(cl.models.lenet_300_100(seed=0), 0.98, scope="layer")
+    same = storage.loads(storage.dumps(model, fold=False))
+    for one, other in zip(layers.weight_layers(model).values(), layers.weight_layers(same).values(), strict=True):
+        assert torch.equal(layers.get_mask(one), layers.get_mask(other)) and torch.equal(one.bias, other.bias)
+    assert storage.file_bytes(model) < storage.file_bytes(model, fold=False)
+
+
+def test_names_do_not_matter():
+    inner = nn.Sequential(OrderedDict(fc=nn.Linear(16, 12), act=nn.ReLU()))
+    model = nn.Sequential(OrderedDict(body=inner, head=nn.Linear(12, 5))).eval()
+    with torch.no_grad():
+        model.head.weight[:, 3] = 0
+    assert not folded(model, 16).body.fc.weight[3].any()
