@@ -186,3 +186,14 @@ def test_table():
     assert frame.loc[".clab file", "× smaller"] == ledger.compression_ratio
     assert math.isnan(frame.loc["parameters", "KiB"])
     assert frame["meaning"].str.len().min() > 20
+
+
+def test_the_breakdown_is_the_file_by_tensor_and_kind():
+    model = masked(wide(), 0.3)
+    ledger = measure.sizes(model)
+    frame = ledger.breakdown_frame()
+    assert list(frame.columns) == ["positions", "values", "codebook", "header", "all"]
+    assert list(frame.index) == ["0.weight", "0.bias", "2.weight", "2.bias", "(file)", "all"]
+    assert frame.loc["all", "all"] == ledger.file_bytes == sum(one.bytes for one in ledger.breakdown)
+    assert frame.loc["0.weight", "values"] > frame.loc["0.weight", "positions"] > 0
+    assert frame.loc["(file)", "header"] == frame.loc["all", "header"] > 0 == frame.loc["0.bias", "header"]
