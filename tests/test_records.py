@@ -25,4 +25,4 @@ def test_a_record_decodes_to_what_was_measured(name):
     shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (model, reference)]
     assert shapes[0] == shapes[1]
     assert cl.measure.accuracy(model, data.test) == pytest.approx(1 - told["test error"], abs=IMAGES)
-    assert cl.storage.file_bytes(model) == told["bytes"]
+    assert cl.storage.file_bytes(model) <= told["bytes"]

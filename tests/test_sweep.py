@@ -594,9 +594,7 @@ def test_not_too_much_travels_at_once(net, data, expected, monkeypatch):
 def test_models_travel_as_clab_files_or_else_pickled(net):
     assert workers._pack_model(net)[1] == "clab"
     content, kind = workers._pack_model(OwnNet())
-    assert kind == "pickle" and trials.fingerprint(workers._unpack_model(content, kind)) == trials.fingerprint(
-        OwnNet()
-    )
+    assert kind == "pickle" and trials.fingerprint(workers._unpack_model(content, kind)) == trials.fingerprint(OwnNet())
 
 
 @pytest.mark.parametrize("by_value", [True, False])
