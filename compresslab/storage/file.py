@@ -162,7 +162,8 @@ def _implied(node, count):
 def _decode(blob, limit, model=True, numbers=True, most=None):
     """What the bytes of a file hold, and their model on the meta device.
 
-    limit    most bytes of tensors;  most  entries of a sparse one, None for any  model, numbers  whether the model is wanted, and the tensors of a file that has one
+    limit    most bytes of tensors;  most  entries of a sparse one, None for any
+    model, numbers  whether the model is wanted, and the tensors of a file that has one
     returns  Content (None if not wanted), model (None if not wanted, or if the file holds tensors only), and path ->
              InputGrid (where no model is wanted)
     """

@@ -216,7 +216,9 @@ class Reader:
     def hold(self, count):
         """Refuse a tensor of so many entries, not all of them kept, that it takes much more memory than declared."""
         if self._entries is not None and count > self._entries:
-            raise CorruptFileError(f"a sparse tensor has {count} entries; without max_bytes, {self._entries} are allowed")
+            raise CorruptFileError(
+                f"a sparse tensor has {count} entries; without max_bytes, {self._entries} are allowed"
+            )
 
     def close(self):
         """Check that both sections were used to their ends; the coder's, which version 3 cuts, only roughly."""

@@ -3,7 +3,6 @@
 import copy
 import json
 import random
-import tracemalloc
 import zlib
 
 import numpy as np
@@ -12,91 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional
 
 import compresslab as cl
-from compresslab import grids, layers
+from compresslab import grids
 from compresslab.storage import CorruptFileError, container
-from compresslab.techniques import quantization
+from tests.storage import claims, fuzzing
+from tests.storage.fuzzing import Net, flipped, outcome, peak, remade, rewritten, signed, unsigned
 
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.last, self.shift = nn.Linear(6, 5), nn.Linear(5, 4), nn.Parameter(torch.ones(2, 2))
-        self.register_buffer("scale", torch.ones(4), persistent=False)
-
-    def forward(self, x):
-        x = functional.dropout(functional.relu(self.first(x.flatten(1))), training=self.training)
-        return self.last(x)[:, :4] * self.scale + self.shift.sum() + x.shape[0]
-
-
-def some_models():
-    """Small models that use every form of the format."""
-    torch.manual_seed(0)
-    masked, grid, signed = (nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)) for _ in range(3))
-    for layer in layers.weight_layers(masked).values():
-        layers.set_mask(layer, layer.weight.detach().abs() > layer.weight.detach().abs().median() * 1.5)
-    grid[0].weight.data = (grid[0].weight.data * 30).round() / 30
-    signed[0].weight.data *= signed[0].weight.data.abs() > 0.1
-    few, layer = nn.Linear(90, 90), nn.Linear(3, 3)
-    few.weight.data = torch.zeros(90, 90)
-    few.weight.data[5, 7] = 1
-    shared = nn.Sequential(layer, nn.Sequential(layer, nn.BatchNorm1d(3)))
-    recurrent = nn.ModuleDict({"e": nn.Embedding(5, 3), "g": nn.LSTM(2, 2, 2)})
-    transformer = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4, activation=nn.ReLU(), batch_first=True), 2)
-    conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.MaxPool2d(2)).half()
-    return [masked, grid, signed, few, shared, recurrent, transformer, conv, Net(), *rounded_models(masked)]
-
-
-def rounded_models(masked):
-    """Small models with weights and inputs that are rounded in every way, in every form of codes."""
-    images, odd = torch.randn(30, 40), nn.Linear(40, 30)
-    odd.weight = nn.Parameter(torch.randn(40, 30).t())
-    uneven = grids.Grid(torch.ones(30, 1) / 8, torch.arange(30.0)[:, None] % 16, 0, 15, 4)
-    with torch.no_grad():
-        odd.weight.copy_(uneven.values(torch.randint(0, 3, (30, 40))))
-    tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
-    tied[1].weight = tied[0].weight
-    layers.set_rounding(odd, uneven)
-    return [
-        quantization.quantize(masked, images, bits=3, symmetric=False, learned=True),
-        quantization.quantize(nn.Sequential(nn.Linear(40, 30)), bits=2, per_channel=False),
-        quantization.quantize(tied, bits=1),
-        quantization.quantize(Net(), images[:, :6], dtype="bf16", activations=4, layers=["first", "last"]),
-        nn.Sequential(odd),
-    ]
-
-
-BLOBS = [cl.storage.dumps(model) for model in some_models()]
+BLOBS = [cl.storage.dumps(model) for model in fuzzing.some_models()]
 PARTS = [container.unpack(blob) for blob in BLOBS]
 PLAIN = cl.storage.dumps(nn.Sequential(nn.Linear(3, 2)))
-ODD = [
-    *(None, True, 0, 1, -1, 2, 64, 2**31, 2**62, 2**63, 10**30, 1.5, 1e300, "", "a", [], {}, [[]]),
-    *("Sequential", "Linear", "LSTM", "Module", "num_layers", "node", "float32", "bool", "complex128", "operator.add"),
-    *({"same": ""}, {"same": "0"}, {"float": "inf"}, {"node": 0}, {"node": 99}, {"module": ["ReLU"]}, {"list": [1]}),
-    *({"dict": [[1, 2]]}, {"slice": [1, 2, 3]}, {"dtype": "float16"}, {"ellipsis": None}, ["ReLU"], ["Transformer"]),
-    ["LSTM", {"input_size": 3, "hidden_size": 4, "num_layers": 5000}],
-    ["Linear", {"in_features": 10**9, "out_features": 10**9}],
-    *(["InputGrid", {"bits": 4, "low": 0, "high": 15}], [0, 4, 0, 15], [0, 4, 0, 15, [30, 1], True], [2, "bfloat16"]),
-    *([0, 99, 0, 15], [0, 4, 15, 0], [1, 0], "InputGrid", "frozen", "bfloat16", "float64", ["0.input", ["InputGrid"]]),
-]
-
-
-def signed(body):
-    """A file whose checksum is right."""
-    return body + container.checksum(body, container.CHECKSUM_BYTES.get(*body[4:5], 4))
-
-
-def unsigned(blob):
-    """A file of version 3 without its checksum."""
-    return blob[: -container.CHECKSUM_BYTES[3]]
-
-
-def remade(parts, header=None, data=None, words=None):
-    """A file of version 3 with some of its parts replaced; `words` as bytes."""
-    header, data = parts.header if header is None else header, parts.data if data is None else data
-    return container.pack(header, data, parts.words.astype(">u4").tobytes() if words is None else words)
 
 
 def forged(header, data=b"", words=(), text=None):
@@ -104,70 +28,6 @@ def forged(header, data=b"", words=(), text=None):
     text = json.dumps(header, separators=(",", ":")).encode() if text is None else text
     lengths = b"".join(container.varint(n) for n in (len(text), len(text), len(data), len(words)))
     return signed(b"CLAB\x02" + lengths + text + data + np.array(words, dtype="<u4").tobytes())
-
-
-def outcome(blob, **keywords):
-    """ "loaded", "corrupt" or "tensors only"; any other error goes on to the test."""
-    try:
-        cl.storage.loads(blob, **keywords)
-    except CorruptFileError:
-        return "corrupt"
-    except ValueError as error:
-        if "tensors only" not in str(error):
-            raise
-        return "tensors only"
-    return "loaded"
-
-
-def flipped(blob, chance):
-    """A few bytes of `blob` changed, cut out, put in or copied."""
-    blob = bytearray(blob)
-    for _ in range(chance.choice([1, 1, 2, 5])):
-        at, action = chance.randrange(len(blob) + 1), chance.randrange(5)
-        if action == 0 and at < len(blob):
-            blob[at] ^= 1 << chance.randrange(8)
-        elif action == 1:
-            blob[at : at + 1] = chance.choice([b"\0", b"\x7f", b"\x80", b"\xff"])
-        elif action == 2:
-            del blob[at : at + chance.choice([1, 8, 10**6])]
-        elif action == 3:
-            blob[at:at] = chance.randbytes(chance.randrange(9))
-        else:
-            blob[at : at + 8] = blob[chance.randrange(len(blob) + 1) :][:8]
-    return bytes(blob)
-
-
-def places(value, path=()):
-    """Paths of everything inside a JSON value."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in inside:
-        yield (*path, key)
-        yield from places(inner, (*path, key))
-
-
-def rewritten(header, chance):
-    """A header in which a value was replaced, removed, doubled or copied from elsewhere."""
-    header = copy.deepcopy(header)
-    for _ in range(chance.choice([1, 1, 2])):
-        known = list(places(header))
-        *path, last = chance.choice(known)
-        parent = at(header, path)
-        action = chance.randrange(5)
-        if action < 3:
-            parent[last] = copy.deepcopy(chance.choice(ODD) if action else at(header, chance.choice(known)))
-        elif action == 3:
-            del parent[last]
-        elif isinstance(parent, list):
-            parent.insert(last, copy.deepcopy(parent[last]))
-        if not header:
-            break
-    return header
-
-
-def at(value, path):
-    for key in path:
-        value = value[key]
-    return value
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -412,15 +272,6 @@ def test_forged_files_are_refused(name):
     assert len(str(caught.value)) < 1500
 
 
-def peak(blob, **keywords):
-    """Outcome, and most bytes that were held while loading (numpy's and Python's; torch holds numpy's)."""
-    tracemalloc.start()
-    try:
-        return outcome(blob, **keywords), tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def one_tensor(dtype, shape, data, words=()):
     node = ["Module", {"buffers": ["a"], "graph": {"inputs": [], "steps": [], "output": None}}]
     return forged(header(node, [["a", dtype, shape]]), data, words)
@@ -542,3 +393,102 @@ def test_a_damaged_file_changes_nothing_in_the_module_it_was_to_fill():
     for damaged in (PLAIN[:-1], forged(header(), raw(24, 4)), forged(header(), raw(24, 8) + b"0")):
         assert outcome(damaged, into=model) == "corrupt"
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_files_load_or_are_refused_in_little_time_and_memory(seed):
+    tally = fuzzing.run(700, seed, bar=False)
+    assert not tally.wrong
+    assert {found for _, found in tally.seen} >= {"loaded", "corrupt"} and tally.memory <= fuzzing.MEMORY
+
+
+def test_mutations_are_the_same_for_the_same_seed():
+    numbers = range(3 * len(fuzzing.KINDS))
+    assert [fuzzing.mutated(5, one) for one in numbers] == [fuzzing.mutated(5, one) for one in numbers]
+    assert fuzzing.mutated(5, 0) != fuzzing.mutated(6, 0)
+    assert {fuzzing.mutated(5, one)[0] for one in numbers} == {make.__name__[1:] for make in fuzzing.KINDS}
+
+
+def test_the_tally_notes_what_must_not_be(monkeypatch):
+    monkeypatch.setattr(fuzzing, "mutated", lambda seed, number: ("flipped", PLAIN))
+    assert [what for *_, what in fuzzing.run(1, start=len(fuzzing.KINDS), bar=False).wrong] == [
+        "loaded as another model"
+    ]
+    monkeypatch.setattr(cl.storage, "loads", lambda blob: 1 / 0)
+    tally = fuzzing.Tally()
+    tally.add(0, 0)
+    assert "ZeroDivisionError" in tally.wrong[0][2]
+
+
+def claimed(shape, write, dtype="float32", **more):
+    """A file with one tensor whose payload `write` makes of a Claims that takes no chance."""
+    listed = [["t", dtype, shape]]
+    coder = claims.Claims(random.Random(0))
+    write(coder)
+    tensors = {"model": claims.module(listed), "training": True, "tensors": listed, **more}
+    return container.pack(tensors, bytes(coder.writer.data), coder.writer.coded() + b"\0")
+
+
+def chosen(*numbers):
+    """Writes numbers."""
+    return lambda coder: [coder.writer.uint(one) for one in numbers]
+
+
+def constant(coder, *numbers, word=bytes(4)):
+    """Writes numbers, the last of them the form of a constant, and its word."""
+    chosen(*numbers)(coder)
+    coder.writer.raw(word)
+
+
+def test_units_that_are_counted_take_little_memory():
+    blob = claimed([2**24, 1], lambda coder: constant(coder, 1, 0, 1, 1))  # sparse, all kept
+    found, held = peak(blob)
+    assert found == "loaded" and held < 2**26 + 2**24 + 2**22
+
+
+def test_signs_of_zeros_take_little_memory():
+    blob = claimed([2**22, 4], lambda coder: constant(coder, 2, 0, 0, 0, 2**16 - 1, word=b""), "float16")
+    found, held = peak(blob)
+    assert found == "corrupt" and held < 2**25 + 2**25
+
+
+def test_assignments_take_little_memory():
+    def write(coder):
+        chosen(0, 1)(coder)  # two centroids, rising
+        coder.palette(2, 4, "float")
+        chosen(0, 0, 1)(coder)  # all kept, ranks as words
+        constant(coder, 1, word=b"\1\0")
+
+    found, held = peak(claimed([2**23], write, codebooks=[[0]]))
+    assert found == "loaded" and held < 2**25 + 2**23 + 2**24
+
+
+def test_many_centroids_in_few_bytes_are_refused():
+    listed = [[f"{index:x}", "float32", [1]] for index in range(40)]
+    coder = claims.Claims(random.Random(0))
+    for _ in listed:
+        chosen(0, 2**15 - 1)(coder)
+        coder.palette(2**15, 4, "float")
+        chosen(0, 0, 1)(coder)
+        constant(coder, 1, word=bytes(2))
+    header = {
+        "model": claims.module(listed),
+        "training": True,
+        "tensors": listed,
+        "codebooks": [[index] for index in range(40)],
+    }
+    with pytest.raises(CorruptFileError, match="more symbols"):
+        cl.storage.loads(container.pack(header, bytes(coder.writer.data), coder.writer.coded()))
+
+
+def test_sparse_tensors_of_small_types_are_held_against_the_length_of_the_file():
+    blob = claimed([2**25], lambda coder: constant(coder, 1, 0, 1, 1, word=b"\1"), "uint8")
+    with pytest.raises(CorruptFileError, match="sparse tensor has 33554432 entries; without max_bytes"):
+        cl.storage.loads(blob)
+    assert outcome(blob, max_bytes=2**25) == "loaded"
+
+
+def test_scales_are_held_against_the_length_of_the_file():
+    blob = forged(header(None, [["a", "float32", [2**22, 1]]], grids=[[0, 4, 0, 15, [2**22, 1]]]))
+    with pytest.raises(CorruptFileError, match="sparse tensor has 33554432 entries"):
+        cl.storage.loads(blob, into=nn.Linear(1, 2**22, bias=False))

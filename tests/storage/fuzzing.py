@@ -1,0 +1,404 @@
+"""Mutated .clab files, each made from a seed and its number, and what loading them does: a model, or CorruptFileError.
+
+    python -m tests.storage.fuzzing --files 200000 --seed 0
+
+Counts the files that load and those that are refused, with the worst time and memory. Ends with an error after any other
+exception, any load of more than 2 s of processor time or 64 MiB above what the file declares, and any changed file that
+loads as another model without its checksum having been made anew. With NUMBA_BOUNDSCHECK=1 (and NUMBA_CACHE_DIR, an empty
+folder) an index out of bounds in compiled code is an error too.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import random
+import time
+import tracemalloc
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+import compresslab as cl
+from compresslab import codebooks, grids, layers
+from compresslab.storage import CorruptFileError, container, content, graph
+from compresslab.storage.architecture import Budget
+from compresslab.techniques import quantization, weight_sharing
+from tests.storage import claims
+
+SECONDS, MEMORY, TRACED = 2.0, 2**26, 16  # of a load; bytes above the declared ones; one in so many is traced
+
+
+class Net(nn.Module):
+    """A class of one's own, whose forward becomes a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.shift = nn.Linear(6, 5), nn.Linear(5, 4), nn.Parameter(torch.ones(2, 2))
+        self.register_buffer("scale", torch.ones(4), persistent=False)
+
+    def forward(self, x):
+        x = functional.dropout(functional.relu(self.first(x.flatten(1))), training=self.training)
+        return self.last(x)[:, :4] * self.scale + self.shift.sum() + x.shape[0]
+
+
+def some_models():
+    """Small models that use every form of the format."""
+    torch.manual_seed(0)
+    masked, grid, signed = (nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 4)) for _ in range(3))
+    for layer in layers.weight_layers(masked).values():
+        layers.set_mask(layer, layer.weight.detach().abs() > layer.weight.detach().abs().median() * 1.5)
+    grid[0].weight.data = (grid[0].weight.data * 30).round() / 30
+    signed[0].weight.data *= signed[0].weight.data.abs() > 0.1
+    few, layer = nn.Linear(90, 90), nn.Linear(3, 3)
+    few.weight.data = torch.zeros(90, 90)
+    few.weight.data[5, 7] = 1
+    shared = nn.Sequential(layer, nn.Sequential(layer, nn.BatchNorm1d(3)))
+    recurrent = nn.ModuleDict({"e": nn.Embedding(5, 3), "g": nn.LSTM(2, 2, 2)})
+    transformer = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4, activation=nn.ReLU(), batch_first=True), 2)
+    conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.MaxPool2d(2)).half()
+    return [masked, grid, signed, few, shared, recurrent, transformer, conv, Net(), *rounded_models(masked)]
+
+
+def rounded_models(masked):
+    """Small models with weights and inputs that are rounded in every way, in every form of codes."""
+    images, odd = torch.randn(30, 40), nn.Linear(40, 30)
+    odd.weight = nn.Parameter(torch.randn(40, 30).t())
+    uneven = grids.Grid(torch.ones(30, 1) / 8, torch.arange(30.0)[:, None] % 16, 0, 15, 4)
+    with torch.no_grad():
+        odd.weight.copy_(uneven.values(torch.randint(0, 3, (30, 40))))
+    tied = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    tied[1].weight = tied[0].weight
+    layers.set_rounding(odd, uneven)
+    return [
+        quantization.quantize(masked, images, bits=3, symmetric=False, learned=True),
+        quantization.quantize(nn.Sequential(nn.Linear(40, 30)), bits=2, per_channel=False),
+        quantization.quantize(tied, bits=1),
+        quantization.quantize(Net(), images[:, :6], dtype="bf16", activations=4, layers=["first", "last"]),
+        nn.Sequential(odd),
+    ]
+
+
+def adaptive_models():
+    """Models whose positions and values are coded by contexts, with codebooks, and a convolution as a matrix."""
+    sparse = nn.Sequential(nn.Flatten(), nn.Linear(196, 40), nn.ReLU(), nn.Linear(40, 10))
+    sparse[1].weight.data *= torch.rand(40, 196) < 0.1
+    shared = [weight_sharing.share(sparse, bits, biases=True) for bits in (1, 3)]
+    odd = nn.Sequential(nn.Linear(30, 20))
+    books = [torch.tensor([0.5, -0.25, 0.125, 2.0]), torch.tensor([0.25, -0.5, 0.25])]  # in no order; two alike
+    layers.set_rounding(odd[0], codebooks.Codebook(books[0], torch.randint(0, 4, (20, 30))))
+    layers.set_rounding(odd[0], codebooks.Codebook(books[1], torch.arange(20) % 3), "bias")
+    toeplitz, kernel = nn.Linear(36, 32), torch.randn(2, 3, 3)
+    toeplitz.weight.data = torch.zeros(32, 36)
+    for unit in range(32):
+        y, x = unit % 16 // 4, unit % 4
+        toeplitz.weight.data[unit].reshape(6, 6)[y : y + 3, x : x + 3] = kernel[unit // 16]
+    negative = nn.Linear(20, 20)
+    negative.weight.data = torch.where(torch.rand(20, 20) < 0.2, torch.randn(20, 20), torch.tensor(-0.0))
+    numbers = nn.Module()
+    for name, dtype in (("a", torch.int8), ("b", torch.float64), ("c", torch.complex64), ("d", torch.bool)):
+        numbers.register_buffer(name, torch.randint(0, 2, (5, 7)).to(dtype))
+    return [sparse, *shared, quantization.quantize(sparse, bits=3), odd, toeplitz, negative, numbers]
+
+
+@cache
+def pool():
+    """The files that are mutated: of every version, in every form."""
+    files = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("version*.clab"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [*files, *(cl.storage.dumps(model) for model in [*some_models(), *adaptive_models()])]
+
+
+@cache
+def parts():
+    """Those files' parts."""
+    return [container.unpack(blob) for blob in pool()]
+
+
+ODD = [
+    *(None, True, 0, 1, -1, 2, 64, 2**31, 2**62, 2**63, 10**30, 1.5, 1e300, "", "a", [], {}, [[]]),
+    *("Sequential", "Linear", "LSTM", "Module", "num_layers", "node", "float32", "bool", "complex128", "operator.add"),
+    *({"same": ""}, {"same": "0"}, {"float": "inf"}, {"node": 0}, {"node": 99}, {"module": ["ReLU"]}, {"list": [1]}),
+    *({"dict": [[1, 2]]}, {"slice": [1, 2, 3]}, {"dtype": "float16"}, {"ellipsis": None}, ["ReLU"], ["Transformer"]),
+    ["LSTM", {"input_size": 3, "hidden_size": 4, "num_layers": 5000}],
+    ["Linear", {"in_features": 10**9, "out_features": 10**9}],
+    *(["InputGrid", {"bits": 4, "low": 0, "high": 15}], [0, 4, 0, 15], [0, 4, 0, 15, [30, 1], True], [2, "bfloat16"]),
+    *([0, 99, 0, 15], [0, 4, 15, 0], [1, 0], "InputGrid", "frozen", "bfloat16", "float64", ["0.input", ["InputGrid"]]),
+    *([0, True], [1, False, True], "tensors", "codebooks", "os.system", "__class__", "__reduce__"),
+]
+SIZES = [0, 1, 2, 3, 7, 100, 1000, 4096, 2**13, 10**4, 2**16, 2**20, 2**24, 2**26, 2**31, 2**40, 2**61, 10**30]
+
+
+def signed(body):
+    """A file whose checksum is right."""
+    return body + container.checksum(body, container.CHECKSUM_BYTES.get(*body[4:5], 4))
+
+
+def unsigned(blob):
+    """A file without its checksum."""
+    return blob[: -container.CHECKSUM_BYTES[blob[4]]]
+
+
+def words_of(parts):
+    """What a file's range coder made."""
+    return parts.words.astype(">u4").tobytes()
+
+
+def remade(parts, header=None, data=None, words=None):
+    """A file of version 3 with some of its parts replaced; `words` as bytes."""
+    header, data = parts.header if header is None else header, parts.data if data is None else data
+    return container.pack(header, data, words_of(parts) if words is None else words)
+
+
+def flipped(blob, chance):
+    """A few bytes of `blob` changed, cut out, put in, copied, or all to the end replaced."""
+    blob = bytearray(blob)
+    for _ in range(chance.choice([1, 1, 2, 5])):
+        at, action = chance.randrange(len(blob) + 1), chance.randrange(6)
+        if action == 0 and at < len(blob):
+            blob[at] ^= 1 << chance.randrange(8)
+        elif action == 1:
+            blob[at : at + 1] = chance.choice([b"\0", b"\x7f", b"\x80", b"\xff"])
+        elif action == 2:
+            del blob[at : at + chance.choice([1, 8, 10**6])]
+        elif action == 3:
+            blob[at:at] = chance.randbytes(chance.choice([1, 8, 300]))
+        elif action == 4:
+            blob[at : at + 8] = blob[chance.randrange(len(blob) + 1) :][:8]
+        elif chance.random() < 0.2:
+            blob[at:] = chance.choice([b"\0", b"\xff"]) * chance.choice([len(blob) - at, 10**4])
+    return bytes(blob)
+
+
+def places(value, path=()):
+    """Paths of everything inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def rewritten(header, chance):
+    """A header in which a value was replaced, removed, doubled or copied from elsewhere."""
+    header = copy.deepcopy(header)
+    for _ in range(chance.choice([1, 1, 2])):
+        known = list(places(header))
+        *path, last = chance.choice(known)
+        parent = at(header, path)
+        action = chance.randrange(5)
+        if action < 3:
+            parent[last] = copy.deepcopy(chance.choice(ODD) if action else at(header, chance.choice(known)))
+        elif action == 3:
+            del parent[last]
+        elif isinstance(parent, list):
+            parent.insert(last, copy.deepcopy(parent[last]))
+        if not header:
+            break
+    return header
+
+
+def at(value, path):
+    """What is at a path inside a JSON value."""
+    for key in path:
+        value = value[key]
+    return value
+
+
+def enlarged(header, chance):
+    """A header in which some whole numbers are others, some of them enormous."""
+    header = copy.deepcopy(header)
+    numbers = [path for path in places(header) if type(at(header, path)) is int]
+    for *path, last in chance.sample(numbers, min(len(numbers), chance.choice([1, 2, 4]))):
+        at(header, path)[last] = chance.choice(SIZES)
+    return header
+
+
+def _flipped(chance):
+    return flipped(chance.choice(pool()), chance)
+
+
+def _signed(chance):
+    return signed(flipped(unsigned(chance.choice(pool())), chance))
+
+
+def _sections(chance):
+    one = chance.choice(parts())
+    return remade(one, data=flipped(one.data, chance), words=flipped(words_of(one), chance))
+
+
+def _rewritten(chance):
+    one = chance.choice(parts())
+    return remade(one, rewritten(one.header, chance))
+
+
+def _spliced(chance):
+    one, other, third = (chance.choice(parts()) for _ in range(3))
+    return remade(one, data=other.data, words=words_of(chance.choice([other, third])))
+
+
+def _enlarged(chance):
+    one = chance.choice(parts())
+    return remade(one, enlarged(one.header, chance), words=words_of(one) + chance.choice([b"", chance.randbytes(500)]))
+
+
+def _claimed(chance):
+    return container.pack(*claims.file(chance))
+
+
+KINDS = (_flipped, _signed, _sections, _rewritten, _spliced, _enlarged, _claimed)
+
+
+def mutated(seed, number):
+    """A kind of mutation (its name) and a file of that kind, the same for the same seed and number."""
+    chance, make = random.Random(f"{seed} {number}"), KINDS[number % len(KINDS)]
+    return make.__name__[1:], make(chance)
+
+
+def outcome(blob, **keywords):
+    """ "loaded", "corrupt" or "tensors only"; any other error goes on to the caller."""
+    return _loaded(blob, **keywords)[0]
+
+
+def _loaded(blob, **keywords):
+    try:
+        return "loaded", cl.storage.loads(blob, **keywords)
+    except CorruptFileError as error:
+        if str(error.__cause__) == "index is out of bounds":  # numba's words, where NUMBA_BOUNDSCHECK=1
+            raise IndexError("compiled code reads or writes out of bounds") from error
+        return "corrupt", None
+    except ValueError as error:
+        if "tensors only" not in str(error):
+            raise
+        return "tensors only", None
+
+
+def peak(blob, **keywords):
+    """Outcome, and most bytes that were held while loading (numpy's and Python's; torch holds numpy's)."""
+    tracemalloc.start()
+    try:
+        return outcome(blob, **keywords), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def declared(blob):
+    """Bytes of the tensors, masks, assignments and grids that a file says it holds; 0 if it may not hold so many."""
+    try:
+        parts = container.unpack(blob)
+        header = parts.header
+        if "tensors" not in header:
+            header["tensors"] = content.listed(content.state_of(graph.build(header["model"], [], Budget(2**20, 2**12))))
+        entries = content.entries(header["tensors"])
+        content.check_size(entries, 2**26 + 4096 * len(blob))
+        sizes = [torch.Size(entry.shape).numel() for entry in entries]
+        beside = sum(sizes[index] for index in header.get("masked", ()))
+        beside += sum(2 * sizes[index] for index, *_ in header.get("codebooks", ()))
+        return sum(content._bytes(entry) for entry in entries if entry.tied is None) + beside
+    except Exception:
+        return 0
+
+
+def resident(field):
+    """Bytes of memory that this process has, "VmRSS", or had at most, "VmHWM"; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field):
+                return 1024 * int(line.split()[1])
+    return 0
+
+
+def measured(blob, traced=False):
+    """Outcome, model or None, seconds of processor time, and bytes of memory taken, of a load."""
+    if traced:
+        found, held = peak(blob)
+        return found, None, 0.0, held
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the most that it had is from now on
+    before, start = resident("VmRSS"), time.process_time()
+    found, model = _loaded(blob)
+    return found, model, time.process_time() - start, resident("VmHWM") - before
+
+
+@cache
+def _numbers(blob):
+    found, model = _loaded(blob)
+    return found == "loaded" and [(key, one.tolist()) for key, one in model.state_dict().items()]
+
+
+def same(blob, model):
+    """Whether a model is that of one of the pool's files."""
+    numbers = [(key, one.tolist()) for key, one in model.state_dict().items()]
+    return any(repr(numbers) == repr(_numbers(one)) for one in pool())
+
+
+@dataclass
+class Tally:
+    """What was seen: outcomes by kind, the worst time and memory, and what must not be."""
+
+    seen: Counter = field(default_factory=Counter)
+    seconds: float = 0.0
+    memory: int = 0
+    wrong: list = field(default_factory=list)
+
+    def add(self, seed, number):
+        """Load the mutated file of that number, and note how it went."""
+        kind, blob = mutated(seed, number)
+        try:
+            found, model, seconds, memory = measured(blob, number // len(KINDS) % TRACED == 0)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self.wrong.append((number, kind, repr(error)[:200]))
+            return
+        self.seen[kind, found] += 1
+        above = memory - declared(blob) if memory > MEMORY // 2 else 0
+        self.seconds, self.memory = max(self.seconds, seconds), max(self.memory, above)
+        if seconds > SECONDS or above > MEMORY:
+            self.wrong.append((number, kind, f"{found}: {seconds:.2f} s, {above / 2**20:.0f} MiB"))
+        if kind == "flipped" and model is not None and not same(blob, model):
+            self.wrong.append((number, kind, "loaded as another model"))
+
+
+def run(files, seed=0, start=0, bar=True):
+    """A Tally of so many mutated files."""
+    tally = Tally()
+    for blob in pool():
+        outcome(blob)  # what is compiled at first takes its time
+    for number in tqdm(range(start, start + files), disable=not bar):
+        tally.add(seed, number)
+    return tally
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--files", type=int, default=200_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="number of the first file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    tally = run(options.files, options.seed, options.start)
+    print(json.dumps({f"{kind}, {found}": count for (kind, found), count in sorted(tally.seen.items())}, indent=4))
+    for number, kind, what in tally.wrong:
+        print(f"file {number} ({kind}): {what}")
+    totals = Counter()
+    for (_, found), count in tally.seen.items():
+        totals[found] += count
+    print(
+        f"{options.files} files: {dict(totals)}, {len(tally.wrong)} wrong; worst {tally.seconds:.2f} s of processor",
+        end="",
+    )
+    print(f" time, {tally.memory / 2**20:.1f} MiB above the declared size")
+    raise SystemExit(1 if tally.wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
