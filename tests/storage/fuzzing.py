@@ -2,10 +2,10 @@
 
     python -m tests.storage.fuzzing --files 200000 --seed 0
 
-Counts the files that load and those that are refused, with the worst time and memory. Ends with an error after any other
-exception, any load of more than 2 s of processor time or 64 MiB above what the file declares, and any changed file that
-loads as another model without its checksum having been made anew. With NUMBA_BOUNDSCHECK=1 (and NUMBA_CACHE_DIR, an empty
-folder) an index out of bounds in compiled code is an error too.
+Counts the files that load and those that are refused, with the worst time and memory. Ends with an error after any
+other exception, any load of more than 2 s of processor time or 64 MiB above what the file declares, and any changed
+file that loads as another model without its checksum having been made anew. With NUMBA_BOUNDSCHECK=1 (and, as
+NUMBA_CACHE_DIR, an empty folder) an index out of bounds in compiled code is an error too.
 """
 
 import argparse
