@@ -15,10 +15,11 @@ from torch import nn
 import compresslab as cl
 from compresslab import grids
 from compresslab.storage import CorruptFileError, container
-from tests.storage import claims, fuzzing
-from tests.storage.fuzzing import Net, flipped, outcome, peak, remade, rewritten, signed, unsigned
+from tests.storage import claims, fuzzing, samples
+from tests.storage.fuzzing import flipped, outcome, peak, remade, rewritten, signed, unsigned
+from tests.storage.samples import Net
 
-BLOBS = [cl.storage.dumps(model) for model in fuzzing.some_models()]
+BLOBS = [cl.storage.dumps(model) for model in samples.some_models()]
 PARTS = [container.unpack(blob) for blob in BLOBS]
 PLAIN = cl.storage.dumps(nn.Sequential(nn.Linear(3, 2)))
 
