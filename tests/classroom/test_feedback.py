@@ -70,6 +70,11 @@ OTHER_ANSWERS = {
     "03.report",
     "04.contest",
     "06.pack_int4",
+    "07.break_greedy",
+    "07.challenge",
+    "07.ranking",
+    "08.order",
+    "08.ten_kib",
 }  # not one function
 
 
