@@ -31,6 +31,7 @@ ALL, SPARSE = range(2)
 PACKED, LEVELS, CODES, CONTEXTS = range(4)
 SPAN = 4096  # levels that a histogram may have
 FARTHEST = 2**24  # most that low, high and a zero point may be away from 0: whole numbers that float32 tells apart
+WORTH = 16  # weights for each code of each row from which on a table of all codes' values is worth it
 FEW = 1 / 8  # share of weights of level 0 from which sparse is tried, and all of them by contexts no more
 
 
@@ -144,14 +145,18 @@ def read(reader, form, shape, dtype, masked):
     tensors.note(reader, kept, shape)
     how, flat = reader.uint(CONTEXTS if reader.version >= CODED else CODES), weight.view(-1)
     count, where = len(flat) if kept is None else int(np.count_nonzero(kept)), values.Where(shape, 1, kept, frame)
-    numbers = _Numbers(_read_numbers(reader, how, count, form, where))
+    numbers, table = _Numbers(_read_numbers(reader, how, count, form, where)), _table(grid, shape, dtype)
     for start in range(0, len(flat), CHUNK):
         stop = min(start + CHUNK, len(flat))
         inside = None if kept is None else kept[start:stop]
         some = numbers.take(stop - start if inside is None else int(np.count_nonzero(inside)))
         part = _part(grid, shape, start, stop)
         codes = _codes(part, some, inside, how in (LEVELS, CONTEXTS))
-        flat[start:stop] = _values(part, codes, inside if masked else None, dtype)
+        codes = torch.from_numpy(codes if inside is None or not masked else np.where(inside, codes, grid.low))
+        if ((codes < grid.low) | (codes > grid.high)).any():
+            raise CorruptFileError(f"a code lies outside its grid, {grid.low} to {grid.high}")
+        found, right = _computed(part, codes, dtype) if table is None else table(codes, start)
+        flat[start:stop] = _checked_values(found, right, inside if masked else None)
     return grid, weight, torch.from_numpy(kept).reshape(shape) if masked else None
 
 
@@ -174,8 +179,13 @@ def _part(grid, shape, start, stop):
     else:
         wide = (np.broadcast_to(one.numpy(), shape) for one in (grid.scale, grid.zero_point))
         sides = [torch.from_numpy(one.flat[start:stop]) for one in wide]
+    return _sized(grid, *sides)
+
+
+def _sized(grid, scale, zero_point):
+    """A grid that computes as another one does, with step sizes and zero points of its own, checked before."""
     part = grids.Grid(torch.ones(1), torch.zeros(1), grid.low, grid.high, grid.bits)
-    part.scale, part.zero_point = sides  # which have been checked
+    part.scale, part.zero_point = scale, zero_point
     part._whole, part._tiny, part._empty = grid._whole, grid._tiny, grid._empty  # it is to compute in the same way
     return part
 
@@ -193,14 +203,37 @@ def _codes(grid, numbers, inside, levels):
     return codes
 
 
-def _values(grid, codes, kept, dtype):
-    """Values of the codes of a chunk, 0 where they are not `kept` (bool array, or None for all)."""
-    codes = torch.from_numpy(codes if kept is None else np.where(kept, codes, grid.low))
-    if ((codes < grid.low) | (codes > grid.high)).any():
-        raise CorruptFileError(f"a code lies outside its grid, {grid.low} to {grid.high}")
+def _computed(grid, codes, dtype):
+    """Values of codes (int32), and whether the grid gives each of them its code back."""
     weight = grid.values(codes).to(dtype)
-    off = grid.codes(weight) != codes
-    if (off if kept is None else off & torch.from_numpy(kept)).any():
+    return weight, grid.codes(weight) == codes
+
+
+def _table(grid, shape, dtype):
+    """The same as a function of a chunk's codes and where it starts, for many weights: all codes are computed once.
+
+    None where that would be more than one value for WORTH weights, or where a row has several step sizes.
+    """
+    rows, count = grid.scale.numel(), grid.high - grid.low + 1
+    alike = rows == 1 or grid.scale.dim() == len(shape) and rows == shape[0]
+    if not alike or rows * count * WORTH >= math.prod(shape):
+        return None
+    part = _sized(grid, grid.scale.reshape(rows, 1), grid.zero_point.reshape(rows, 1))
+    values, right = _computed(part, torch.arange(grid.low, grid.high + 1, dtype=torch.int32).expand(rows, count), dtype)
+    values, right, size = values.reshape(-1), right.reshape(-1), math.prod(shape) // rows
+
+    def look_up(codes, start):
+        at = codes.long() - grid.low
+        if rows > 1:
+            at += torch.arange(start, start + len(codes)).div_(size, rounding_mode="floor").mul_(count)
+        return values[at], right[at]
+
+    return look_up
+
+
+def _checked_values(weight, right, kept):
+    """Values of a chunk, 0 where they are not `kept` (bool array, or None for all); `right` as from _computed."""
+    if not (right if kept is None else right | ~torch.from_numpy(kept)).all():
         raise CorruptFileError("weights do not lie on their grid")
     return weight if kept is None else weight.masked_fill_(~torch.from_numpy(kept), 0.0)
 

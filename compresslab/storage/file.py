@@ -62,7 +62,7 @@ def load(path, into=None, max_bytes=None):
     path       str or Path
     into       a module with the tensors that the file has (its class is the user's own); it is filled in place. Masks,
                roundings and grids on the inputs of layers are put on it
-    max_bytes  most bytes of tensors that the file may declare; 64 MiB + 4096 × the file's length if not given
+    max_bytes  most bytes of tensors that the file may declare; 64 MiB + 1024 × the file's length if not given
     returns    the model, or `into`
     raises     FileNotFoundError; CorruptFileError if the file is damaged, hostile or too new; ValueError if it holds
                tensors only and `into` is missing, or if `into` has other tensors (nothing is changed then)
@@ -107,7 +107,7 @@ def loads(blob, into=None, max_bytes=None):
         raise ValueError(f"into is {into!r}; give an nn.Module with the tensors of the file")
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ValueError(f"blob is a {type(blob).__name__}; give the bytes of a .clab file")
-    limit = 2**26 + 4096 * len(blob) if max_bytes is None else checks.integer("max_bytes", max_bytes, 0)
+    limit = 2**26 + 1024 * len(blob) if max_bytes is None else checks.integer("max_bytes", max_bytes, 0)
     most = limit // 4 if max_bytes is None else None
     found, model, input_grids = _guarded(_decode, blob, limit, into is None, True, most)
     if into is not None:

@@ -213,7 +213,7 @@ def declared(blob):
         if "tensors" not in header:
             header["tensors"] = content.listed(content.state_of(graph.build(header["model"], [], Budget(2**20, 2**12))))
         entries = content.entries(header["tensors"])
-        content.check_size(entries, 2**26 + 4096 * len(blob))
+        content.check_size(entries, 2**26 + 1024 * len(blob))
         sizes = [torch.Size(entry.shape).numel() for entry in entries]
         beside = sum(sizes[index] for index in header.get("masked", ()))
         beside += sum(2 * sizes[index] for index, *_ in header.get("codebooks", ()))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compresslab as cl
-from compresslab import grids
-from compresslab.storage import CorruptFileError, container
+from compresslab import grids, layers
+from compresslab.storage import CorruptFileError, codes, container
 from tests.storage import claims, fuzzing, samples
 from tests.storage.fuzzing import flipped, outcome, peak, remade, rewritten, signed, unsigned
 from tests.storage.samples import Net
@@ -493,3 +493,27 @@ def test_scales_are_held_against_the_length_of_the_file():
     blob = forged(header(None, [["a", "float32", [2**22, 1]]], grids=[[0, 4, 0, 15, [2**22, 1]]]))
     with pytest.raises(CorruptFileError, match="sparse tensor has 33554432 entries"):
         cl.storage.loads(blob, into=nn.Linear(1, 2**22, bias=False))
+
+
+@pytest.mark.parametrize("scale", [(), (4, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_table_of_codes_stands_for_computing_each_of_them(monkeypatch, scale, masked):
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 4)
+    grid = grids.Grid(torch.rand(scale) + 0.1, torch.randint(0, 7, scale).float(), 0, 7, 3)
+    layer.weight.data = grid.values(torch.randint(0, 8, (4, 300)))
+    layers.set_rounding(layer, grid)
+    if masked:
+        layers.set_mask(layer, torch.rand(4, 300) < 0.5)
+    blob = cl.storage.dumps(layer)
+    quick = cl.storage.loads(blob)
+    assert codes._table(grid, (4, 300), torch.float32) is not None
+    monkeypatch.setattr(codes, "_table", lambda *ignored: None)
+    assert torch.equal(quick.weight, cl.storage.loads(blob).weight) and torch.equal(quick.weight, layer.weight)
+
+
+def test_a_table_refuses_weights_off_their_grid():
+    node = ["Linear", {"in_features": 200, "out_features": 2, "bias": False}]
+    listed, tiny = [["weight", "float16", [2, 200]]], b"\0\0\1\0\0\0" + raw(4)  # a step that float16 does not have
+    for scale, found in ((SCALE, "loaded"), (tiny, "corrupt")):
+        assert outcome(forged(header(node, listed, grids=[[0, 2, 0, 3]]), scale + b"\0\0" + b"\x55" * 100)) == found
