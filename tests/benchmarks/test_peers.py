@@ -20,7 +20,7 @@ def one():
     labels[:30] = torch.arange(30) % 3
     data = cl.data.from_tensors(images, labels, images, labels)
     small = cl.weight_sharing.share(cl.zero_pruning.prune(model, sparsity=0.5), bits=3)
-    return peers.network("small", small, data, before=model)
+    return peers.network("small", small, data, before=model, reference=model)
 
 
 def test_what_is_judged_is_the_validation_accuracy(one):
@@ -39,9 +39,10 @@ def test_a_row_for_each_coder(one, monkeypatch):
     monkeypatch.setattr(nncodec, "load", lambda: None)
     monkeypatch.setattr(general, "zstandard", None)
     table = pd.DataFrame(peers.rows(one)).set_index("coder")
-    assert list(table.index) == ["ours", "NNCodec, exact", "NNCodec, quantized", "Deep Compression", "zstd", "xz"]
+    others = ["NNCodec, exact", "NNCodec, quantized", "NNCodec, the reference"]
+    assert list(table.index) == ["ours", *others, "Deep Compression", "zstd", "xz"]
     assert table.loc["ours", "bytes"] == one.bytes
-    assert all("pip install" in table.loc[name, "how"] for name in ("NNCodec, exact", "NNCodec, quantized", "zstd"))
+    assert all("pip install" in table.loc[name, "how"] for name in (*others, "zstd"))
     assert table.loc["xz", "test"] == table.loc["ours", "test"]
     assert "-" in peers.shown(table.reset_index())["bytes"].tolist()
     assert not list(peers.verdicts(table.reset_index()))
@@ -50,10 +51,18 @@ def test_a_row_for_each_coder(one, monkeypatch):
 @pytest.mark.skipif(nncodec.load() is None, reason=f"needs NNCodec: {nncodec.INSTALL}")
 def test_nncodec_is_as_accurate(one):
     table = pd.DataFrame(peers.rows(one, quick=True)).set_index("coder")
-    assert table.loc["NNCodec, quantized", "validation"] >= table.loc["ours", "validation"] - peers.POINTS
+    for name in ("NNCodec, quantized", peers.REFERENCE):
+        assert table.loc[name, "validation"] >= table.loc["ours", "validation"] - peers.POINTS
     assert table.loc[peers.ROUNDED, "validation"] == table.loc["NNCodec, quantized", "validation"]
-    (line,) = peers.verdicts(table.reset_index())
-    assert line.startswith("small: of NNCodec's smallest: ours ")
+    ours, reference = peers.verdicts(table.reset_index())
+    assert ours.startswith("small: of NNCodec's smallest of these weights: ours ")
+    assert reference.startswith("small: of NNCodec's of the reference network: ")
+
+
+def test_a_network_of_which_no_other_is_known(one, monkeypatch):
+    monkeypatch.setattr(peers, "coders", lambda *_: {peers.REFERENCE: (lambda: None, False, None)})
+    (row,) = peers.rows(peers.network("alone", one.model, one.data))
+    assert row["how"] == "no network before"
 
 
 def test_numbers_that_are_no_floats_are_refused():
