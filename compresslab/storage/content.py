@@ -210,6 +210,7 @@ def read(parts, listed, most=None):
             value, kept = values[entry.tied], keeps[entry.tied]
         values.append(value)
         keeps.append(kept if index in masked or entry.tied is not None else None)
+        value = kept = None  # while the next is read, this takes no memory twice
     reader.close()
     if dense := [listed[index].name for index in sets["masked"] if keeps[index] is None]:
         raise CorruptFileError(f"tensor {dense[0]!r} is to have a mask, but is stored without one")

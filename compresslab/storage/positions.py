@@ -206,8 +206,8 @@ def _write_odds(writer, matrix, base, rows, columns, sides):
     for side in sides:
         side.write(writer)
     if base:
-        for some, probabilities in _blocks(base, rows, columns):
-            writer.bits(matrix[some][:, columns > 0].reshape(-1), probabilities)
+        for some, live, probabilities in _blocks(base, rows, columns):
+            writer.bits(matrix[np.ix_(some, live)].reshape(-1), probabilities)
 
 
 def _read_odds(reader, count, rows):
@@ -219,22 +219,23 @@ def _read_odds(reader, count, rows):
             raise CorruptFileError(f"a density level is {levels.max()}, not below {LEVELS}")
     if base:
         reader.check(np.count_nonzero(row_levels) * np.count_nonzero(column_levels))
-    kept, live = (row_levels > 0)[:, None] & (column_levels > 0), np.flatnonzero(column_levels)
+    kept = np.logical_and.outer(row_levels, column_levels)
     if base:
-        for some, probabilities in _blocks(base, row_levels, column_levels):
+        for some, live, probabilities in _blocks(base, row_levels, column_levels):
             kept[np.ix_(some, live)] = reader.bits(probabilities).reshape(len(some), len(live))
     return kept.reshape(-1)
 
 
 def _blocks(base, rows, columns):
-    """Indices of rows, a block at a time, and the probability of each of their entries in live columns."""
+    """(rows, columns, probabilities of their entries), indices of live ones, about CHUNK entries at a time, in order."""
     table = _probabilities(base) / GRID
-    columns = columns[columns > 0]
-    live = np.flatnonzero(rows)
-    size = max(1, CHUNK // max(1, len(columns)))
-    for start in range(0, len(live), size):
-        some = live[start : start + size]
-        yield some, table[rows[some]][:, columns].reshape(-1)  # (rows of the block × columns)
+    width = max(1, min(CHUNK, len(columns)))  # where a row is more than a block, each block is of one row
+    height = max(1, CHUNK // max(1, np.count_nonzero(columns))) if width == len(columns) else 1
+    for top in range(0, len(rows), height):
+        some = top + np.flatnonzero(rows[top : top + height])
+        for left in range(0, len(columns) if len(some) else 0, width):
+            live = left + np.flatnonzero(columns[left : left + width])
+            yield some, live, table[np.ix_(rows[some], columns[live])].reshape(-1)
 
 
 def _probabilities(base):

@@ -453,6 +453,19 @@ def test_signs_of_zeros_take_little_memory():
     assert found == "corrupt" and held < 2**25 + 2**25
 
 
+@pytest.mark.parametrize("shape", [[2, 2**23], [2**23, 2], [2**24], [2**24, 1]])
+def test_levels_of_rows_and_columns_take_little_memory(shape):
+    def write(coder):
+        chosen(1, 0, 4, 1)(coder)  # sparse, its first frame, odds, of a base
+        constant(coder, 1, word=b"\x10")
+        constant(coder, 1, word=b"\x10")
+
+    paying = claimed(shape, write, "bool", flipped=[random.Random(0).randbytes(2**14).hex()])
+    for blob in (claimed(shape, write, "bool"), paying):
+        found, held = peak(blob)
+        assert found == "corrupt" and held < 2**26  # 16 MiB of them declared
+
+
 def test_assignments_take_little_memory():
     def write(coder):
         chosen(0, 1)(coder)  # two centroids, rising
