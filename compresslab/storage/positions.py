@@ -227,7 +227,7 @@ def _read_odds(reader, count, rows):
 
 
 def _blocks(base, rows, columns):
-    """(rows, columns, probabilities of their entries), indices of live ones, about CHUNK entries at a time, in order."""
+    """Live rows, live columns (indices) and the probabilities of their entries, in order, about CHUNK at a time."""
     table = _probabilities(base) / GRID
     width = max(1, min(CHUNK, len(columns)))  # where a row is more than a block, each block is of one row
     height = max(1, CHUNK // max(1, np.count_nonzero(columns))) if width == len(columns) else 1
