@@ -89,6 +89,11 @@ import compresslab as cl
 for name in ('mnist', 'fashion_mnist'):
     cl.data.load(name)
 " || stop "the data did not pass its check; the last line above says which file and what to do"
+# The file format's coder is compiled at its first use and kept: some seconds that no slider then waits for
+"$python" -c "
+import compresslab as cl
+cl.storage.loads(cl.storage.dumps(cl.weight_sharing.share(cl.zero_pruning.prune(cl.models.lenet_300_100(0), sparsity=0.9), bits=4)))
+" || say "the coder could not be compiled beforehand; its first use will take some seconds longer"
 printf '%s\n' "$here" "$wanted" "torch $torch" > "$ready"
 rm -f "$unfinished"
 say "ready: packages installed, data checked"
