@@ -169,17 +169,29 @@ def _checked(form, scale, zero_point):
 
 def _part(grid, shape, start, stop):
     """The grid of the weights from `start` to `stop` of a flattened tensor, which its scale broadcasts to `shape`."""
-    if grid.scale.numel() == 1:
-        sides = grid.scale.reshape(1), grid.zero_point.reshape(1)
-    elif grid.scale.dim() == len(shape) and grid.scale.numel() == shape[0]:
-        size = math.prod(shape[1:])  # of a row
-        rows = torch.arange(start // size, -(-stop // size))
-        counts = ((rows + 1) * size).clamp(max=stop) - (rows * size).clamp(min=start)
-        sides = (one.reshape(-1)[rows].repeat_interleave(counts) for one in (grid.scale, grid.zero_point))
-    else:
-        wide = (np.broadcast_to(one.numpy(), shape) for one in (grid.scale, grid.zero_point))
-        sides = [torch.from_numpy(one.flat[start:stop]) for one in wide]
-    return _sized(grid, *sides)
+    sides, size = (grid.scale, grid.zero_point), _run(grid, shape)
+    if size is None:
+        wide = (np.broadcast_to(one.numpy(), shape) for one in sides)
+        return _sized(grid, *(torch.from_numpy(one.flat[start:stop]) for one in wide))
+    steps = [0] if grid.scale.numel() == 1 else _steps(grid, size, start, stop)
+    return _sized(grid, *(one.reshape(-1)[steps] for one in sides))
+
+
+def _run(grid, shape):
+    """How many weights one after another share a step size; None where step sizes lie along several dimensions.
+
+    The next run has the next step size, and the first one comes again after the last.
+    """
+    sizes = (*[1] * (len(shape) - grid.scale.dim()), *grid.scale.shape)
+    several = [axis for axis, size in enumerate(sizes) if size != 1]
+    return math.prod(shape[several[0] + 1 :] if several else shape) if len(several) < 2 else None
+
+
+def _steps(grid, size, start, stop):
+    """Which step size each weight from `start` to `stop` has; `size` as from _run."""
+    runs = torch.arange(start // size, -(-stop // size))
+    counts = ((runs + 1) * size).clamp(max=stop) - (runs * size).clamp(min=start)
+    return (runs % grid.scale.numel()).repeat_interleave(counts)
 
 
 def _sized(grid, scale, zero_point):
@@ -212,20 +224,19 @@ def _computed(grid, codes, dtype):
 def _table(grid, shape, dtype):
     """The same as a function of a chunk's codes and where it starts, for many weights: all codes are computed once.
 
-    None where that would be more than one value for WORTH weights, or where a row has several step sizes.
+    None where that would be more than one value for WORTH weights, or where step sizes lie along several dimensions.
     """
-    rows, count = grid.scale.numel(), grid.high - grid.low + 1
-    alike = rows == 1 or grid.scale.dim() == len(shape) and rows == shape[0]
-    if not alike or rows * count * WORTH >= math.prod(shape):
+    rows, count, size = grid.scale.numel(), grid.high - grid.low + 1, _run(grid, shape)
+    if size is None or rows * count * WORTH >= math.prod(shape):
         return None
     part = _sized(grid, grid.scale.reshape(rows, 1), grid.zero_point.reshape(rows, 1))
     values, right = _computed(part, torch.arange(grid.low, grid.high + 1, dtype=torch.int32).expand(rows, count), dtype)
-    values, right, size = values.reshape(-1), right.reshape(-1), math.prod(shape) // rows
+    values, right = values.reshape(-1), right.reshape(-1)
 
     def look_up(codes, start):
         at = codes.long() - grid.low
         if rows > 1:
-            at += torch.arange(start, start + len(codes)).div_(size, rounding_mode="floor").mul_(count)
+            at += _steps(grid, size, start, start + len(codes)).mul_(count)
         return values[at], right[at]
 
     return look_up

@@ -127,6 +127,23 @@ def test_masks_of_grids_keep_zeros_that_belong_to_them():
     assert size(grid, grid.codes(weight), torch.zeros_like(mask)) < 40
 
 
+@pytest.mark.parametrize("bits", [2, 8], ids=["values from a table", "computed values"])
+@pytest.mark.parametrize(
+    "scales", [(1, 6, 1, 1), (6, 1, 1, 1), (1, 1, 5, 1), (6, 1, 1), (5,), (6, 6, 1, 1), (6, 6, 5, 5), (1, 1, 1, 1), ()]
+)
+def test_step_sizes_may_lie_along_any_dimension(scales, bits):
+    """A transposed convolution has its channels along the second one, perhaps as many as along the first."""
+    scale = torch.rand(scales, generator=torch.Generator().manual_seed(0)) + 0.1
+    zero_point = torch.arange(scale.numel()).reshape(scales) % 2**bits
+    grid = grids.Grid(scale, zero_point.float(), 0, 2**bits - 1, bits)
+    mask = noise(6, 6, 5, 5) > 0
+    for held in (None, mask):
+        size(grid, torch.randint(0, 2**bits, mask.shape, dtype=torch.int32), held)
+    assert (codes._table(grid, mask.shape, torch.float32) is None) == (
+        bits == 8 or len(scales) > 3 and scale.numel() > 6
+    )
+
+
 def test_learned_step_sizes_are_stored_as_they_are_and_stay_learned():
     grid = grids.Grid(torch.rand(6, 1) + 1, torch.zeros(6, 1), -8, 7, 4, learned=True)
     with torch.no_grad():

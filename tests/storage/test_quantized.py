@@ -169,6 +169,14 @@ def test_tied_weights_share_their_rounding(name):
     assert torch.equal(free(tokens), same(tokens))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_transposed_convolutions_with_as_many_channels_in_as_out(kind, symmetric):
+    model = quantization.quantize(nn.Sequential(kind(8, 8, 3)), bits=4, symmetric=symmetric)
+    same = cl.storage.loads(cl.storage.dumps(model))
+    assert torch.equal(same[0].weight, model[0].weight)
+
+
 def test_halves_cost_two_bytes_at_most():
     model = nn.Sequential(nn.Linear(100, 100))
     for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
