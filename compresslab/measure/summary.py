@@ -1,6 +1,6 @@
 """Everything about one model in one row, and several models in one table."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import pandas as pd
 
@@ -23,7 +23,8 @@ class Measurement:
     def to_frame(self, name="model"):
         """One row, `name` its index: accuracy (fraction), the ledger's counts and bytes, compression_ratio, macs,
         latency_median, latency_low, latency_high (seconds), batch_size, threads."""
-        row = {"accuracy": self.accuracy, **asdict(self.sizes), "compression_ratio": self.sizes.compression_ratio}
+        costs = {one.name: getattr(self.sizes, one.name) for one in fields(self.sizes) if one.name != "breakdown"}
+        row = {"accuracy": self.accuracy, **costs, "compression_ratio": self.sizes.compression_ratio}
         times = {f"latency_{part}": getattr(self.latency, part) for part in ("median", "low", "high")}
         how = {"batch_size": self.latency.batch_size, "threads": self.latency.threads}
         return pd.DataFrame([{**row, "macs": self.macs, **times, **how}], index=[name])

@@ -38,6 +38,11 @@ def test_one_row(model, split):
         "file_bytes",
     ):
         assert row[column] == getattr(result.sizes, column)
+    assert list(frame) == [
+        *("accuracy", "parameters", "nonzeros", "dense_bytes", "torch_save_bytes", "gzip_bytes", "csr_bytes"),
+        *("file_bytes", "compression_ratio", "macs", "latency_median", "latency_low", "latency_high"),
+        *("batch_size", "threads"),
+    ]
     assert row["compression_ratio"] == result.sizes.compression_ratio
     assert (row["accuracy"], row["macs"], row["batch_size"], row["threads"]) == (result.accuracy, 48, 1, 1)
     assert row["latency_low"] <= row["latency_median"] <= row["latency_high"]
