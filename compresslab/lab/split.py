@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from compresslab.measure.ledger import WHOLE
 from compresslab.techniques import Picture
 
 NAME = "bytes"
@@ -10,7 +11,7 @@ MOST = 12  # tensors that have a bar of their own
 
 def picture(ledger):
     """The Picture of a SizeLedger: KiB by tensor and kind; the smallest of very many tensors share a bar."""
-    frame = ledger.breakdown_frame().drop(index="all", columns="all") / 1024
+    frame = ledger.breakdown_frame().drop(index=WHOLE, columns="all") / 1024
     frame = frame[frame.sum(axis=1) > 0]
     kinds = [kind for kind in frame.columns if frame[kind].sum() > 0]
     large = set(frame.sum(axis=1).nlargest(MOST).index)

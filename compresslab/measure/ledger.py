@@ -15,6 +15,7 @@ from scipy import sparse
 
 from compresslab import layers, storage
 
+HEADER, WHOLE = ".header", ".clab file"  # rows of a breakdown: no name of a tensor begins with a dot
 _GZIP_LEVEL = 6  # what the gzip command uses
 
 
@@ -61,15 +62,16 @@ class SizeLedger:
     def breakdown_frame(self):
         """What the .clab file's bytes are spent on, as a table to read.
 
-        returns  DataFrame of bytes (floats): a row for each tensor, "(file)" for what belongs to none, and "all"; a
-                 column for positions, values, codebook, header, and "all"
+        returns  DataFrame of bytes (floats): a row for each tensor, ".header" for what belongs to none, and
+                 ".clab file" for the sum (no tensor's name begins with a dot); a column for positions, values,
+                 codebook, header, and "all"
         """
-        rows = {share.tensor or "(file)": dict.fromkeys(storage.KINDS, 0.0) for share in self.breakdown}
+        rows = {share.tensor or HEADER: dict.fromkeys(storage.KINDS, 0.0) for share in self.breakdown}
         for share in self.breakdown:
-            rows[share.tensor or "(file)"][share.kind] += share.bytes
+            rows[share.tensor or HEADER][share.kind] += share.bytes
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(storage.KINDS))
         frame["all"] = frame.sum(axis=1)
-        frame.loc["all"] = frame.sum()
+        frame.loc[WHOLE] = frame.sum()
         return frame.rename_axis("tensor")
 
 
@@ -80,7 +82,7 @@ _ROWS = (
     ("torch.save", "torch_save_bytes", "torch.save(state_dict): zeros take as much room as any other number"),
     ("torch.save + gzip", "gzip_bytes", "the same bytes zipped: runs of zeros shrink, the other numbers hardly do"),
     ("CSR", "csr_bytes", "nonzeros and their column and row indices: pays only above 50% zeros"),
-    (".clab file", "file_bytes", "the whole model in one file that a fresh process loads back"),
+    (WHOLE, "file_bytes", "the whole model in one file that a fresh process loads back"),
 )
 
 

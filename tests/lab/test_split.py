@@ -25,3 +25,12 @@ def test_very_many_tensors_share_a_bar():
     picture = split.picture(ledger)
     assert len(picture.labels) == split.MOST + 1 and picture.labels[-1].endswith("others")
     assert 1024 * picture.values.sum() == pytest.approx(ledger.file_bytes)
+
+
+def test_a_parameter_named_all_has_its_bar():
+    net = nn.Sequential(nn.Linear(4, 4))
+    net.register_parameter("all", nn.Parameter(torch.randn(50, generator=torch.Generator().manual_seed(0))))
+    ledger = cl.measure.sizes(net)
+    picture = split.picture(ledger)
+    assert {"all", "0.weight", ".header"} <= set(picture.labels)
+    assert 1024 * picture.values.sum() == pytest.approx(ledger.file_bytes)

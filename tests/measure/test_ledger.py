@@ -193,7 +193,17 @@ def test_the_breakdown_is_the_file_by_tensor_and_kind():
     ledger = measure.sizes(model)
     frame = ledger.breakdown_frame()
     assert list(frame.columns) == ["positions", "values", "codebook", "header", "all"]
-    assert list(frame.index) == ["0.weight", "0.bias", "2.weight", "2.bias", "(file)", "all"]
-    assert frame.loc["all", "all"] == ledger.file_bytes == sum(one.bytes for one in ledger.breakdown)
+    assert list(frame.index) == ["0.weight", "0.bias", "2.weight", "2.bias", ".header", ".clab file"]
+    assert frame.loc[".clab file", "all"] == ledger.file_bytes == sum(one.bytes for one in ledger.breakdown)
     assert frame.loc["0.weight", "values"] > frame.loc["0.weight", "positions"] > 0
-    assert frame.loc["(file)", "header"] == frame.loc["all", "header"] > 0 == frame.loc["0.bias", "header"]
+    assert frame.loc[".header", "header"] == frame.loc[".clab file", "header"] > 0 == frame.loc["0.bias", "header"]
+
+
+@pytest.mark.parametrize("name", ["all", "(file)", "header", "clab file"])
+def test_a_parameter_of_any_name_has_its_row(name):
+    model = mlp()
+    model.register_parameter(name, nn.Parameter(torch.randn(50)))
+    ledger = measure.sizes(model)
+    frame = ledger.breakdown_frame()
+    assert frame.index.is_unique and frame.loc[name, "values"] > 100 and frame.loc[name, "header"] == 0
+    assert frame["all"].iloc[-1] == ledger.file_bytes == pytest.approx(frame["all"].iloc[:-1].sum())
