@@ -57,11 +57,16 @@ def nearest(numbers, centroids):
     """Which of some centroids is nearest to each number: int64 of the shape of `numbers`, the lesser one of two.
 
     numbers  float tensor of any shape;  centroids  (k,) float tensor, in any order
+
+    The middle between two is rounded to the numbers' precision, but never up to the upper one: a number that is a
+    centroid takes it, even beside the next float.
     """
     values, order = centroids.detach().cpu().double().sort(stable=True)
-    middles = (values[1:] + values[:-1]) / 2
+    lower, upper = values[:-1], values[1:]
     wide = numbers.detach().to(torch.promote_types(numbers.dtype, torch.float32)).contiguous()
-    return order.to(wide.device)[torch.bucketize(wide, middles.to(wide), out_int32=True)]
+    middles = (lower / 2 + upper / 2).to(wide.dtype)  # lower + upper may be infinite
+    edges = torch.where(middles < upper, middles, lower.to(wide.dtype)).to(wide.device)
+    return order.to(wide.device)[torch.bucketize(wide, edges, out_int32=True)]
 
 
 class _Lookup(torch.autograd.Function):

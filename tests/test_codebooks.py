@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -98,6 +99,39 @@ def test_nearest_at_the_ends_of_float32():
     largest, least = torch.finfo(torch.float32).max, 2.0**-149
     assert nearest(tensor(3e38, -1, 0, least), tensor(largest, 1e38, -1, least, 0)).tolist() == [0, 2, 4, 3]
     assert nearest(tensor(0.5, 0.6), tensor(1, 0)).tolist() == [1, 0]  # the lesser of two
+
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("start", [1.0, -1.0, 0.0, "largest", "least"])
+def test_neighbouring_floats_are_told_apart(start, dtype):
+    kind = torch.finfo(dtype)
+    values = [torch.tensor({"largest": kind.max, "least": kind.min}.get(start, start), dtype=dtype)]
+    toward = torch.tensor(-1.0 if start == "largest" else 2.0, dtype=dtype)
+    while len(values) < 9:
+        values.append(values[-1].nextafter(toward))
+    values = torch.stack(values)
+    assert len(values.unique()) == 9
+    assert torch.equal(nearest(values, values), torch.arange(9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20),
+    steps=st.lists(st.integers(-9, 9), min_size=1, max_size=20),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_a_number_that_is_a_centroid_takes_it(numbers, steps, dtype):
+    beside_one = 1 + np.array(steps, dtype) * dtype(2.0**-23)
+    values = torch.from_numpy(np.unique(np.array([*numbers, *beside_one], dtype))).flip(0)
+    assert torch.equal(nearest(values, values), torch.arange(len(values)))
+
+
+def test_the_middle_of_very_large_numbers():
+    numbers = torch.tensor([1e308, 1.2e308, 1.4e308, 1.6e308], dtype=torch.float64)
+    assert nearest(numbers, numbers[[0, 3]]).tolist() == [0, 0, 1, 1]
 
 
 def test_what_is_assigned_to_a_weight_takes_the_nearest_centroids():

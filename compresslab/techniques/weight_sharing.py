@@ -87,9 +87,9 @@ def _codebook(value, count, init, iterations, generator):
     zeros = value == 0
     has_zeros = bool(zeros.any())
     others = (value[~zeros] if has_zeros else value).to(torch.promote_types(value.dtype, torch.float32)).cpu().numpy()
-    found = (
-        kmeans(others, count, init, iterations, generator) if others.size else np.zeros(1)
-    )  # taken by none, and left out below
+    found = np.zeros(1)  # taken by none, and left out below
+    if others.size:
+        found = kmeans(others, count, init, iterations, generator)
     centroids = torch.from_numpy(found).to(value.device, value.dtype)
     codes = nearest(value, centroids)
     if has_zeros:
@@ -121,7 +121,8 @@ def _wanted(model, bits, layers):
         return dict.fromkeys(weight_layers(model, layers), bits)
     if layers is not None:
         raise ValueError(f"layers is {layers!r} and bits is a dict, which names the layers; give one of them")
-    names, every = {id(module): name for name, module in weight_layers(model).items()}, _modules(model)
+    names = {id(module): name for name, module in weight_layers(model).items()}
+    every = dict(model.named_modules(remove_duplicate=False))
     wanted = {}
     for name, value in bits.items():
         first = names.get(id(every.get(name)))
@@ -130,10 +131,6 @@ def _wanted(model, bits, layers):
         if wanted.setdefault(first, value) != value:
             raise ValueError(f"bits has {first!r} and {name!r}, which are one layer; give it one value")
     return {name: wanted[name] for name in names.values() if name in wanted}
-
-
-def _modules(model):
-    return dict(model.named_modules(remove_duplicate=False))
 
 
 def _bits_of(weight, wanted):
@@ -179,10 +176,14 @@ def anatomy(model, compressed, setting):
     """Pictures of what a sharing did: weights and centroids of the largest layer, its codes' use, noise by layer.
 
     model, compressed  before and after;  setting  what `share` was called with
-    returns            list of Picture, quick enough for every move of a slider
+    returns            list of Picture, quick enough for every move of a slider; empty if no layer has weights
     """
     names = setting["bits"] if isinstance(setting.get("bits"), Mapping) else setting.get("layers")
-    before, after = distinct_weights(model, names), distinct_weights(compressed, names)
+    before, after = (
+        [weight for weight in distinct_weights(one, names) if weight.value.numel()] for one in (model, compressed)
+    )
+    if not before:
+        return []
     largest = max(range(len(before)), key=lambda index: before[index].value.numel())
     codebook = get_rounding(*after[largest].holders[0])
     return [_histogram(before[largest], codebook), _use_bars(before[largest], codebook), _noise_bars(before, after)]
@@ -209,13 +210,10 @@ def _use_bars(weight, codebook):
     order = order[order > 0] if codebook.zero else order
     shares = counts[order] / counts[order].sum()
     entropy = max(0.0, -float(shares.xlogy(shares).sum()) / math.log(2))
-    caption = (
-        f"Used so unevenly, these {len(order)} codes carry {entropy:.2f} bits: what an entropy coder makes of them."
-    )
-    labels, title = (
-        tuple(f"{value:.3g}" for value in centroids[order].tolist()),
-        f"Weights of {weight.names[0]} by value",
-    )
+    carried = f"these {len(order)} codes carry {entropy:.2f} bits"
+    caption = f"Used so unevenly, {carried}: what an entropy coder makes of them."
+    labels = tuple(f"{value:.3g}" for value in centroids[order].tolist())
+    title = f"Weights of {weight.names[0]} by value"
     return Picture("use", "bars", counts[order].numpy(), title, caption, labels=labels, axis="weights")
 
 

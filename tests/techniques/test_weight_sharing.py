@@ -102,6 +102,17 @@ def test_the_error_is_scikit_learns(bits, init):
     assert ours <= theirs * 1.003
 
 
+@pytest.mark.parametrize("unit", [1.0, 0.0], ids=["beside 1", "least of all"])
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("bits", [3, 4])
+def test_neighbouring_floats_are_kept_exactly(bits, init, unit):
+    step = 2.0**-23 if unit else 2.0**-149
+    values = [[unit + step * (4 * row + column + 1) for column in range(4)] for row in range(2)]
+    model = linear(values)
+    assert model[0].weight.unique().numel() == 8
+    assert torch.equal(share(model, bits=bits, init=init)[0].weight, model[0].weight)
+
+
 def test_centroids_are_the_means_of_their_weights():
     shared = share(model := small(), bits=3)
     codebook, before = get_rounding(shared[0]), model[0].weight.detach()
@@ -445,7 +456,12 @@ class TestAnatomy:
 
     def test_a_layer_without_weights_is_not_drawn(self):
         model = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 4))
-        assert len(anatomy(model, share(model, bits=2), {"bits": 2})) == 3
+        weights, _, noise = anatomy(model, share(model, bits=2), {"bits": 2})
+        assert weights.title == "Weights of 1 before" and noise.labels == ("1",)
+
+    def test_a_model_without_weights_has_no_pictures(self):
+        model = nn.Sequential(nn.Linear(0, 5))
+        assert anatomy(model, share(model), {}) == []
 
 
 def test_a_sweep_over_bits_and_starts():
