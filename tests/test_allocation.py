@@ -97,6 +97,11 @@ class TestScan:
         assert row.setting == {"threshold": 0.1, "scope": "global", "criterion": "random", "layers": ["3"]}
         assert (row.steps, row.seed, row.accuracy) == (2, 3, found["accuracy"].item())
 
+    @pytest.mark.parametrize("values", [0.5, np.float64(0.5), [np.float32(0.5)], (0.5, 0.5)], ids=repr)
+    def test_a_single_value(self, values, net, data):
+        found = cl.allocation.scan(net, data, values=values, layers=["3"], journal=False, bar=False)
+        assert found["sparsity"].tolist() == [0.5]
+
     def test_names_of_model_and_data_and_the_values_of_its_own(self):
         found = cl.allocation.scan("lenet_300_100", "mnist", layers=["fc3"], journal=False, bar=False)
         assert tuple(found["sparsity"]) == cl.allocation.VALUES["sparsity"]
@@ -281,6 +286,35 @@ class TestSparsities:
         assert (1 - shares["0"]) / raw["0"] == pytest.approx((1 - shares["2"]) / raw["2"])
         assert shares["1"] == 0 and 0 < shares["0"] < shares["2"]
 
+    @pytest.mark.parametrize("rule", cl.allocation.RULES)
+    def test_none_is_none(self, rule, net):
+        assert set(cl.allocation.sparsities(net, 0.0, rule).values()) == {0.0}
+        for sizes in itertools.permutations((3, 7, 11, 49, 6)):
+            model = nn.Sequential(*itertools.starmap(nn.Linear, itertools.pairwise(sizes)))
+            assert set(cl.allocation.sparsities(model, 0.0, rule).values()) == {0.0}
+
+    @pytest.mark.parametrize("rule", cl.allocation.RULES)
+    def test_a_layer_without_weights_is_left_out(self, rule):
+        full = seeded(lambda: nn.Linear(6, 6))
+        model = nn.Sequential(nn.Linear(0, 5), full, nn.Linear(5, 0))
+        assert cl.allocation.sparsities(model, 0.5, rule) == {"1": pytest.approx(0.5)}
+        assert cl.allocation.sparsities(model[:1], 0.5, rule) == {}
+
+    @pytest.mark.parametrize("rule", ["lamp", "global"])
+    def test_weights_that_have_no_rank(self, rule, net):
+        net[3].weight.data[0, 0] = math.nan
+        with pytest.raises(ValueError, match=f"layer '3' has weights that rule '{rule}' cannot rank"):
+            cl.allocation.sparsities(net, 0.5, rule)
+        with pytest.raises(ValueError, match="layer '' is on the meta device"):
+            cl.allocation.sparsities(nn.Linear(3, 3, device="meta"), 0.5, rule)
+
+    def test_infinite_weights(self, net):
+        net[3].weight.data[0, 0] = math.inf
+        with pytest.raises(ValueError, match="layer '3' has weights that rule 'lamp' cannot rank"):
+            cl.allocation.sparsities(net, 0.5, "lamp")
+        pruned = cl.zero_pruning.prune(net, sparsity=0.5)
+        assert cl.allocation.sparsities(net, 0.5, "global")["3"] == pytest.approx(sparsity_of(pruned[3]))
+
     def test_errors(self, net):
         for given, told in [((net, 90), "0.9"), ((net, 0.9, "best"), "rule is"), ((net, 0.9, "lamp", ["8"]), "'8'")]:
             with pytest.raises(ValueError, match=told):
@@ -410,6 +444,15 @@ class TestPerLayer:
         for model in (net, "lenet_5"):
             with pytest.raises(ValueError, match="model is"):
                 cl.lab.explore(technique, model=model, data="mnist" if model == "lenet_5" else data)
+
+    @pytest.mark.parametrize("name", ["zero_pruning", "low_rank", "quantization", "weight_sharing"])
+    def test_a_layer_without_weights_has_no_slider(self, name):
+        model = seeded(lambda: nn.Sequential(nn.Linear(0, 5), nn.Linear(8, 8)))
+        technique = cl.allocation.per_layer(name, model)
+        assert [one.name for one in technique.controls][:2] == ["layer_1", "budget"]
+        assert technique.apply(model, budget=0.5)[0].weight.numel() == 0
+        with pytest.raises(ValueError, match="no layer with weights"):
+            cl.allocation.per_layer(name, model[:1])
 
     def test_lab(self, net, data, journal):
         technique = cl.allocation.per_layer("zero_pruning", net)

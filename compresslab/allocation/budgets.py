@@ -17,6 +17,7 @@ from compresslab import layers as network
 from compresslab.numerics.selection import keep_largest
 
 RULES = ("uniform", "erk", "lamp", "global")
+_ROUNDING = 1e-12  # a fraction this near 1 is 1
 AS_IT_IS = {"sparsity": 0.0, "threshold": 0.0, "energy": 1.0}  # values that leave a layer as it is
 
 
@@ -143,7 +144,8 @@ def sparsities(model, sparsity, rule="lamp", layers=None):
               largest weight of each layer has score 1, so that no layer is emptied (Lee et al. 2021, equation 3);
               "global": one ranking of |w|, which may empty a layer
     layers    names, as in model.named_modules(); None for all
-    returns   dict of layer -> sparsity; shared weights under their first name
+    returns   dict of layer -> sparsity; shared weights under their first name, layers of no weights left out
+    raises    ValueError for a setting out of range, an unknown layer, and weights that "lamp" or "global" cannot rank
     """
     checks.choice("rule", rule, RULES)
     sparsity = checks.fraction("sparsity", sparsity)
@@ -153,7 +155,7 @@ def sparsities(model, sparsity, rule="lamp", layers=None):
     if rule == "erk":
         kept = _erk({name: tuple(value.shape) for name, value in weights.items()}, 1 - sparsity)
         return {name: 1 - share for name, share in kept.items()}
-    scores = [_lamp(value) if rule == "lamp" else value for value in weights.values()]
+    scores = [_score(name, value, rule) for name, value in weights.items()]
     count = round(sparsity * sum(value.numel() for value in scores))
     masks = keep_largest(scores, [None] * len(scores), count)
     return {name: 1 - int(mask.count_nonzero()) / mask.numel() for name, mask in zip(weights, masks, strict=True)}
@@ -162,7 +164,17 @@ def sparsities(model, sparsity, rule="lamp", layers=None):
 def _weights(model, names):
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
-    return network.distinct_weights(model, names)
+    return [one for one in network.distinct_weights(model, names) if one.value.numel()]
+
+
+def _score(name, value, rule):
+    """What "lamp" or "global" rank a layer's weights by; raises ValueError where that is no number."""
+    if value.is_meta:
+        raise ValueError(f"layer {name!r} is on the meta device, without values; load the weights first")
+    score = _lamp(value) if rule == "lamp" else value
+    if score.isnan().any():
+        raise ValueError(f"layer {name!r} has weights that rule {rule!r} cannot rank (nan or inf)")
+    return score
 
 
 def _lamp(value):
@@ -181,7 +193,7 @@ def _erk(shapes, density):
     while True:
         room = density * sum(counts.values()) - sum(counts[name] for name in dense)
         scale = room / max(1, sum(raw[name] * counts[name] for name in raw if name not in dense))
-        over = {name for name in raw if name not in dense and scale * raw[name] > 1}
+        over = {name for name in raw if name not in dense and scale * raw[name] > 1 - _ROUNDING}
         if not over:
             return {name: 1.0 if name in dense else scale * raw[name] for name in raw}
         dense |= over

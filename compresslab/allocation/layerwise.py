@@ -201,8 +201,8 @@ def _plan(technique, model, layers, parameter):
 
 
 def _shapes(model):
-    """Name of a layer -> shape of its weight, shared ones once."""
-    return {one.names[0]: tuple(one.value.shape) for one in network.distinct_weights(model)}
+    """Name of a layer that holds weights -> their shape, shared ones once."""
+    return {one.names[0]: tuple(one.value.shape) for one in network.distinct_weights(model) if one.value.numel()}
 
 
 def _matrix(shape):

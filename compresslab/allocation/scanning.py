@@ -42,7 +42,7 @@ def scan(
 
     model      an nn.Module, or the name of a pretrained network;  data  a Data, or the name of a data set
     technique  a technique's name, or a Technique of your own, whose function has a parameter `layers`
-    values     of the parameter, a list; None for those in VALUES
+    values     of the parameter, a list or one; None for those in VALUES
     layers     names of layers, as in model.named_modules(); None for all that hold weights
     parameter  of the technique; None for the first that it declares as a number (sparsity, rank, bits)
     setting    what else the technique is called with, as a dict
@@ -101,9 +101,7 @@ def _chosen(model, names):
 def _values(parameter, values):
     if values is None and parameter not in VALUES:
         raise ValueError(f"values is None; give the values of {parameter} to scan, as a list")
-    found = list(VALUES[parameter] if values is None else values)
-    if not found:
-        raise ValueError(f"values is {values!r}; give at least one value of {parameter}")
+    found = [one["values"] for one in sweep.settings({"values": VALUES[parameter] if values is None else values})]
     return list(dict.fromkeys(one.item() if hasattr(one, "item") else one for one in found))
 
 
