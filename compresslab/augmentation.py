@@ -20,8 +20,9 @@ def augmented(data, copies=1, seed=0, *, shift=2.0, degrees=12.0, scale=0.1, she
 
     data     a Split, or a pair (images, labels); images (N, channels, height, width)
     copies   0 or more
-    seed     of a private generator
-    shift, degrees, scale, shear  half-widths of even distributions: pixels, degrees, fractions
+    seed     of a private generator, 0 or more
+    shift, degrees, scale, shear  half-widths of even distributions: pixels, degrees, fractions; measured in pixels, so
+             that a square stays one when it is turned, whatever the shape of the image
     elastic  standard deviation, in pixels, of a smooth field with 5 by 5 knots
     mirror   whether every other copy, at random, is also turned left to right
     returns  Split of (1 + copies) * N images
@@ -29,6 +30,7 @@ def augmented(data, copies=1, seed=0, *, shift=2.0, degrees=12.0, scale=0.1, she
     """
     split = split_of(data)
     checks.integer("copies", copies, 0, 1000)
+    checks.integer("seed", seed, 0)
     for name, value in (
         ("shift", shift),
         ("degrees", degrees),
@@ -59,9 +61,10 @@ def _field(images, generator, shift, turn, scale, shear, elastic):
         return (torch.rand(len(images), generator=generator) * 2 - 1) * limit
 
     half = torch.tensor(images.shape[:1:-1]) / 2  # (width, height)
+    aspect = half[0] / half[1]
     angle, wide, high, lean = within(turn), 1 + within(scale), 1 + within(scale), within(shear)
-    rows = [angle.cos() * wide, lean - angle.sin() * high, within(shift) / half[0]]
-    rows += [angle.sin() * wide, angle.cos() * high, within(shift) / half[1]]
+    rows = [angle.cos() * wide, (lean - angle.sin() * high) / aspect, within(shift) / half[0]]
+    rows += [angle.sin() * wide * aspect, angle.cos() * high, within(shift) / half[1]]
     field = functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), images.shape, align_corners=False)
     knots = torch.randn(len(images), 2, KNOTS, KNOTS, generator=generator) * elastic / half[:, None, None]
     return field + functional.interpolate(knots, images.shape[2:], mode="bicubic").permute(0, 2, 3, 1)

@@ -42,6 +42,19 @@ def test_shifts_stay_within_their_limit():
     assert 2.5 < where.abs().max() <= 3.01
 
 
+@pytest.mark.parametrize("shape", [(40, 80), (80, 40), (61, 61)], ids=str)
+@pytest.mark.parametrize("settings", [{"degrees": 90}, {"shear": 0.8}], ids=str)
+def test_turned_and_sheared_in_pixels_whatever_the_shape(shape, settings):
+    images, middle = torch.zeros(1, 1, *shape), [side // 2 for side in shape]
+    images[0, 0, middle[0] - 5 : middle[0] + 5, middle[1] - 5 : middle[1] + 5] = 1
+    copies = augmented((images, torch.zeros(1, dtype=torch.int64)), 200, **STILL | settings).images[1:, 0] > 0.5
+    height, width = (int(copies.any(axis).sum(1).max()) for axis in (2, 1))
+    if "shear" in settings:
+        assert height == 10 and 16 <= width <= 18  # 10 rows, each up to 0.8 beyond the one before
+    else:
+        assert 13 <= height <= 15 and 13 <= width <= 15  # the diagonal of a square of 10
+
+
 def test_mirror(split):
     turned = augmented(split, 1, mirror=True, **STILL).images[30:]
     same = [torch.allclose(one, other, atol=1e-5) for one, other in zip(turned, split.images, strict=True)]
@@ -50,7 +63,8 @@ def test_mirror(split):
 
 
 @pytest.mark.parametrize("settings, told", [({"copies": -1}, "copies is -1"), ({"degrees": 200}, "degrees is 200"),
-                                            ({"shift": -1}, "shift is -1")])  # fmt: skip
+                                            ({"shift": -1}, "shift is -1"), ({"seed": "a"}, "seed is 'a'"),
+                                            ({"seed": -1}, "seed is -1")])  # fmt: skip
 def test_bad_settings(split, settings, told):
     with pytest.raises(ValueError, match=told):
         augmented(split, **settings)
