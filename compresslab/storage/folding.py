@@ -6,28 +6,46 @@ In a chain of layers a unit (a neuron, or a convolution's channel)
 Folding one can leave another without input or output, so it is repeated. Predictions stay the same to the bit for every
 input that leaves all activations finite: what is dropped was multiplied by zero, or zero itself.
 
-A chain is nn.Sequential, nested or not, of Linear, Conv and layers that treat every channel by itself. A convolution
-written as a matrix (`unrolled`) is left alone: it costs its kernel only while it is whole.
+A chain is nn.Sequential, nested or not, of Linear, Conv and layers that treat every unit by itself; its inputs have a
+batch dimension, as Flatten wants it. Left alone are
+    a layer all of whose units are dead: it does not do its work yet, as one below a head of zeros;
+    a convolution written as a matrix (`unrolled`): it costs its kernel only while it is whole.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules import batchnorm
 
 from compresslab import codebooks, grids, layers
 from compresslab.storage import tensors, unrolled
 from compresslab.storage.standard import standard_name
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# Layers whose output in a channel depends on that channel alone; those of the second kind make 0 of 0.
-_BY_CHANNEL = "BatchNorm1d BatchNorm2d BatchNorm3d Sigmoid Softplus Hardsigmoid LogSigmoid InputGrid".split()
-_KEEP_ZERO = (
-    "ReLU ReLU6 LeakyReLU PReLU ELU SELU CELU GELU SiLU Mish Tanh Tanhshrink Softsign Hardswish Softshrink Hardshrink "
-    "Identity Flatten Dropout Dropout1d Dropout2d Dropout3d MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d "
-    "AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d "
-    "AdaptiveMaxPool3d"
-).split()
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CONVOLUTIONS = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3}
+
+
+def _between():
+    """Layers that may stand between two of a chain: name -> whether they make 0 of 0, and a dimension.
+
+    They treat every unit by itself; poolings and norms (0 is the dimension of all others) only do so with images of
+    their own dimension, as a convolution makes them.
+    """
+    zero = (
+        "ReLU ReLU6 LeakyReLU PReLU ELU SELU CELU GELU SiLU Mish Tanh Tanhshrink Softsign Hardswish Softshrink "
+        "Hardshrink Identity Flatten Dropout Dropout1d Dropout2d Dropout3d"
+    )
+    other = "Sigmoid Softplus Hardsigmoid LogSigmoid InputGrid"
+    found = dict.fromkeys(zero.split(), (True, 0)) | dict.fromkeys(other.split(), (False, 0))
+    for dimension in _CONVOLUTIONS.values():
+        found[f"BatchNorm{dimension}d"] = False, dimension
+        for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg"):
+            found[f"{kind}Pool{dimension}d"] = True, dimension
+    return found
+
+
+_BETWEEN = _between()
 
 
 @dataclass(frozen=True)
@@ -59,19 +77,18 @@ def fold(model, flat, masks):
 
 def _is_unrolled(layer):
     weight = layer.weight.detach()
-    return (
-        weight.dim() == 2
-        and unrolled.find(tensors.words_of(weight, tensors.TYPES[tensors.NAMES[weight.dtype]]).reshape(weight.shape))[0]
-        is not None
-    )
+    words = tensors.words_of(weight, tensors.TYPES[tensors.NAMES[weight.dtype]]).reshape(weight.shape)
+    return weight.dim() == 2 and unrolled.find(words)[0] is not None
 
 
 def _links(flat):
-    """The links of a chain; none where a layer or a weight is used twice."""
+    """The links of a chain; none where a layer with tensors, or a weight, is used twice."""
     names = list(_chain(flat, ""))
     modules = [flat.get_submodule(name) for name in names]
-    weights = [id(one) for module in modules for one in module.parameters()]
-    if len(set(map(id, modules))) < len(modules) or len(set(weights)) < len(weights):
+    own = [(module, list(module.parameters())) for module in modules]
+    held = [id(module) for module, some in own if some or next(module.buffers(), None) is not None]
+    held += [id(one) for _, some in own for one in some]
+    if len(set(held)) < len(held):
         return []
     at = [index for index, module in enumerate(modules) if _units(module)]
     pairs = [(a, b, tuple(modules[a + 1 : b])) for a, b in zip(at, at[1:], strict=False)]
@@ -90,32 +107,44 @@ def _chain(module, path):
 
 def _units(module):
     """How many units a layer has whose weights may be folded, 0 for any other layer."""
-    plain = isinstance(module, nn.Linear) or isinstance(module, _CONVOLUTIONS) and module.groups == 1
-    return module.weight.shape[0] if standard_name(module) and plain else 0
+    kind = standard_name(module)
+    plain = kind and isinstance(module, nn.Linear) or kind in _CONVOLUTIONS and module.groups == 1
+    return module.weight.shape[0] if plain and all(one.dtype in _FLOATS for one in module.parameters()) else 0
 
 
 def _each(first, second, between):
     """Inputs of `second` for each unit of `first`; 0 where what lies between, or their sizes, do not let it be told."""
-    known = {*_BY_CHANNEL, *_KEEP_ZERO}
-    flattened = [one for one in between if isinstance(one, nn.Flatten)]
-    if any(standard_name(one) not in known for one in between) or any(one.start_dim != 1 for one in flattened):
-        return 0
-    if any(isinstance(one, nn.Flatten) and one.end_dim != -1 for one in between):
-        return 0
+    images, wanted = (_CONVOLUTIONS.get(standard_name(one), 0) for one in (first, second))  # dimension, 0 for none
+    spread = images > wanted == 0
+    for one in between:
+        if not _is_by_unit(one, images):
+            return 0
+        images = 0 if isinstance(one, nn.Flatten) else images
     each, rest = divmod(second.weight.shape[1], first.weight.shape[0])
-    spread = bool(flattened) and not isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-    same = type(first) is type(second) and not flattened
-    linear = isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
-    return each if not rest and (spread or (each == 1 and (same or linear))) else 0
+    return each if images == wanted and not rest and (spread or each == 1) else 0
+
+
+def _is_by_unit(module, images):
+    """Whether a layer that gets images of so many dimensions, or none, treats every unit by itself."""
+    if standard_name(module) not in _BETWEEN:
+        return False
+    if isinstance(module, nn.Flatten):
+        return module.start_dim == 1 and module.end_dim == -1
+    dimension = _BETWEEN[standard_name(module)][1]
+    if isinstance(module, batchnorm._BatchNorm):  # statistics of three-dimensional input may be those of its places
+        return not module.training and module.running_mean is not None or images == dimension > 1
+    return dimension in (0, images)
 
 
 def _fold_link(link, model, flat, masks):
-    """Fold the units of a link's first layer; returns whether anything changed."""
+    """Fold the units of a link's first layer, unless it would lose all; returns whether anything changed."""
     first, second = flat.get_submodule(link.first), flat.get_submodule(link.second)
     reading = second.weight.detach().unflatten(1, (-1, link.each)).transpose(0, 1).flatten(1)  # (units, weights)
     fed = first.weight.detach().flatten(1).any(dim=1)
     unread = ~reading.any(dim=1)
     silent = ~fed & _is_zero(first.bias, link.between, len(fed))
+    if (unread | silent).all():
+        return False
     changed = _zero(link.first, "weight", unread, model, flat, masks)
     if first.bias is not None:
         changed |= _zero(link.first, "bias", unread | silent, model, flat, masks)
@@ -125,7 +154,7 @@ def _fold_link(link, model, flat, masks):
 
 def _is_zero(bias, between, count):
     """Which units without input have an output of exactly 0, as a bool tensor."""
-    if any(standard_name(one) not in _KEEP_ZERO for one in between):
+    if not all(_BETWEEN[standard_name(one)][0] for one in between):
         return torch.zeros(count, dtype=torch.bool)
     if bias is None:
         return torch.ones(count, dtype=torch.bool)

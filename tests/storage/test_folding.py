@@ -143,6 +143,120 @@ def test_what_is_no_chain_is_left_alone(model):
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+MIXING = {
+    "max pooling of neurons": ([nn.Linear(16, 16), nn.MaxPool1d(3, 1, 1), nn.Linear(16, 4)], (16,)),
+    "average pooling of neurons": ([nn.Linear(16, 16), nn.ReLU(), nn.AvgPool1d(3, 1, 1), nn.Linear(16, 4)], (16,)),
+    "pooling of channels in 2": (
+        [nn.Conv2d(1, 8, 3), nn.AvgPool3d((3, 1, 1), 1, (1, 0, 0)), nn.Conv2d(8, 4, 3)],
+        (1, 9, 9),
+    ),
+    "pooling of channels in 1": ([nn.Conv1d(1, 8, 3), nn.MaxPool2d((3, 1), 1, (1, 0)), nn.Conv1d(8, 4, 3)], (1, 9)),
+    "pooling after flattening": (
+        [nn.Conv1d(1, 8, 3), nn.Flatten(), nn.AdaptiveAvgPool1d(8), nn.Linear(8, 4)],
+        (1, 9),
+    ),
+    "statistics of places": ([nn.Linear(8, 16), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(16, 4)], (5, 8)),
+    "no running statistics": (
+        [nn.Linear(8, 16), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(16, 4)],
+        (5, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_units_that_are_mixed_on_their_way_are_kept(name):
+    parts, shape = MIXING[name]
+    model = chain(*parts).train(name == "statistics of places")
+    before, batch = {key: value.clone() for key, value in model.state_dict().items()}, torch.randn(20, *shape)
+    with torch.no_grad():
+        model[-1].weight[:, [3, 5]] = 0
+        same = storage.loads(storage.dumps(model))
+        assert torch.equal(same[0].weight, before["0.weight"])
+        assert torch.equal(same(batch), model(batch))
+
+
+def test_norms_and_pooling_of_their_own_dimension_are_no_hindrance():
+    parts = [nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4)]
+    images = [nn.Conv3d(1, 12, 2), nn.BatchNorm3d(12), nn.AdaptiveMaxPool3d(2), nn.ReLU(), nn.Conv3d(12, 4, 2)]
+    for model, shape in (
+        (chain(*parts).eval(), (16,)),
+        (chain(*images), (1, 4, 4, 4)),
+        (chain(*images).eval(), (1, 4, 4, 4)),
+    ):
+        with torch.no_grad():
+            model[-1].weight[:, 3] = 0
+        same = storage.loads(storage.dumps(model))
+        assert not same[0].weight[3].any() and same[0].weight[4].any()
+        batch = torch.randn(20, *shape)
+        assert torch.equal(same(batch), model(batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_floats_are_folded(dtype):
+    model = mlp().to(dtype)
+    with torch.no_grad():
+        model[4].weight[:, 3] = 0
+    same = storage.loads(storage.dumps(model))
+    assert not same[1].weight[3].any() and same[1].weight[4].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.uint16, torch.int8, torch.bool], ids=str)
+@pytest.mark.parametrize("between", [[], [nn.ReLU()]], ids=["linear", "with ReLU"])
+def test_weights_of_other_types_are_left_alone(dtype, between):
+    model = chain(nn.Linear(8, 16), *between, nn.Linear(16, 4))
+    for name, parameter in list(model.named_parameters()):
+        path, _, own = name.rpartition(".")
+        some = (torch.rand_like(parameter) > 0.7).to(dtype)
+        setattr(model.get_submodule(path), own, nn.Parameter(some, requires_grad=False))
+    model[0].weight.data[3] = torch.zeros(8).to(dtype)
+    model[-1].weight.data[:, 5] = torch.zeros(4).to(dtype)
+    same = storage.loads(storage.dumps(model))
+    for one, other in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+def test_one_activation_may_serve_several_layers():
+    act = nn.ReLU()
+    model = chain(nn.Linear(16, 12), act, nn.Linear(12, 12), act, nn.Linear(12, 5)).eval()
+    with torch.no_grad():
+        model[2].weight[:, 3] = 0
+        model[4].weight[:, 7] = 0
+    same = folded(model, 16)
+    assert not same[0].weight[3].any() and not same[2].weight[7].any() and same[2].weight[6].any()
+
+
+class Reading(nn.Module):
+    """Reads what a layer inside of its Sequential makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 5))
+
+    def forward(self, x):
+        return self.body(x) + self.body[0](x)[:, :5]
+
+
+def test_a_chain_inside_of_a_class_is_left_alone():
+    """Its forward, and whatever else it has, may read the units that the chain itself does not."""
+    model = Reading().eval()
+    with torch.no_grad():
+        model.body[2].weight[:, 3] = 0
+    assert torch.equal(folded(model, 16).body[0].weight, model.body[0].weight)
+
+
+@pytest.mark.parametrize("below", [[], [nn.Linear(16, 16), nn.ReLU()]], ids=["one layer", "two layers"])
+def test_what_is_below_a_head_of_zeros_is_kept(below):
+    """It has not begun its work: a fresh head on a backbone that was trained."""
+    model = chain(*below, nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 5))
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-3].weight[2], model[-3].bias[2] = 0, -1  # dead anyhow
+    same = folded(model, 16)
+    assert all(
+        torch.equal(one, other) for one, other in zip(model[:-1].parameters(), same[:-1].parameters(), strict=True)
+    )
+
+
 def test_the_keyword_keeps_everything():
     model = cl.zero_pruning.prune(cl.models.lenet_300_100(seed=0), 0.98, scope="layer")
     same = storage.loads(storage.dumps(model, fold=False))
