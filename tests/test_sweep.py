@@ -1,15 +1,18 @@
 """The sweep: every Trial gives one number, whoever computes it, and is computed once."""
 
 import copy
+import enum
+import functools
 import itertools
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -384,14 +387,16 @@ def test_an_edited_technique_is_measured_anew():
 
 def test_digests_are_the_same_in_every_process():
     script = """
-from tests.test_sweep import SOURCE, OwnNet, digest, edited, trials
+from tests.test_sweep import SOURCE, OwnNet, digest, edited, everything, trials
 import compresslab as cl
-print(digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), trials.fingerprint(OwnNet()))
+told = [digest(cl.techniques.get(name)) for name in cl.techniques.names()]
+print(digest(edited(SOURCE)), *told, trials.fingerprint(OwnNet()), trials.fingerprint(everything()))
 """
     environment, here = os.environ | {"PYTHONHASHSEED": "1"}, cl.paths.PACKAGE.parent
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=here)
-    own = digest(edited(SOURCE)), digest(cl.techniques.get("zero_pruning")), trials.fingerprint(OwnNet())
-    assert tuple(run.stdout.split()) == own, run.stderr
+    own = [digest(edited(SOURCE)), *(digest(cl.techniques.get(name)) for name in cl.techniques.names())]
+    own += [trials.fingerprint(OwnNet()), trials.fingerprint(everything())]
+    assert run.stdout.split() == own, run.stderr
 
 
 def test_names():
@@ -664,3 +669,145 @@ def test_what_forward_reads_is_part_of_the_fingerprint(make):
         model.load_state_dict(one.state_dict())
     assert trials.fingerprint(one) == trials.fingerprint(same)
     assert trials.fingerprint(one) != trials.fingerprint(other)
+
+
+class Mode(enum.Enum):
+    ONE, TWO = 1, 2
+
+
+@dataclass
+class Config:
+    slope: float = 1.0
+    mode: Mode = Mode.ONE
+
+
+class Holding(nn.Module):
+    """A forward that reads what it was given."""
+
+    scale = 2
+
+    def __init__(self, thing=None):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.linear = nn.Linear(3, 2)
+        self._thing, self.attention = thing, None
+
+    @functools.cached_property
+    def half(self):
+        return self.scale / 4
+
+    def forward(self, images):
+        self.attention = images.softmax(1)  # only to be looked at
+        return self.linear(images) * self.half
+
+
+class Scaled4(Holding):
+    scale = 4
+
+
+class ActsBy(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layers, self.function = small_net(), function
+
+    def forward(self, images):
+        return self.function(self.layers(images))
+
+
+def everything():
+    """A model with one of each kind of thing that has words."""
+    model = Holding(
+        [{"a", "b", "cc"}, {"x": (1, 2.0)}, Config(), np.arange(3), torch.ones(2), torch.float16, torch.relu]
+    )
+    model.more = [functools.partial(nn.functional.leaky_relu, negative_slope=0.2), np.float32(3), small_net(), Mode.TWO]
+    model.itself, model.lstm = (model,), nn.LSTM(2, 2)
+    for weight in model.lstm.parameters():
+        weight.data.fill_(0.5)
+    return model
+
+
+def hooked(hook):
+    model = Holding()
+    model.linear.register_forward_hook(hook)
+    return model
+
+
+def times(factor):
+    return lambda images: images * factor
+
+
+def partly(slope):
+    return functools.partial(nn.functional.leaky_relu, negative_slope=slope)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Holding(1), Holding(2)),
+        (Holding(1), Holding(1.0)),
+        (Holding(), Scaled4()),
+        (Holding(torch.relu), Holding(torch.sin)),
+        (Holding(nn.functional.relu), Holding(nn.functional.silu)),
+        (Holding(lambda images: images), Holding(lambda images: -images)),
+        (Holding(times(1)), Holding(times(2))),
+        (Holding(times(torch.ones(1))), Holding(times(torch.zeros(1)))),
+        (Holding(partly(0.1)), Holding(partly(0.2))),
+        (Holding(Config(1.0)), Holding(Config(9.0))),
+        (Holding(Config()), Holding(Config(mode=Mode.TWO))),
+        (Holding(np.float32(1)), Holding(np.float32(2))),
+        (Holding(np.ones(3)), Holding(np.zeros(3))),
+        (Holding([torch.ones(2)]), Holding([torch.zeros(2)])),
+        (Holding({"a": {1}}), Holding({"a": {2}})),
+        (Holding(torch.float32), Holding(torch.float64)),
+        (Holding([nn.ReLU()]), Holding([nn.GELU()])),
+        (Holding(threading.Lock()), Holding(threading.Lock())),
+        (hooked(lambda *given: given[-1]), hooked(lambda *given: -given[-1])),
+        (hooked(lambda *given: given[-1]), Holding()),
+        (torch.fx.symbolic_trace(ActsBy(torch.relu)), torch.fx.symbolic_trace(ActsBy(torch.sin))),
+    ],
+)
+def test_nothing_that_a_model_holds_is_overlooked(one, other):
+    other.load_state_dict(one.state_dict())
+    prints = trials.fingerprint(one), trials.fingerprint(other)
+    assert len({*prints}) == 2 and trials.fingerprint(one) == prints[0]
+
+
+def test_models_of_a_file_are_told_apart_by_their_graphs():
+    one, other = (cl.storage.loads(cl.storage.dumps(ActsBy(function))) for function in (torch.relu, torch.sin))
+    again = cl.storage.loads(cl.storage.dumps(one))
+    assert trials.fingerprint(one) == trials.fingerprint(again) != trials.fingerprint(other)
+
+
+def test_a_fingerprint_stays():
+    """Neither what a model shows of its last batch nor what Python and torch keep in it makes it another model."""
+    model = everything()
+    first = trials.fingerprint(model)
+    assert first == trials.fingerprint(copy.deepcopy(model)) == trials.fingerprint(cl.layers.duplicate(model))
+    assert first == trials.fingerprint(pickle.loads(pickle.dumps(model)))
+    model(torch.ones(1, 3)).sum().backward()
+    model.compile()
+    with torch.no_grad():
+        handle = model.linear.register_forward_hook(cl.activations._hook(print))
+    assert first == trials.fingerprint(model)
+    handle.remove()
+
+
+def test_the_cache_does_not_give_another_models_numbers(data, journal, fits):
+    """Two models of one class with equal weights, which differ in a plain function."""
+    results = [
+        sweep(ActsBy(function), data, {"sparsity": [0.5]}, journal=journal) for function in (torch.relu, torch.sin)
+    ]
+    assert len(fits) == 2 and results[0][0].key != results[1][0].key
+
+
+def test_state_that_is_not_tensors_gets_the_clear_error(data):
+    class Extra(OwnNet):
+        def get_extra_state(self):
+            return 1
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(ValueError, match="state"):
+        sweep(Extra(), data, {"sparsity": [0.5]})
