@@ -4,29 +4,46 @@ A file whose network has few units at work, or repeats its weights along the ima
 its shape: what is zero, and what is repeated, costs next to nothing there (see `storage`).
 """
 
+import math
+from itertools import pairwise, zip_longest
+
 import torch
 from torch import nn
 
 from compresslab import checks, layers
 
 _EACH = (nn.ReLU, nn.Identity, nn.Tanh, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Dropout)
+_IDLE = (nn.Identity, nn.Dropout)  # of them, those that do nothing in evaluation
+_POOLS = {
+    getattr(nn, f"{kind}Pool{dimensions}d"): dimensions
+    for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg")
+    for dimensions in (1, 2, 3)
+}
+_WEIGHTED = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_DIMENSIONS = _WEIGHTED | _POOLS  # of the maps that a layer takes, 0 for none
+_SIZES = ("in_features", "out_features", "in_channels", "out_channels", "inplace")  # may differ where networks do alike
 
 
 def embed(small, large):
     """Copy of `large` that computes what `small` does: its weights in the first units of each layer, 0 in the rest.
 
-    small    network with as many weight layers as `large`, of the same kinds, in the same order, none of them larger;
-             what it carries (masks, grids) is baked in
-    large    network of the shape wanted; its weights do not matter. A layer behind a Flatten reads the channels of the
-             layer before one after the other, as torch lays them out, and so finds those of `small` first
-    returns  a new model of the class of `large`
+    small    chain of the same layers as `large` (Identity and Dropout do not count), none of them wider; what it
+             carries (masks, grids) is baked in
+    large    nn.Sequential, nested or not, of Linear, Conv (without groups), pooling, Flatten(), Dropout and activations
+             that treat each number by itself; its weights do not matter. A layer behind a Flatten reads the channels of
+             the layer before one after the other, as torch lays them out, and so finds those of `small` first
+    returns  a new model of the class of `large`; outputs that it has beyond those of `small` are those of weights 0
     raises   ValueError naming the layer that does not fit
     """
-    checks_ = [layers.weight_layers(layers.plain(small)), layers.weight_layers(large := layers.plain(large))]
-    if len(checks_[0]) != len(checks_[1]):
-        raise ValueError(f"small has {len(checks_[0])} weight layers and large has {len(checks_[1])}; give as many")
+    chain, wide = _chain(layers.plain(small)), _chain(large := layers.plain(large))
+    parts, wholes = _with_weights(chain), _with_weights(wide)
+    if len(parts) != len(wholes):
+        raise ValueError(f"small has {len(parts)} weight layers and large has {len(wholes)}; give as many")
+    _check_alike(chain, wide)
     with torch.no_grad():
-        for source, (name, layer) in zip(checks_[0].values(), checks_[1].items(), strict=True):
+        for (_, source, fewer), (name, layer, each) in zip(parts, wholes, strict=True):
+            if fewer != each:
+                raise ValueError(f"layer {name!r} reads {each} numbers of each unit in large, {fewer} in small")
             _put(source.weight, layer.weight, name)
             if layer.bias is not None:
                 _put(torch.zeros(0) if source.bias is None else source.bias, layer.bias, name)
@@ -38,40 +55,39 @@ def embed(small, large):
 def unrolled(model, shape):
     """The same function with every Conv2d written as a Linear: one row for each place of each map.
 
-    model    nn.Sequential of Conv2d, Linear, Flatten, Dropout and activations; what it carries is baked in
+    model    nn.Sequential, nested or not, of Conv2d, Linear, Flatten(), Dropout and activations that treat each number
+             by itself; what it carries is baked in
     shape    of one image: (channels, height, width)
-    returns  nn.Sequential that begins with a Flatten; its matrices repeat the kernels, shifted
+    returns  nn.Sequential that begins with a Flatten, and whose outputs are flat, (N, numbers), even those of a model
+             that ends in maps; its matrices repeat the kernels, shifted
     raises   ValueError naming a layer of another kind
     """
     model = layers.plain(model)
-    if not isinstance(model, nn.Sequential):
-        raise ValueError(f"model is a {type(model).__name__}; give an nn.Sequential")
-    found, flat = [nn.Flatten()], False
-    for name, layer in model.named_children():
-        if isinstance(layer, nn.Conv2d) and not flat:
+    found, shape = [nn.Flatten()], tuple(shape)
+    for name, layer in _chain(model):
+        if isinstance(layer, nn.Conv2d) and len(shape) == 3 and layer.padding_mode == "zeros":
             layer, shape = _matrix(layer, shape)
-            found.append(layer)
-        elif isinstance(layer, nn.Flatten) or isinstance(layer, nn.Linear) and len(shape) == 1:
-            flat = True
-            shape = (layer.out_features,) if isinstance(layer, nn.Linear) else (int(torch.tensor(shape).prod()),)
-            found += [layer] if isinstance(layer, nn.Linear) else []
-        elif isinstance(layer, _EACH):
-            found.append(layer)
-        else:
-            raise ValueError(f"layer {name!r} is a {type(layer).__name__} of {shape}; it cannot be written as a matrix")
+        elif isinstance(layer, nn.Flatten):
+            shape = (math.prod(shape),)
+            continue
+        elif isinstance(layer, nn.Linear) and len(shape) == 1:
+            shape = (layer.out_features,)
+        elif not isinstance(layer, _EACH):
+            raise ValueError(f"model has {_told(name, layer)}; it cannot be written as a matrix of {shape}")
+        found.append(layer)
     return nn.Sequential(*found).train(model.training)
 
 
 def busiest_first(model):
     """The same function with the hidden units of each layer in the order of how many weights they keep, dead ones last.
 
-    model    nn.Sequential that `embed` takes: Linear and Conv2d layers in a chain, no layer that mixes units between
+    model    chain that `embed` takes
     returns  a new model, plain; sums run in another order, so that outputs differ by rounding
+    raises   ValueError naming a layer that mixes units
     """
     model = layers.plain(model)
-    found = list(layers.weight_layers(model).values())
     with torch.no_grad():
-        for layer, reader in zip(found, found[1:], strict=False):
+        for (_, layer, _), (_, reader, _) in pairwise(_with_weights(_chain(model))):
             units = len(layer.weight)
             read = reader.weight.view(len(reader.weight), units, -1)  # (units there, units here, inputs each)
             used = layer.weight.ne(0).flatten(1).sum(1) + read.ne(0).sum((0, 2))
@@ -83,6 +99,70 @@ def busiest_first(model):
     return model
 
 
+def _chain(model):
+    """(name, layer) of every layer of a chain in which none but those with weights mix units.
+
+    raises  ValueError for a model or a layer of another kind, and for one that takes maps of other dimensions than it
+            gets: it would take the units for places
+    """
+    found, maps = list(_leaves(model, "")), None  # maps: dimensions of what comes in, None where that is not known
+    for name, layer in found:
+        kind, flattens = type(layer), isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) == (1, -1)
+        if not (flattens or kind in _EACH or (kind in _DIMENSIONS and maps in (None, _DIMENSIONS[kind]))):
+            raise ValueError(
+                f"model has {_told(name, layer)}; give an nn.Sequential of Linear, Conv, pooling behind Conv, Flatten()"
+                " before Linear, Dropout, and activations of single numbers"
+            )
+        maps = 0 if flattens else _DIMENSIONS.get(kind, maps)
+    return found
+
+
+def _leaves(module, path):
+    """(name, layer) in the order of a chain, each as often as it is used."""
+    if type(module) is not nn.Sequential:
+        yield path, module
+        return
+    for name, child in module._modules.items():
+        yield from _leaves(child, f"{path}.{name}" if path else name)
+
+
+def _with_weights(chain):
+    """(name, layer, numbers that it reads of each unit of the one before) for a chain's layers that have weights.
+
+    raises  ValueError for groups, for weights used twice, for a layer that does not read the units before it
+    """
+    found, before = [], None
+    for name, layer in chain:
+        if type(layer) in _WEIGHTED:
+            inputs = layer.weight.shape[1]
+            each, rest = divmod(inputs, max(1, inputs if before is None else len(before.weight)))
+            if rest or (each != 1 and type(layer) is type(before)) or getattr(layer, "groups", 1) != 1:
+                raise ValueError(f"model has {_told(name, layer)}; it does not read each unit before it")
+            found.append((name, layer, each))
+            before = layer
+    tensors = [id(one) for _, layer, _ in found for one in layer.parameters()]
+    if len(set(tensors)) < len(tensors):
+        raise ValueError("model uses a weight in two places; give one whose layers have weights of their own")
+    return found
+
+
+def _check_alike(small, large):
+    """Raise ValueError unless two chains differ in nothing but sizes."""
+    chains = [[one for one in chain if not isinstance(one[1], _IDLE)] for chain in (small, large)]
+    for part, whole in zip_longest(*chains, fillvalue=("", None)):
+        if _settings(part[1]) != _settings(whole[1]):
+            raise ValueError(f"large has {_told(*whole)} where small has {_told(*part)}; only sizes may differ")
+
+
+def _settings(layer):
+    names = [name for name in getattr(layer, "__constants__", ()) if name not in _SIZES]
+    return type(layer), {name: getattr(layer, name) for name in names}
+
+
+def _told(name, layer):
+    return "nothing" if layer is None else f"{type(layer).__name__}({layer.extra_repr()}) as layer {name!r}"
+
+
 def _matrix(layer, shape):
     """A Conv2d as a Linear on flattened images of a shape (channels, height, width), and the shape of what it returns.
 
@@ -90,7 +170,7 @@ def _matrix(layer, shape):
     so that the weights are the same numbers.
     """
     checks.integer("channels", shape[0], layer.in_channels, layer.in_channels)
-    inputs = int(torch.tensor(shape).prod())
+    inputs = math.prod(shape)
     with torch.no_grad():
         unit = torch.eye(inputs, dtype=layer.weight.dtype).view(inputs, *shape)
         answer = nn.functional.conv2d(
@@ -107,7 +187,5 @@ def _put(part, whole, name):
     """Write a tensor into the first places of another, and 0 into the rest."""
     if part.numel() and (part.dim() != whole.dim() or any(a > b for a, b in zip(part.shape, whole.shape, strict=True))):
         raise ValueError(f"layer {name!r} is {tuple(whole.shape)}; {tuple(part.shape)} of small does not fit into it")
-    if part.dim() > 2 and part.shape[2:] != whole.shape[2:]:
-        raise ValueError(f"layer {name!r} has kernels of {tuple(whole.shape[2:])}, small has {tuple(part.shape[2:])}")
     whole.zero_()
     whole[tuple(slice(size) for size in part.shape)] = part
