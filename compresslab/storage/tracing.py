@@ -1,17 +1,22 @@
 """The architecture of any model as a node: standard layers as such, a class of its own by what torch.fx traces.
 
 Its forward is traced in training mode and in eval mode. Refused is what a graph would not repeat: calls that are not in
-the lists of `calls`, branches on values, random tensors, hooks, state that is not tensors.
+the lists of `calls`, branches on values or on what class they are of, random tensors, hooks, parts that run without
+gradients or in other precision, and state that a call changes, unless it is a tensor changed in place.
 
 Source: Reed et al. 2022, arXiv:2112.08429 (torch.fx).
 """
 
 import copy
+import dis
 import inspect
+import sys
 import threading
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from compresslab.storage import architecture, calls, graph, plain
 from compresslab.storage.plain import NotPlainError
@@ -66,13 +71,24 @@ _TRACING = threading.Lock()  # fx patches nn.Module while it traces
 
 
 class _Tracer(fx.Tracer):
-    """Stops at standard layers; only the inputs that forward demands are traced, the others have their default."""
+    """Stops at standard layers; only the inputs that forward demands are traced, the others have their default.
+
+    switches  whether forward may switch gradients or autocast, which a graph does not
+    """
 
     proxy_buffer_attributes = True
 
-    def trace(self, root):
-        self._thread = threading.get_ident()
-        return super().trace(root)
+    def __init__(self, switches):
+        super().__init__()
+        self._thread, self._settings = threading.get_ident(), None if switches else _settings()
+
+    def proxy(self, node):
+        return _Value(node, self)
+
+    def create_node(self, *arguments, **keywords):
+        if self._settings not in (None, _settings()):
+            raise NotPlainError("forward switches gradients or autocast")
+        return super().create_node(*arguments, **keywords)
 
     def call_module(self, module, forward, arguments, keywords):
         """Record a call; one by another thread, which fx redirects here too, just runs."""
@@ -97,6 +113,59 @@ class _Tracer(fx.Tracer):
         return forward, [self.root, *(self.create_proxy("placeholder", one.name, (), {}) for one in demanded)]
 
 
+class _NoChance(TorchDispatchMode):
+    """Refuses to draw at random: what depends on it would be the same for ever."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            raise NotPlainError(f"forward draws at random ({function})")
+        return function(*arguments, **(keywords or {}))
+
+
+def _settings():
+    """What torch computes with in this thread, beside the values."""
+    casts = [torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), casts
+
+
+class _Guarded:
+    """A traced value stands for a tensor, a number, a tuple: what code asks of it must not depend on its being neither.
+
+    torch's own code may ask; fx records what it does then.
+    """
+
+    @property
+    def __class__(self):
+        _check_asked("asks for the class of a value that depends on its input (isinstance)")
+        return type(self)
+
+    def __getattr__(self, name):
+        if name not in calls.METHODS | calls.ATTRIBUTES:
+            _check_asked(f"reads the attribute {name!r} of a value")
+        return _Attribute(self, name)
+
+    def __setattr__(self, name, value):
+        _check_asked(f"sets the attribute {name!r} of a value")
+        object.__setattr__(self, name, value)
+
+
+class _Value(_Guarded, fx.Proxy):
+    """What a step gives."""
+
+
+class _Attribute(_Guarded, fx.proxy.Attribute):
+    """An attribute or method of it, recorded when it is used."""
+
+
+def _check_asked(what):
+    """Raise NotPlainError unless torch's code asked, be it through the standard library."""
+    frame = sys._getframe(2)
+    while (root := frame.f_globals.get("__name__", "").partition(".")[0]) in sys.stdlib_module_names:
+        frame = frame.f_back
+    if root != "torch" or frame.f_code is torch.is_tensor.__code__:
+        raise NotPlainError(f"forward {what}")
+
+
 def _graphs(module):
     """Graphs of a module in training and eval mode, and its tensor constants by path.
 
@@ -106,8 +175,13 @@ def _graphs(module):
         return module._clab_graphs, {}
     with _TRACING, torch.random.fork_rng(devices=[]):
         _check_plain_call(module)
-        traces = {mode: _trace(module, mode) for mode in (True, False)}
-    (train, constants), (evaluation, others) = traces[True], traces[False]
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            traces = {mode: _trace(module, mode) for mode in (True, False)}
+        with torch.inference_mode(), torch.autocast("cpu"):
+            again = {mode: _trace(module, mode, without=traces[mode].replaced) for mode in (True, False)}
+        if any(again[mode].graph != traces[mode].graph for mode in (True, False)):
+            raise NotPlainError("forward depends on whether there are gradients or autocast")
+    (train, constants), (evaluation, others) = ((traces[mode].graph, traces[mode].constants) for mode in (True, False))
     if constants.keys() != others.keys() or not all(_alike(constants[name], others[name]) for name in constants):
         raise NotPlainError("forward uses tensors that differ from call to call")
     modes = {one.training for one in module.modules() if standard_name(one) is None}
@@ -119,22 +193,91 @@ def _graphs(module):
 def _check_plain_call(module):
     for one in module.modules():
         hooks = one._forward_hooks or one._forward_pre_hooks
-        if standard_name(one) is None and (hooks or "forward" in vars(one) or type(one).__call__ is not _CALL):
+        odd = hooks or "forward" in vars(one) or type(one).__call__ not in _CALLS
+        if odd and standard_name(one) is None:
             raise NotPlainError(f"{type(one).__name__} is called in another way than through its class's forward")
+        if standard_name(one) is None and _asks_type(inspect.unwrap(one.forward)):
+            raise NotPlainError(f"the forward of {type(one).__name__} asks for the type of something")
 
 
-_CALL = nn.Module.__call__
+def _asks_type(forward):
+    """Whether a function, unless it is torch's own, calls `type`, which tells a traced value from another."""
+    code = getattr(forward, "__code__", None)
+    if code is None or forward.__module__.partition(".")[0] == "torch":
+        return False
+    return any(one.opname == "LOAD_GLOBAL" and one.argval == "type" for one in dis.get_instructions(code))
 
 
-def _trace(module, training):
+_CALLS = {one.__call__ for one in (nn.Module, nn.ParameterList, nn.ParameterDict)}  # the lists' only refuse
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A graph, the tensors it uses that are not parameters or buffers, and paths of attributes that were replaced."""
+
+    graph: dict
+    constants: dict
+    replaced: list
+
+
+def _trace(module, training, without=None):
+    """The _Trace of a module in one mode.
+
+    without  paths of attributes that an earlier trace replaced: now they are missing, in case it had read them before.
+             If given, forward may switch gradients and autocast
+    """
     twin = copy.deepcopy(module).train(training)
+    for path, _, name in (one.rpartition(".") for one in without or ()):
+        delattr(twin.get_submodule(path), name)
+    tensors, before = _tensors(twin), _attributes(twin)
     try:
-        traced = _Tracer().trace(twin)
+        with _NoChance():
+            traced = _Tracer(switches=without is not None).trace(twin)
     except NotPlainError:
         raise
     except Exception as error:  # forward is the user's code, given something that is not a tensor
         raise NotPlainError(f"{type(module).__name__} cannot be traced: {error}") from error
-    return _encoded(traced, twin)
+    if lost := [path for path, now in _tensors(twin).items() if not _in_place(now, path, tensors.get(path))]:
+        raise NotPlainError(f"forward puts another tensor in the place of {lost[0]!r}")
+    after = _attributes(twin)
+    replaced = [path for path, value in before.items() if _is_state(value) and not _same(value, after.get(path))]
+    return _Trace(*_encoded(traced, twin), replaced)
+
+
+def _tensors(module):
+    """Path -> parameter or buffer."""
+    found = {}
+    for path, one in module.named_modules():
+        own = {**one._parameters, **one._buffers}
+        found |= {f"{path}.{name}" if path else name: value for name, value in own.items()}
+    return found
+
+
+def _in_place(value, path, before):
+    """Whether the tensor of a path is the one from before, perhaps after calls that change it (self.count.add_(1))."""
+    if type(value) is not _Value:
+        return value is before
+    node = value.node
+    while node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+        node = node.args[0]
+    return node.op == "get_attr" and node.target == path
+
+
+def _attributes(module):
+    """Path -> value of the attributes of modules that are not standard."""
+    found = {}
+    for path, one in module.named_modules():
+        if standard_name(one) is None:
+            found |= {f"{path}.{name}" if path else name: value for name, value in vars(one).items()}
+    return found
+
+
+def _is_state(value):
+    return isinstance(value, (bool, int, float, str, torch.Tensor))
+
+
+def _same(value, now):
+    return now is value or (type(now) is type(value) and not isinstance(value, torch.Tensor) and now == value)
 
 
 def _encoded(traced, twin):

@@ -1,5 +1,6 @@
 """Models with a forward of their own come back without their class, as a graph of allowed calls, or say they cannot."""
 
+import collections.abc
 import copy
 import operator
 import pickle
@@ -119,10 +120,11 @@ def test_a_traced_model_comes_back_with_equal_outputs_in_both_modes(name):
     assert blob == cl.storage.dumps(same.train()) == cl.storage.dumps(copy.deepcopy(model).train())
 
 
-def test_a_real_network_comes_back_without_torchvision():
-    from torchvision.models import resnet18
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+def test_a_real_network_comes_back_without_torchvision(name):
+    from torchvision import models
 
-    model = resnet18(num_classes=10).half().eval()
+    model = getattr(models, name)(num_classes=10).half().eval()
     same = cl.storage.loads(cl.storage.dumps(model))
     batch = torch.randn(1, 3, 40, 40).half()
     with torch.no_grad():
@@ -169,6 +171,144 @@ class Remembering(Net):
     def forward(self, x):
         self.last = self.fc1(x)
         return functional.relu(self.last)
+
+
+class Gated(Net):
+    """Has what a forward may replace: a buffer, a tensor that is none, a number; and lists of parameters."""
+
+    def __init__(self):
+        super().__init__()
+        assert isinstance(self.fc1, nn.Module)  # what a constructor asks is harmless
+        self.register_buffer("seen", torch.zeros(1))
+        self.calls, self.before = 0, torch.zeros(8)
+        self.gains = nn.ParameterList([nn.Parameter(torch.full((6,), 0.5))])
+        self.shifts = nn.ParameterDict({"last": nn.Parameter(torch.full((6,), 0.25))})
+
+
+def where_tensor(self, x):
+    return self.fc1(x / 255 if isinstance(x, torch.Tensor) else x)
+
+
+def where_is_tensor(self, x):
+    return self.fc1(x / 255 if torch.is_tensor(x) else x)
+
+
+def where_sequence(self, x):
+    return self.fc1(x[0] if isinstance(x, collections.abc.Sequence) else x)
+
+
+def where_type(self, x):
+    return self.fc1(x / 255 if type(x) is torch.Tensor else x)
+
+
+def where_shape(self, x):
+    return self.fc1(x / 255 if isinstance(x.shape, tuple) else x)
+
+
+def where_attribute(self, x):
+    return self.fc1(x / 255 if hasattr(x, "decompose") else x)
+
+
+def where_gradients(self, x):
+    return self.fc1(x * 2 if torch.is_grad_enabled() else x)
+
+
+def where_autocast(self, x):
+    return self.fc1(x * 2 if torch.is_autocast_enabled("cpu") else x)
+
+
+def where_chance(self, x):
+    return self.fc1(x * 2 if torch.rand(1) < 0.5 else x)
+
+
+def without_gradients(self, x):
+    with torch.no_grad():
+        y = self.fc1(x)
+    return y + x.sum()
+
+
+@torch.inference_mode()
+def in_inference(self, x):
+    return self.fc1(x)
+
+
+def in_bfloat16(self, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return self.fc1(x)
+
+
+def with_gradients_to_come(self, x):
+    x.requires_grad = True
+    return self.fc1(x)
+
+
+def counting_in_a_buffer(self, x):
+    self.seen = self.seen + 1
+    return self.fc1(x) * self.seen
+
+
+def counting(self, x):
+    self.calls += 1
+    return self.fc1(x)
+
+
+def averaging(self, x):
+    self.before = self.before * 0.9 + x
+    return self.fc1(self.before)
+
+
+LOST = [where_tensor, where_is_tensor, where_sequence, where_type, where_shape, where_attribute, where_gradients]
+LOST += [where_autocast, where_chance, without_gradients, in_inference, in_bfloat16, with_gradients_to_come]
+LOST += [counting_in_a_buffer, counting, averaging]
+
+
+@pytest.mark.parametrize("forward", LOST, ids=lambda one: one.__name__)
+def test_what_a_graph_would_lose_is_saved_as_tensors_only_and_said_so(forward, tmp_path):
+    kind = type("Lossy", (Gated,), {"forward": forward})
+    with pytest.warns(UserWarning, match=r"tensors only, to be loaded with load\(path, into=module\)"):
+        cl.save(kind(), tmp_path / "lossy.clab")
+    with pytest.raises(ValueError, match="tensors only"):
+        cl.load(tmp_path / "lossy.clab")
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+def listed_parameters(self, x):
+    return self.fc1(x) * self.gains[0] + self.shifts["last"] + sum(one.sum() for one in self.gains)
+
+
+def asking_of_a_list(self, x):
+    parts = [self.fc1(x)]
+    return torch.cat(parts, 1) if isinstance(parts, list) else parts
+
+
+def changing_a_buffer_in_place(self, x):
+    self.seen = self.seen.mul_(0.9).add_(x.mean())
+    return self.fc1(x) * self.seen
+
+
+def writing_before_reading(self, x):
+    self.before, self.calls = self.fc1(x), x.shape[0]
+    return self.before.relu() * self.calls
+
+
+def in_full_precision(self, x):
+    with torch.autocast("cpu", enabled=False):
+        return self.fc1(x.float())
+
+
+KEPT = [listed_parameters, asking_of_a_list, changing_a_buffer_in_place, writing_before_reading, in_full_precision]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("forward", KEPT, ids=lambda one: one.__name__)
+def test_what_looks_like_it_and_is_not_lost_is_traced(forward, tmp_path):
+    model, batch = type("Kept", (Gated,), {"forward": forward})(), torch.randn(3, 8)
+    with torch.no_grad():  # what is switched outside does not matter
+        cl.save(model, tmp_path / "kept.clab")
+    same = cl.load(tmp_path / "kept.clab")
+    for _ in range(2):
+        assert torch.equal(same(batch), model(batch))
+    assert all(torch.equal(value, same.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("make", [Branching, Drawing, Foreign], ids=lambda one: one.__name__)
