@@ -195,8 +195,15 @@ def read_varint(data, at):
     raise CorruptFileError("a length is cut off or longer than 9 bytes")
 
 
+def check_path(path):
+    """Raise ValueError unless `path` is text or a Path."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"path is {path!r}; give the name of a file, such as 'small.clab'")
+
+
 def read_file(path):
-    """The bytes of the file at `path`; raises FileNotFoundError or another OSError."""
+    """The bytes of the file at `path`; raises FileNotFoundError or another OSError, ValueError if it is no path."""
+    check_path(path)
     return Path(path).read_bytes()
 
 

@@ -81,6 +81,8 @@ def check_model(model):
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"module {name!r} is compiled by torch.jit; save the module that it was made from")
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ValueError(f"module {name!r} has extra state, which is not tensors; a .clab file cannot hold it")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -122,13 +124,13 @@ def header(model, state, described, *, masked=(), extra=(), rounded=None, inputs
     masked, extra  collections of names;  rounded  as from roundings.find;  inputs  as in the module's docstring
     """
     entries = listed(state)
-    names = list(state)
+    at = {name: index for index, name in enumerate(state)}
     lists = {
         "flipped": [name for name, module in model.named_modules() if module.training != model.training],
-        "frozen": [names.index(name) for name, one in model.named_parameters() if _could_learn(one)],
-        "masked": [index for index, name in enumerate(names) if name in masked],
-        "extra": [index for index, name in enumerate(names) if name in extra],
-        **roundings.listed({names.index(name): one for name, one in (rounded or {}).items()}),
+        "frozen": [at[name] for name, one in model.named_parameters() if _could_learn(one)],
+        "masked": [index for name, index in at.items() if name in masked],
+        "extra": [index for name, index in at.items() if name in extra],
+        **roundings.listed({at[name]: one for name, one in (rounded or {}).items()}),
         "inputs": list(inputs),
     }
     used = {key: value for key, value in lists.items() if value}

@@ -1,5 +1,6 @@
 """A model as the bytes of a .clab file and back: save, load, dumps, loads; and what the bytes are spent on."""
 
+import warnings
 from dataclasses import dataclass
 
 from torch import nn
@@ -48,10 +49,15 @@ def save(model, path, fold=True):
     fold     leave out the weights of units that no prediction depends on (see `folding`): they come back as zeros, and
              the outputs are the same to the bit. False keeps every weight
     returns  bytes written
+    warns    UserWarning that the file holds tensors only, and why
     raises   ValueError for a model with tensors that have no values yet, or state that is not tensors;
              OSError naming `path` if it cannot be written; what was there before stays as it was
     """
-    blob = dumps(model, fold)
+    container.check_path(path)
+    blob, _, lacking = _dumped(model, fold)
+    if lacking is not None:
+        told = f"the file holds tensors only, to be loaded with load(path, into=module): {lacking}"
+        warnings.warn(told, stacklevel=2)
     container.write_file(path, blob)
     return len(blob)
 
@@ -84,9 +90,9 @@ def breakdown(model, fold=True):
 
 
 def _dumped(model, fold):
-    """The bytes of a file, and its breakdown."""
+    """The bytes of a file, its breakdown, and why it holds tensors only (None if it does not)."""
     content.check_model(model)
-    flat = layers.plain(model)
+    flat = _copied(model)
     inputs.settle(flat)
     masks = content.masks(model, flat)
     if fold:
@@ -96,9 +102,17 @@ def _dumped(model, fold):
         node, extra = tracing.describe(flat)
         packed = _packed(flat, masks, rounded, node, extra)
         _guarded(_decode, packed[0], float("inf"), True, False)
-    except (NotPlainError, CorruptFileError):  # no words for its architecture, or not what they stand for
-        packed = _packed(flat, masks, rounded, None, {})
-    return packed
+    except (NotPlainError, CorruptFileError) as error:  # no words for its architecture, or not what they stand for
+        return *_packed(flat, masks, rounded, None, {}), str(error)
+    return *packed, None
+
+
+def _copied(model):
+    """layers.plain(model); raises ValueError for a model that cannot be copied."""
+    try:
+        return layers.plain(model)
+    except Exception as error:  # a module may hold anything: a lock, a file, a generator
+        raise ValueError(f"model holds something that cannot be copied, and so not be saved: {error}") from error
 
 
 def loads(blob, into=None, max_bytes=None):

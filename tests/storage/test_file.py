@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from pathlib import Path
 
@@ -410,3 +411,20 @@ def test_a_link_is_followed_and_a_device_is_not_replaced(tmp_path):
     assert (tmp_path / "link.clab").is_symlink() and cl.load(tmp_path / "real.clab").in_features == 3
     with pytest.raises(OSError, match="not a regular file"):
         cl.save(nn.Linear(2, 2), os.devnull)
+
+
+class Holding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_what_cannot_be_copied_or_is_no_path_is_refused_with_words(tmp_path):
+    with pytest.raises(ValueError, match="cannot be copied.*lock"):
+        cl.save(Holding(), tmp_path / "a.clab")
+    with pytest.raises(ValueError, match="'0' is compiled by torch.jit; save the module"):
+        cl.save(nn.Sequential(torch.jit.script(nn.Linear(2, 2))), tmp_path / "a.clab")
+    for step in (lambda: cl.save(nn.Linear(2, 2), None), lambda: cl.load(3)):
+        with pytest.raises(ValueError, match="path is (None|3); give the name of a file"):
+            step()
