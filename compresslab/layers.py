@@ -48,7 +48,8 @@ class Mask(nn.Module):
 
         Registration hands over the module's own Parameter, zeroed in place; an assigned tensor is left alone.
         """
-        return (weight.masked_fill_ if isinstance(weight, nn.Parameter) else weight.masked_fill)(~self.mask, 0.0)
+        kept = torch.where(self.mask, weight, torch.zeros_like(weight))
+        return weight.copy_(kept) if isinstance(weight, nn.Parameter) else kept
 
     def _scale_for(self, weight):
         state = (id(self.mask), self.mask._version, weight.dtype, weight.device)
@@ -133,14 +134,14 @@ def distinct_weights(model, layers=None, tensor="weight"):
             users = holders.setdefault(_identity(source), [])
             users.extend([] if (module, name) in users else [(module, name)])
     for name, module in chosen.items():
-        if (source := _sources(module).get(tensor)) is not None:
+        if (source := _source(module, tensor)) is not None:
             names.setdefault(_identity(source), []).append(name)
     return [_weight(tuple(users), tuple(holders[key])) for key, users in names.items()]
 
 
 def get_mask(module, name="weight"):
     """The mask of a module's tensor, True where a weight stays, or None if it has none."""
-    source = _sources(module).get(name)
+    source = _source(module, name)
     if isinstance(source, torch_prune.BasePruningMethod):
         return getattr(module, f"{name}_mask").bool()
     masks = [one.mask for one in _parametrizations(source) if isinstance(one, Mask)]
@@ -153,7 +154,7 @@ def set_mask(module, mask, name="weight"):
     mask    bool tensor of the tensor's shape, True where a weight stays; used as it is, not copied
     raises  ValueError if `mask` is not bool, has another shape, or the module has no such parameter
     """
-    source = _sources(module).get(name)
+    source = _source(module, name)
     if source is None:
         raise ValueError(f"name is {name!r}; {type(module).__name__} has {', '.join(_sources(module)) or 'none'}")
     weight = _value(module, name, source)
@@ -167,12 +168,12 @@ def set_mask(module, mask, name="weight"):
     _set_parametrizations(module, name, [*others, mask])
     if all(isinstance(one, Rounding) for one in others):
         with torch.no_grad():
-            mask.right_inverse(_sources(module)[name].original)
+            mask.right_inverse(_source(module, name).original)
 
 
 def get_rounding(module, name="weight"):
     """The `Rounding` (a grid, …) of a module's tensor, or None if it has none."""
-    found = [one for one in _parametrizations(_sources(module).get(name)) if isinstance(one, Rounding)]
+    found = [one for one in _parametrizations(_source(module, name)) if isinstance(one, Rounding)]
     return found[0] if found else None
 
 
@@ -184,14 +185,14 @@ def set_rounding(module, rounding, name="weight"):
 
     An earlier rounding's values become the weight that the new one rounds: what there is to see is what is quantized.
     """
-    source = _sources(module).get(name)
+    source = _source(module, name)
     if source is None:
         raise ValueError(f"name is {name!r}; {type(module).__name__} has {', '.join(_sources(module)) or 'none'}")
     if rounding is not None and not isinstance(rounding, Rounding):
         raise ValueError(f"rounding is {rounding!r}; give a Rounding such as grids.Grid, or None")
     if isinstance(source, torch_prune.BasePruningMethod):
         set_mask(module, get_mask(module, name), name)
-        source = _sources(module)[name]
+        source = _source(module, name)
     made = [one for one in _parametrizations(source) if not isinstance(one, Rounding | Mask)]
     masks = [one for one in _parametrizations(source) if isinstance(one, Mask)]
     if not made and get_rounding(module, name) is not None:
@@ -202,7 +203,7 @@ def set_rounding(module, rounding, name="weight"):
 
 def _set_parametrizations(module, name, wanted):
     """Make `wanted` the parametrizations of a tensor, in this order; the parameter behind it stays the same object."""
-    source = _sources(module)[name]
+    source = _source(module, name)
     if not wanted:
         if isinstance(source, parametrize.ParametrizationList):
             _bake(module, name, source.original)
@@ -332,7 +333,7 @@ def _weight(names, holders):
     mask = None
     for other in masks:
         mask = other if mask is None or mask is other else mask & other
-    return Weight(names, holders, _value(module, name, _sources(module)[name]), mask)
+    return Weight(names, holders, _value(module, name, _source(module, name)), mask)
 
 
 def _effective_parameters(model):
@@ -364,6 +365,15 @@ def _sources(module):
         own.pop(f"{name}_orig")
     sources = {**parametrized, **pruned, **own}
     return dict(sorted(sources.items(), key=lambda item: item[0] != "weight"))
+
+
+def _source(module, name):
+    """What _sources(module) has under one name, or None: of many parameters one is found without going through all."""
+    if parametrize.is_parametrized(module, name):
+        return module.parametrizations[name]
+    pruned = _pruned_by_torch(module)
+    hidden = name.removesuffix("_orig") in pruned
+    return pruned.get(name) if hidden else module._parameters.get(name)
 
 
 def _parametrized(module):
@@ -468,7 +478,7 @@ def _refuse_unready(name, module):
     weight = next((one for one in module.parameters() if is_lazy(one)), None)
     if weight is not None:
         raise ValueError(f"layer {name!r} is lazy and has no weights yet; run one batch through the model first")
-    source = _sources(module).get("weight")
+    source = _source(module, "weight")
     if source is None:
         hint = "weight_norm and spectral_norm of torch.nn.utils.parametrizations work"
         raise ValueError(f"layer {name!r} has no weight parameter, a hook computes it; {hint}")

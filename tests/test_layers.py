@@ -165,6 +165,28 @@ def test_masked_weights_are_positive_zero_whatever_was_there(value):
         assert weight[0, 0] == 0 and not weight[0, 0].signbit()
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.complex64], ids=str)
+def test_weights_of_any_float_can_be_masked(dtype):
+    layer, mask = nn.Linear(3, 4), torch.arange(12).reshape(4, 3) % 2 == 0
+    layer.weight = nn.Parameter(torch.full((4, 3), -2.0).to(dtype))
+    cl.layers.set_mask(layer, mask)
+    for weight in (layer.weight, layer.parametrizations.weight.original):
+        assert weight.dtype == dtype and torch.equal(
+            weight.detach().to(torch.complex64), -2.0 * mask.to(torch.complex64)
+        )
+
+
+def test_one_of_many_parameters_is_found_without_going_through_all(monkeypatch):
+    """A model may hold thousands in one module, and each is asked for its mask and its rounding."""
+    model = nn.ParameterDict({f"p{index}": nn.Parameter(torch.ones(2)) for index in range(5)})
+    cl.layers.set_mask(model, torch.tensor([True, False]), "p3")
+    torch_prune.identity(model, "p4")
+    monkeypatch.setattr(cl.layers, "_sources", None)
+    assert cl.layers.get_mask(model, "p3").tolist() == [True, False] and cl.layers.get_mask(model, "p4").all()
+    assert cl.layers.get_mask(model, "p2") is None and cl.layers.get_rounding(model, "p2") is None
+    assert cl.layers.get_mask(model, "p4_orig") is None and cl.layers.get_mask(model, "other") is None
+
+
 def test_an_assigned_weight_is_masked_and_not_written_to():
     layer, value = nn.Linear(3, 1, bias=False), torch.tensor([[-math.inf, 2.0, 3.0]])
     cl.layers.set_mask(layer, torch.tensor([[False, True, True]]))
