@@ -70,6 +70,8 @@ def read(reader, count, frame):
     form = reader.uint(CONTEXTS if reader.version >= CODED else BITMAP)
     if form in (NONE, ALL):
         return np.full(count, form == ALL)
+    if not count:
+        raise CorruptFileError("an empty tensor keeps neither all nor none of its entries")
     if form == CONTEXTS:
         adaptive.check(adaptive.fits(frame))
         return adaptive.read_field(reader, frame, adaptive.priors(reader.counts, frame.columns))

@@ -131,8 +131,6 @@ def read(reader, name, shape):
         values.read(reader, words, stored.kind, values.Where(shape, stored.parts))
         note(reader, None, shape)
         return tensor_of(words, stored, shape), None
-    if not count:
-        raise CorruptFileError("an empty tensor is stored as sparse")
     frame = read_frame(reader, shape, stored.parts)
     kept = positions.read(reader, count, frame)
     tail = words[count - int(np.count_nonzero(kept)) :]

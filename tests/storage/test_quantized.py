@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import compresslab as cl
-from compresslab import grids, layers
+from compresslab import codebooks, grids, layers
 from compresslab.data import Split
 from compresslab.techniques import quantization
 
@@ -135,6 +135,28 @@ def test_a_loaded_model_trains_on_and_stays_on_its_grid(name):
         assert not torch.equal(*trained) and torch.equal(mask, layers.get_mask(before))
         assert torch.equal(rounding(weight)[mask], weight[mask]) and not weight[~mask].any()
     came_back(tuned, batch())
+
+
+@pytest.mark.parametrize("width", [0, 4])
+@pytest.mark.parametrize(
+    "rounding",
+    [
+        lambda weight: None,
+        lambda weight: grids.Grid(torch.tensor(0.1), torch.tensor(0.0), -8, 7, 4),
+        lambda weight: grids.Grid(torch.ones(len(weight), 1), torch.zeros(len(weight), 1), -8, 7, 4),
+        lambda weight: grids.Half(torch.float16),
+        lambda weight: codebooks.Codebook(torch.tensor([0.0, 1.0]), torch.zeros(weight.shape, dtype=torch.int64)),
+    ],
+    ids=["plain", "grid", "grid of rows", "half", "codebook"],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_weights_without_entries_come_back_masked(rounding, width):
+    model = nn.Linear(width, 4 - width)
+    layers.set_rounding(model, rounding(model.weight))
+    layers.set_mask(model, torch.ones_like(model.weight, dtype=torch.bool))
+    same = cl.storage.loads(cl.storage.dumps(model))
+    assert layers.get_mask(same).shape == model.weight.shape
+    assert type(layers.get_rounding(same)) is type(layers.get_rounding(model))
 
 
 def test_a_mask_and_a_grid_come_back_as_both_and_pay_for_what_is_kept():

@@ -94,6 +94,23 @@ def test_any_mask_comes_back_with_its_tensor(rows, columns, density, seed):
     size(torch.where(mask, values, 0.0).to(torch.complex64), mask)
 
 
+@pytest.mark.parametrize("name", ["float32", "complex64", "float8_e5m2", "int8"])
+@pytest.mark.parametrize("shape", [(0,), (4, 0), (0, 4), (3, 0, 2), (0, 5, 5)], ids=str)
+def test_an_empty_tensor_may_have_a_mask(name, shape):
+    assert size(torch.empty(shape, dtype=tensors.TYPES[name].dtype), torch.ones(shape, dtype=torch.bool)) <= 4
+
+
+@pytest.mark.parametrize("form", [positions.FEW, positions.ODDS, positions.BITMAP, positions.CONTEXTS])
+def test_positions_in_an_empty_tensor_are_none_or_all(form):
+    """Its rows may be more than there is memory for."""
+    writer = streams.Writer()
+    for number in (tensors.SPARSE, 0, form, 0):
+        writer.uint(number)
+    huge = torch.empty(2**60, 0, device="meta")
+    with pytest.raises(CorruptFileError, match="empty"):
+        read(bytes(writer.data), writer.words(), huge)
+
+
 def test_sparse_bytes_are_near_the_entropy_of_positions_and_values():
     weight = noise(300, 784)
     for density in (0.5, 0.1, 0.01):
