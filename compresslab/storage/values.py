@@ -57,13 +57,13 @@ def plan(words, kind, where=None):
     words  unsigned little-endian array, 1-d;  kind  "float", "signed" or "unsigned": what the words are the bits of
     where  Where, if they are of a tensor: then they may be coded by contexts
     """
-    palette = _few(words)
-    plans = plan_contexts(words, kind, where, palette) if where is not None else []
+    few = _few(words)
+    plans = plan_contexts(words, kind, where, few) if where is not None else []
     if len(words) > 1 and (words == words[0]).all():
         return min([*plans, _plan_constant(words)], key=lambda one: one.bits)
     plans.append(Plan(8 + 8 * words.nbytes, lambda writer: _write(writer, RAW, words)))
     if len(words) > 8 and len(plans) == 1:  # contexts know all that a histogram knows
-        plans += [_plan_planes(words, kind), *_plan_palette(words, palette)]
+        plans += [_plan_planes(words, kind), *_plan_palette(words, few)]
     return min(plans, key=lambda one: one.bits)
 
 
@@ -86,33 +86,31 @@ def _plan_constant(words):
 
 
 def _few(words):
-    """The distinct words, ascending; None where they are more than a palette may have."""
+    """The distinct words, ascending, and which of them each word is; None where a palette may not have so many."""
     sample = words[:: max(1, len(words) // SAMPLE)]
     palette = np.unique(sample)
     if len(palette) > max(8, len(sample) // 2):
         return None
-    while len(words):
-        if len(palette) > PALETTE_LIMIT:
-            return None
-        others = words[palette[np.minimum(np.searchsorted(palette, words), len(palette) - 1)] != words]
+    while len(palette) <= PALETTE_LIMIT:
+        which = np.searchsorted(palette, words)
+        others = words[palette[np.minimum(which, len(palette) - 1)] != words]
         if not len(others):
-            break
+            return palette, which
         palette = np.union1d(palette, others[:: max(1, len(others) // SAMPLE)])
-    return palette
+    return None
 
 
-def plan_contexts(words, kind, where, palette=None, lead=CONTEXTS):
+def plan_contexts(words, kind, where, few=None, lead=CONTEXTS):
     """A plan by contexts, in a list; none where it would take too long.
 
-    palette  the distinct words, if they are known;  lead  the number that says that contexts follow
+    few  what `_few` says of the words, if it was asked;  lead  the number that says that contexts follow
     """
-    palette = _few(words) if palette is None else palette
-    if palette is None:
+    few = _few(words) if few is None else few
+    if few is None or not len(words) or not is_quick(len(words), len(few[0]), where):
         return []
-    if not len(words) or not is_quick(len(words), len(palette), where):
-        return []
+    palette, which = few
     ordered, negatives = palettes.arranged(palette, kind)
-    ranks = np.argsort(ordered).astype(np.int32)[np.searchsorted(palette, words)]
+    ranks = np.argsort(ordered).astype(np.int32)[which]
     frame = where.frame or frames.choose(ranks >= negatives, where.shape, where.parts)
     cost, symbols, write_ranks = adaptive.plan_ranks(ranks, len(palette), negatives, where.kept, frame)
     if not adaptive.affordable(symbols, cost, where.credit):
@@ -193,10 +191,10 @@ def _read_planes(reader, out, kind):
         out[start : start + CHUNK] = _turned_back(out[start : start + CHUNK], kind)
 
 
-def _plan_palette(words, palette):
-    if palette is None or len(palette) > min(PALETTE_LIMIT, len(words) // 2):
+def _plan_palette(words, few):
+    if few is None or len(few[0]) > min(PALETTE_LIMIT, len(words) // 2):
         return []
-    indices = np.searchsorted(palette, words)
+    palette, indices = few
     table = frequencies(counts := np.bincount(indices, minlength=len(palette)))
     bits = 16 + 8 * palette.nbytes + coded_bits(counts, table)
     if not affordable(len(words), bits):
