@@ -51,52 +51,77 @@ def charge(
     """Train `model` in place, charged for the bits of its weights, yielding a `train.Progress` after each step.
 
     model    any nn.Module whose Linear and Conv layers have plain weights (`layers.plain` makes them plain); trained
-             for some epochs before, or fresh
+             for some epochs before, or fresh. Frozen tensors stay as they are
     data     a Split or a pair (images, labels)
     price    loss for 10,000 bits, 0 or more
     top      largest code: a weight is one of -top to top steps
-    width    first step, in standard deviations of the tensor
+    width    first step, in standard deviations of the tensor (in mean magnitudes, where those are out of its reach)
     rise     share of the steps over which the price rises to its full height
     settle   share of the steps after which what is zero stays zero, and nothing is charged any more
     loss, steps, epochs, seed, bar, training  as in `train.fit`
     returns  generator; at its end weights and biases are ordinary tensors, multiples of their layer's step
     raises   ValueError for settings out of range, a model without such layers or with weights that are not plain
+             or all frozen; the model is then as it was
     """
     checks.real("price", price, 0, 1e6)
     checks.integer("top", top, 1, 2**14)
     for name, value, low, high in (("width", width, 1e-3, 100), ("rise", rise, 0, 1), ("settle", settle, 0, 1)):
         checks.real(name, value, low, high)
-    found = layers.plain_weight_layers(model)
+    found = trained_layers(model)
     options = {"steps": steps, "epochs": epochs, "seed": seed, "bar": bar, **training}
     return _charged(model, data, found, _Charge(loss, price, rise, settle), top, width, options)
 
 
 def _charged(model, data, found, loss, top, width, options):
     loss.steps = [_on_steps(layer, top, width) for layer in found]
+    with rounded(found, model, data, loss=loss, **options) as run:
+        for progress in run:
+            loss.total = progress.steps
+            yield progress
+
+
+def trained_layers(model):
+    """The layers of `layers.plain_weight_layers` that have weights to train, as a list; same errors."""
+    found = [one for one in layers.plain_weight_layers(model) if one.weight.requires_grad and one.weight.numel()]
+    if not found:
+        raise ValueError("all weights of the model are frozen; give it one that requires a gradient")
+    return found
+
+
+@contextlib.contextmanager
+def rounded(found, model, data, **options):
+    """The run of `train.fit(model, data, **options)`, for layers that were given parametrizations.
+
+    At the end their tensors are ordinary ones of the values they had; where fit refuses the options, as before.
+    """
+    begun = False
     try:
-        with contextlib.closing(train.fit(model, data, loss=loss, **options)) as run:
-            for progress in run:
-                loss.total = progress.steps
-                yield progress
+        with contextlib.closing(train.fit(model, data, **options)) as run:
+            begun = True
+            yield run
     finally:
         for layer in found:
-            _bake(layer)
+            for name in list(layer.parametrizations):
+                parametrize.remove_parametrizations(layer, name, leave_parametrized=begun)
+                with torch.no_grad():
+                    getattr(layer, name).add_(0.0)  # no -0
 
 
 def _on_steps(layer, top, width):
     """Put a layer's weight on steps, and its bias on multiples of the same; returns (numbers behind it, its steps)."""
-    rounding = _Steps(width * float(layer.weight.detach().std(correction=0)), top)
+    rounding = _Steps(width * _size(layer.weight.detach(), top), top)
     parametrize.register_parametrization(layer, "weight", rounding)
-    if layer.bias is not None:
+    if layer.bias is not None and layer.bias.requires_grad:
         parametrize.register_parametrization(layer, "bias", _Multiples(rounding))
     return layer.parametrizations.weight.original, rounding
 
 
-def _bake(layer):
-    for name in ("weight", "bias") if layer.bias is not None else ("weight",):
-        parametrize.remove_parametrizations(layer, name)
-        with torch.no_grad():
-            getattr(layer, name).add_(0.0)  # no -0
+def _size(weight, top):
+    """Standard deviation of a weight; its mean magnitude where `top` deviations do not reach that, as where all numbers
+    are equal; of zeros, what a fresh layer has.
+    """
+    deviation, magnitude = float(weight.std(correction=0)), float(weight.abs().mean())
+    return deviation if top * deviation > magnitude else magnitude or (3 * weight[0].numel()) ** -0.5
 
 
 class _Charge:

@@ -89,6 +89,58 @@ def test_the_same_seed_gives_the_same_model_and_stopping_leaves_an_ordinary_one(
     assert not hasattr(net[3], "parametrizations")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"epochs": -1}, {"steps": 1, "epochs": 1}, {"lr": -1}, {"batch_size": 0}, {"precision": "none"}],
+    ids=str,
+)
+def test_what_the_training_refuses_leaves_the_model_as_it_was(net, data, settings):
+    before = cl.layers.duplicate(net).state_dict()
+    with pytest.raises(ValueError):
+        next(rate.charge(net, data, price=1.0, bar=False, **settings))
+    assert list(before) == list(net.state_dict())
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "numbers", [torch.full((8, 64), 0.1), 0.1 + 1e-4 * torch.rand(8, 64), -torch.rand(8, 1)], ids=len
+)
+def test_weights_far_from_zero_stay_where_they_are(data, numbers):
+    inputs = numbers.shape[1]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, inputs), nn.ReLU(), nn.Linear(inputs, 8))
+    with torch.no_grad():
+        net[3].weight.copy_(numbers)
+    charged(net, data, price=0.0, steps=2, lr=1e-6)
+    assert torch.allclose(net[3].weight, numbers, atol=0.51 * float(numbers.abs().mean()))
+    assert net[3].weight.abs().max() > 0.02
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
+def test_a_single_weight(data, value):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 1), nn.Linear(1, 1), nn.Linear(1, 2))
+    with torch.no_grad():
+        net[2].weight.fill_(value)
+    charged(net, data, price=0.0, steps=1, lr=1e-6)
+    assert net[2].weight.item() == pytest.approx(value, rel=1e-3)
+
+
+def test_a_layer_of_zeros_learns(net, data):
+    with torch.no_grad():
+        net[5].weight.fill_(0)
+    assert charged(net, data, price=0.0)[5].weight.abs().max() > 0.05
+
+
+def test_frozen_tensors_stay(net, data):
+    net[0].weight.requires_grad_(False)
+    net[3].bias.requires_grad_(False)
+    before = cl.layers.duplicate(net)
+    charged(net, data, steps=20)
+    assert torch.equal(net[0].weight, before[0].weight) and torch.equal(net[3].bias, before[3].bias)
+    assert not torch.equal(net[0].bias, before[0].bias) and len(net[3].weight.unique()) <= 15
+    with pytest.raises(ValueError, match="frozen"):
+        rate.charge(net.requires_grad_(False), data, price=1.0)
+
+
 @pytest.mark.parametrize("settings, told", [({"price": -1}, "price is -1"), ({"top": 0}, "top is 0"),
                                             ({"width": 0}, "width is 0"), ({"settle": 2}, "settle is 2")])  # fmt: skip
 def test_bad_settings(net, data, settings, told):
