@@ -12,15 +12,16 @@ One run from fresh or trained weights, in three parts.
 3. Only the values and the biases train to the end. Biases lie on a coarse grid since the second part.
 """
 
-import contextlib
 import math
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from compresslab import checks, layers, train
+from compresslab import checks, train
+from compresslab.data import split_of
 from compresslab.numerics.clustering import kmeans
+from compresslab.rate import rounded, trained_layers
 
 EVERY = 16  # training steps between two prunings, or settlings
 MEMORY = 0.98  # of the running mean of squared gradients, from step to step
@@ -45,39 +46,58 @@ def shrink(
 ):
     """Train `model` in place to few weights of few values, yielding a `train.Progress` after each step.
 
-    model     any nn.Module whose Linear and Conv layers have plain weights (`layers.plain` makes them plain)
+    model     any nn.Module whose Linear and Conv layers have plain weights (`layers.plain` makes them plain); frozen
+              tensors stay as they are
     data      a Split or a pair (images, labels)
-    kept      weights that are left, of all layers together, 1 or more; biases are not counted
+    kept      weights that are left, of all layers together, 1 or more; biases and frozen weights are not counted
     codes     values that a layer's kept weights may have, 2 to 256
     rate      power of a weight's bits in its score; 0 prunes by saliency alone
-    steps, epochs, seed, bar, training  as in `train.fit`: lr, batch_size, loss, precision, device
-    parts     shares of the steps after which pruning begins, pruning ends, and the last weight has settled
+    steps, epochs, seed, bar, training  as in `train.fit`: lr, batch_size, loss, precision, device; 2 steps at least
+    parts     shares of the steps after which pruning begins, pruning ends, and the last weight has settled; a step
+              apart at least
     returns   generator; at its end the weights are ordinary tensors of zeros and `codes` values, the biases multiples
               of a power of two
     raises    ValueError for settings out of range, a model without such layers or with weights that are not plain
+              or all frozen
     """
     checks.integer("codes", codes, 2, 256)
     checks.real("rate", rate, 0, 10)
     if len(parts) != 3 or not 0 <= parts[0] < parts[1] < parts[2] <= 1:
         raise ValueError(f"parts is {parts!r}; give three rising shares of the steps, such as (0.05, 0.6, 0.9)")
-    found = layers.plain_weight_layers(model)
+    _check_steps(data, steps, epochs, training.get("batch_size"))
+    found = trained_layers(model)
     checks.integer("kept", kept, 1, sum(layer.weight.numel() for layer in found))
     return _shrinking(
         model, data, found, kept, codes, rate, parts, seed, bar, {"steps": steps, "epochs": epochs, **training}
     )
 
 
+def _check_steps(data, steps, epochs, batch_size):
+    """Raise ValueError where there are too few steps for the parts; `train.fit` checks the rest."""
+    if steps is None:
+        images = len(split_of(data))
+        epochs = checks.real("epochs", 1 if epochs is None else epochs, 0, math.inf)
+        steps = math.ceil(epochs * (images // train.batch_size_for(images, batch_size)))
+    checks.integer("steps", steps, 2)
+
+
 def _shrinking(model, data, found, kept, codes, rate, parts, seed, bar, training):
     cells = [_Cell(layer, codes) for layer in found]
-    try:
-        with contextlib.closing(train.fit(model, data, seed=seed, bar=bar, **training)) as run:
+    with rounded(found, model, data, seed=seed, bar=bar, **training) as run:
+        try:
             for progress in run:
-                begin, pruned, settled = (int(progress.steps * share) for share in parts)
-                _follow(cells, progress.step, begin, pruned, settled, kept, rate)
+                _follow(cells, progress.step, *_turns(progress.steps, parts), kept, rate)
                 yield progress
-    finally:
-        for cell in cells:
-            cell.close()
+        finally:
+            for cell in cells:
+                cell.round_values()
+
+
+def _turns(steps, parts):
+    """The steps at which the parts end: three whole numbers, rising, up to `steps`, 2 or more."""
+    begin, pruned, settled = (int(steps * share) for share in parts)
+    pruned = min(max(pruned, 1), steps - 1)
+    return min(begin, pruned - 1), pruned, max(settled, pruned + 1)
 
 
 def _follow(cells, step, begin, pruned, settled, kept, rate):
@@ -114,7 +134,7 @@ class _Cell:
 
     def __init__(self, layer, codes):
         self.layer, self.shape = layer, layer.weight.shape
-        self.rounding = _Settling(layer.weight.numel(), codes)
+        self.rounding = _Settling(layer.weight.detach().flatten(), codes)
         parametrize.register_parametrization(layer, "weight", self.rounding)
         self.weight = layer.parametrizations.weight.original
         self.kept, self.sensitivity = (
@@ -122,7 +142,7 @@ class _Cell:
             torch.zeros(self.weight.numel()),
         )
         self.bias = None
-        if layer.bias is not None:
+        if layer.bias is not None and layer.bias.requires_grad:
             parametrize.register_parametrization(layer, "bias", _Coarse(len(layer.bias)))
             self.bias = layer.parametrizations.bias[0]
 
@@ -132,14 +152,16 @@ class _Cell:
         return self.weight.detach().reshape(-1)
 
     def learn(self):
-        """Take the gradient of the last step into account."""
-        gradient = self.weight.grad.reshape(-1)
-        self.sensitivity = self.sensitivity.to(gradient).mul_(MEMORY).addcmul_(gradient, gradient, value=1 - MEMORY)
+        """Take the gradient of the last step into account; a layer that the loss does not depend on has none."""
+        if self.weight.grad is not None:
+            gradient = self.weight.grad.reshape(-1).float()
+            self.sensitivity = self.sensitivity.to(gradient).mul_(MEMORY).addcmul_(gradient, gradient, value=1 - MEMORY)
 
     def scores(self, rate):
         """Score of each weight, 0 for those that are gone: (weights,)."""
-        kept = self.kept.to(self.weight).reshape(self.shape[0], -1)  # (rows, columns)
-        saliency = self.numbers.square() * (self.sensitivity + 1e-12).sqrt() * kept.reshape(-1)
+        numbers = self.numbers.float()
+        kept = self.kept.to(numbers).reshape(self.shape[0], -1)  # (rows, columns)
+        saliency = numbers.square() * (self.sensitivity.to(numbers) + 1e-12).sqrt() * kept.reshape(-1)
         odds = (kept.sum(1) + 0.5)[:, None] * (kept.sum(0) + 0.5) / kept.sum().clamp(min=1)
         return saliency / (1 + (1 + 1 / odds).log2() + VALUE_BITS).reshape(-1) ** rate
 
@@ -148,13 +170,13 @@ class _Cell:
         self.kept = kept
         self.rounding.loose = kept.to(self.weight)
         if self.bias is not None:
-            self.bias.alive = kept.reshape(self.shape[0], -1).any(1).to(self.weight)
+            self.bias.alive = _alive(self.layer, kept.reshape(self.shape)).to(self.weight)
 
     def begin_to_settle(self):
         """Make the codebook, and the grid of the biases."""
         values = self.numbers[self.kept]
         if len(values):
-            centroids = kmeans(values.cpu().numpy(), len(self.rounding.centroids), "density", 100)
+            centroids = kmeans(values.float().cpu().numpy(), len(self.rounding.centroids), "density", 100)
             with torch.no_grad():
                 self.rounding.centroids[: len(centroids)] = torch.as_tensor(centroids).to(values)
                 self.rounding.centroids[len(centroids) :] = float(centroids[-1])
@@ -174,15 +196,18 @@ class _Cell:
             rounding.codes = torch.cat([rounding.codes.to(new), order[nearest]])
             rounding.loose[new] = 0
 
-    def close(self):
-        """Make the layer's tensors ordinary ones of these values."""
+    def round_values(self):
+        """Give the values of the codebook few bits."""
         with torch.no_grad():
             fraction, exponent = torch.frexp(self.rounding.centroids)
             self.rounding.centroids.copy_(torch.ldexp((fraction * 2**MANTISSA).round(), exponent - MANTISSA))
-        for name in ("weight", "bias") if self.bias is not None else ("weight",):
-            parametrize.remove_parametrizations(self.layer, name)
-            with torch.no_grad():
-                getattr(self.layer, name).add_(0.0)  # no -0
+
+
+def _alive(layer, kept):
+    """Which units of a layer have weights left, (units,); kept is of the weight's shape."""
+    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        return kept.flatten(1).any(1)
+    return kept.view(layer.groups, -1, *kept.shape[1:]).flatten(3).any(3).any(1).flatten()  # (groups, inputs, units, …)
 
 
 class _Settling(nn.Module):
@@ -193,11 +218,12 @@ class _Settling(nn.Module):
 
     def __init__(self, weights, codes):
         super().__init__()
-        self.centroids = nn.Parameter(torch.zeros(codes))
-        self.loose, self.places, self.codes = torch.ones(weights), *torch.empty(2, 0, dtype=torch.long)
+        self.centroids = nn.Parameter(weights.new_zeros(codes))
+        self.register_buffer("loose", torch.ones_like(weights))
+        for name in ("places", "codes"):
+            self.register_buffer(name, weights.new_empty(0, dtype=torch.long))
 
     def forward(self, weight):
-        self.loose = self.loose.to(weight)
         return _Settle.apply(weight, self.centroids, self.loose, self.places, self.codes)
 
 

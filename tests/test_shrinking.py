@@ -92,6 +92,80 @@ def test_all_weights_may_stay_and_stopping_leaves_an_ordinary_model(net, data):
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        *[{"steps": steps} for steps in (2, 3, 5, 20)],
+        *[{"steps": 20, "parts": parts} for parts in ((0.1, 0.5, 0.52), (0.5, 0.52, 0.9), (0.99, 0.995, 1))],
+        {"steps": 2, "parts": (0, 1e-9, 2e-9)},
+    ],
+    ids=str,
+)
+def test_parts_of_few_steps(net, data, settings):
+    shrunk(net, data, **settings)
+    weights = [layer.weight.detach() for layer in (net[0], net[3], net[5])]
+    assert sum(int((weight != 0).sum()) for weight in weights) == 60
+    assert all(len(weight[weight != 0].unique()) <= 4 for weight in weights)
+
+
+def test_what_is_frozen_stays_and_is_not_counted(net, data):
+    net[0].weight.requires_grad_(False)
+    net[3].bias.requires_grad_(False)
+    before = cl.layers.duplicate(net)
+    shrunk(net, data, kept=20, steps=40)
+    assert torch.equal(net[0].weight, before[0].weight) and torch.equal(net[3].bias, before[3].bias)
+    assert sum(int((net[place].weight != 0).sum()) for place in (3, 5)) == 20
+    with pytest.raises(ValueError, match="kept is 529"):
+        shrink(net, data, kept=64 * 8 + 16 + 1)
+    with pytest.raises(ValueError, match="frozen"):
+        shrink(net.requires_grad_(False), data, kept=10)
+
+
+def test_a_layer_that_is_not_used(net, data):
+    net.unused = nn.Linear(3, 3)
+    net.forward = lambda images: nn.Sequential(*list(net)[:6])(images)
+    shrunk(net, data, steps=40)
+    assert sum(int((layer.weight != 0).sum()) for layer in (net[0], net[3], net[5], net.unused)) == 60
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_weights_of_other_types(net, data, dtype):
+    shrunk(net.to(dtype), data, steps=60)
+    weights = [layer.weight.detach() for layer in (net[0], net[3], net[5])]
+    assert 55 < sum(int((weight != 0).sum()) for weight in weights) <= 60
+    assert all(weight.dtype == dtype and len(weight[weight != 0].unique()) <= 4 for weight in weights)
+
+
+@pytest.mark.parametrize("outputs, groups", [(4, 1), (6, 1), (9, 1), (6, 2), (9, 3), (6, 6)])
+def test_units_of_transposed_convolutions(data, outputs, groups):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv = nn.ConvTranspose2d(6, outputs, 3, groups=groups)
+        net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), conv, nn.Flatten(), nn.Linear(36 * outputs, 2))
+    with torch.no_grad():
+        conv.weight[:, 1 % conv.weight.shape[1]] *= 1e-6  # unit 1, and those in its place in other groups
+        conv.weight[-6 // groups :, -1] *= 1e-6  # the last unit
+        conv.bias.fill_(0.7)
+    shrunk(net, data, kept=200, steps=20, lr=1e-9)
+    with torch.no_grad():
+        answers = nn.functional.conv_transpose2d(torch.eye(6)[..., None, None], conv.weight, groups=groups)
+    live = answers.abs().sum((0, 2, 3)) > 0  # (units,)
+    assert not live.all() and torch.equal(conv.bias != 0, live)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"epochs": -1}, {"steps": 2, "epochs": 1}, {"steps": 1}, {"epochs": 0}, {"epochs": 1e-9}, {"lr": -1}],
+    ids=str,
+)
+def test_what_cannot_be_trained_stays_as_it_was(net, data, settings):
+    before = cl.layers.duplicate(net).state_dict()
+    with pytest.raises(ValueError):
+        next(shrink(net, data, kept=10, bar=False, **settings))
+    assert list(before) == list(net.state_dict())
+    assert all(map(torch.equal, before.values(), net.state_dict().values()))
+
+
+@pytest.mark.parametrize(
     "settings, told",
     [
         ({"kept": 0}, "kept is 0"),
@@ -102,6 +176,8 @@ def test_all_weights_may_stay_and_stopping_leaves_an_ordinary_model(net, data):
         ({"parts": (0.5, 0.4, 0.9)}, "three rising shares"),
         ({"parts": (0.5, 0.9)}, "three rising shares"),
         ({"steps": -1}, "steps is -1"),
+        ({"steps": 1}, "steps is 1"),
+        ({"steps": None, "epochs": 0.01}, "steps is 1"),
     ],
 )
 def test_bad_settings(net, data, settings, told):
