@@ -90,7 +90,9 @@ def _links(flat):
     held += [id(one) for _, some in own for one in some]
     if len(set(held)) < len(held):
         return []
-    at = [index for index, module in enumerate(modules) if _units(module)]
+    # Behind a Linear or Flatten what a convolution takes for channels may be the batch.
+    flat = next((index for index, one in enumerate(modules) if isinstance(one, nn.Linear | nn.Flatten)), len(modules))
+    at = [index for index, one in enumerate(modules) if _units(one) and (index < flat or isinstance(one, nn.Linear))]
     pairs = [(a, b, tuple(modules[a + 1 : b])) for a, b in zip(at, at[1:], strict=False)]
     links = [Link(names[a], names[b], between, _each(modules[a], modules[b], between)) for a, b, between in pairs]
     return [link for link in links if link.each]
