@@ -8,8 +8,9 @@ MNIST: LeCun et al. 1998. Fashion-MNIST: Xiao et al. 2017, arXiv:1708.07747. CIF
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -66,15 +67,28 @@ class Data:
     test: Split
     classes: tuple[str, ...]
 
-    @cached_property
+    @property
     def fingerprint(self):
-        """SHA-256 (hex) of every image and label, so that a measurement can say what it was measured on."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
-            for tensor in (split.images, split.labels):
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.cpu().contiguous().numpy())
-        return digest.hexdigest()
+        """SHA-256 (hex) of every image and label, so that a measurement can say what it was measured on.
+
+        Computed anew only after a tensor was changed in place.
+        """
+        tensors = [one for split in (self.train, self.validation, self.test) for one in (split.images, split.labels)]
+        state = [None if one.is_inference() else one._version for one in tensors]
+        if None in state or _digests.get(self, (None,))[0] != state:
+            _digests[self] = state, _digest(tensors)
+        return _digests[self][1]
+
+
+_digests = WeakKeyDictionary()  # Data -> (versions of its tensors, their digest)
+
+
+def _digest(tensors):
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def names():

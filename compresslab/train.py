@@ -136,8 +136,8 @@ def fit(
     precision   "auto" (calibrated), or a `Precision` name such as "fp32" or "bf16+channels_last"
     device      where to train; by default CUDA if there is one, else where the model is; the model goes back after
     bar         show a tqdm bar (for runs of more than half a second)
-    raises      ValueError for bad values, data that the model does not take, labels beyond its classes;
-                ArithmeticError when the loss is no longer finite
+    raises      ValueError for bad values, weights that are nan, data that the model does not take, labels beyond its
+                classes; ArithmeticError when the loss is no longer finite
 
     The same seed, precision, device and number of threads give the same model, to the bit.
     Adam: Kingma and Ba 2015, arXiv:1412.6980.
@@ -146,11 +146,12 @@ def fit(
     batch_size = batch_size_for(len(split), batch_size)
     per_epoch = len(split) // batch_size
     steps = _steps(epochs, steps, per_epoch)
-    checks.integer("seed", seed, 0)
-    checks.real("lr", lr, 0, math.inf)
+    seed, lr = checks.integer("seed", seed, 0), checks.real("lr", lr, 0, math.inf)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     if not trained:
         raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
+    if any(weight.isnan().any() for weight in trained):
+        raise ValueError("model has weights that are nan, before any training; give one whose weights are numbers")
     _check_takes(model, split, classes=loss is cross_entropy)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else trained[0].device))
     wanted = calibrate(model, split.images, batch_size, device) if precision == "auto" else Precision.named(precision)

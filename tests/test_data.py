@@ -92,6 +92,23 @@ def test_fingerprint_is_of_the_content(tiny):
     assert len(first.fingerprint) == 64
 
 
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_data_changed_in_place_have_another_fingerprint(tiny, part, monkeypatch):
+    data = cl.data.from_tensors(*tiny)
+    before = data.fingerprint
+    getattr(data, part).labels[:2] += 1
+    after = data.fingerprint
+    assert after != before and pickle.loads(pickle.dumps(data)).fingerprint == after
+    monkeypatch.setattr(cl.data, "_digest", None)
+    assert data.fingerprint == after  # which is not computed twice
+
+
+def test_data_made_in_inference_mode_have_a_fingerprint(tiny):
+    with torch.inference_mode():
+        data = cl.data.from_tensors(*tiny)
+    assert data.fingerprint == cl.data.from_tensors(*tiny).fingerprint
+
+
 def test_loading_leaves_the_global_generator_alone(tiny):
     torch.manual_seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()

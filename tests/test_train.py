@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -261,6 +262,18 @@ def test_evaluate_in_half_precision(blobs):
 def test_bad_settings_are_named_before_training_starts(net, blobs, settings, message):
     with pytest.raises(ValueError, match=message):
         train.fit(net, blobs, **settings)
+
+
+def test_weights_that_are_nan_are_named(net, blobs):
+    with torch.no_grad():
+        net[0].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="model has weights that are nan"):
+        train.fit(net, blobs)
+
+
+def test_a_seed_of_numpy(net, blobs):
+    one, other = (train.finetune(net, blobs, steps=2, seed=seed, precision="fp32") for seed in (3, np.int64(3)))
+    assert torch.equal(weights(one), weights(other))
 
 
 def test_bad_data_is_named(net, blobs):
