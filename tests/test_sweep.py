@@ -197,6 +197,10 @@ def test_one_thread_inside_and_the_callers_number_outside(net, data, two_threads
     assert inside == [1]
 
 
+def test_a_seed_of_numpy(net, data):
+    assert sweep(net, data, {}, SCALE, seed=np.int64(3))[0].key == sweep(net, data, {}, SCALE, seed=3)[0].key
+
+
 def test_what_draws_from_the_global_generator_is_repeatable_and_leaves_it_alone(net, data):
     state = torch.get_rng_state()
     first, again, other = (all_stages(Trial(SCALE, {"noise": True}, 0, seed=seed), net, data) for seed in (1, 1, 2))
