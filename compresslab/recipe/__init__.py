@@ -13,12 +13,15 @@
 
 After each retraining the model goes through its .clab file, whose bytes the journal keeps under all that led to them: a
 recipe that begins with the same steps goes on from there, to the same numbers as one that is run from the start.
+That file is of plain weights: the norm that torch's weight_norm or spectral_norm keeps is baked in by the first
+retraining, and what a model does not save, such as a buffer that is not persistent, is after each as it was before.
 
 steps    what a step may be;  work  running them;  sliders  a recipe as lab and sweep see it;  presets  ready-made ones
 """
 
 import contextlib
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -62,11 +65,13 @@ class Recipe:
     @classmethod
     def from_json(cls, text):
         """The recipe that `to_json` wrote; raises ValueError for anything else."""
+        if not isinstance(text, str):
+            raise ValueError(f"text is {text!r}; give the JSON that to_json writes")
         return cls(json.loads(text))
 
     def to_json(self):
         """The steps as JSON: [[name, setting], …]."""
-        return json.dumps([[step.name, step.setting] for step in self.steps])
+        return json.dumps([[step.name, dict(step.setting)] for step in self.steps])
 
     def __repr__(self):
         return written(self.steps)
@@ -89,12 +94,14 @@ class Recipe:
         seed     of every technique that takes one, and of every retraining
         journal  a Journal, a path, None for the default one, False for none: beginnings that it holds are not repeated
         bar      show a tqdm bar over the training steps
-        raises   ValueError naming the step whose setting is out of range, or which the model does not take
+        raises   ValueError naming the step whose setting is out of range, or which the model does not take;
+                 ArithmeticError naming the retraining whose loss is no longer finite
         """
-        return list(_shown(self.stages(model, data, seed, journal), bar))[-1].model
+        (last,) = deque(_shown(self.stages(model, data, seed, journal), bar), maxlen=1)
+        return last.model
 
     def table(self, model, data, seed=0, journal=None, bar=True):
-        """What each step does: a DataFrame with a row for the model as it was, and one for each step.
+        """What each step does: a DataFrame, a row for the model as it was and one for each technique and retraining.
 
         columns  step, accuracy (fraction of the validation images), points (won or, below 0, lost against the first
                  row, in percentage points), file_bytes, saved (bytes, against the row before), ratio (dense bytes by

@@ -7,11 +7,10 @@ technique, and what follows is the retraining that every technique has.
 import contextlib
 import json
 import math
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 from compresslab import checks, techniques
-from compresslab.recipe.steps import RETRAIN, TEACHER, Step, written
+from compresslab.recipe.steps import RETRAIN, TEACHER, Step, length, written
 from compresslab.recipe.work import Work, lesson
 from compresslab.sweep import Event
 from compresslab.techniques import Control
@@ -32,24 +31,68 @@ def as_technique(steps):
         raise ValueError(f"the recipe ends with {len(tail)} retrainings; in a lab and a sweep it has one at the end")
     name = " → ".join(step.name for step in (*steps, *tail))
     tail = tail[0] if tail else Step(RETRAIN, {"steps": 0})
-    length = tail.setting.get("steps")
+    count = tail.setting.get("steps")
     digests = {step.name: code_digest(techniques.get(step.name)) for step in steps if step.compresses}
-    told = [[step.name, step.setting] for step in (*steps, tail)]
+    told = [[step.name, dict(step.setting)] for step in (*steps, tail)]
+    plan = _Plan(steps, tail)
     return replace(
         techniques.get(steps[-1].name),
         name=name,
-        apply=partial(_apply, steps),
+        apply=plan.apply,
         controls=tuple(_control(steps, name, *place) for name, place in _places(steps).items()),
         fair_controls={},
-        anatomy=partial(_anatomy, steps),
-        training=partial(_training, steps, tail),
-        steps=math.ceil(tail.setting.get("epochs", 1) * USUAL) if length is None else length,
+        anatomy=plan.anatomy,
+        training=plan.training,
+        steps=math.ceil(tail.setting.get("epochs", 1) * USUAL) if count is None else count,
         lr=tail.setting.get("lr"),
         longer=1,
-        before=partial(_before, steps),
+        before=plan.before,
         depends=json.dumps([told, digests], sort_keys=True),
-        source=partial(_source, steps, tail),
+        source=plan.source,
     )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a recipe's Technique is made of: its steps up to the last technique, and the retraining after it."""
+
+    steps: tuple
+    tail: Step
+
+    def apply(self, model, *images, seed=0, **setting):
+        technique, setting = _complete(self.last(setting))
+        seeded = {"seed": seed} if takes_seed(technique) else {}
+        return technique.apply(model, *images, **seeded | setting)
+
+    def before(self, model, data, setting, seed, journal):
+        """Events of all steps but the last, as "preparing"; returns the model after them."""
+        after, steps = model, laid_over(self.steps, setting)[:-1]
+        if steps:
+            with contextlib.closing(Work(steps, model, data, seed, journal, {}).events()) as events:
+                for event in events:
+                    after = event.model
+                    yield Event("preparing", after, event.result, event.progress, note=event.note)
+        return after
+
+    def training(self, model, compressed, split, setting, seed):
+        return lesson(self.tail, self.last(setting), model, compressed, split, seed)
+
+    def anatomy(self, model, compressed, setting, data):
+        technique, setting = _complete(self.last(setting))
+        return techniques.pictures(technique, model, compressed, setting, data)
+
+    def source(self, setting=None, result=None):
+        """The expression of the recipe with a setting, and with the training of a Result at its end."""
+        steps, tail = laid_over(self.steps, setting or {}), self.tail
+        if result is not None:
+            training = length(result)
+            kept = {name: value for name, value in tail.setting.items() if name in ("teacher", *TEACHER)}
+            tail = Step(RETRAIN, training | kept if result.steps else {"steps": 0})
+        return written([*steps, *([tail] if tail.setting.get("steps") != 0 else [])])
+
+    def last(self, setting):
+        """The last technique's Step, with a setting."""
+        return laid_over(self.steps, setting)[-1]
 
 
 def laid_over(steps, setting):
@@ -61,47 +104,10 @@ def laid_over(steps, setting):
     return steps
 
 
-def _apply(steps, model, *images, seed=0, **setting):
-    technique, setting = _last(steps, setting)
-    seeded = {"seed": seed} if takes_seed(technique) else {}
-    return technique.apply(model, *images, **seeded | setting)
-
-
-def _before(steps, model, data, setting, seed, journal):
-    """Events of all steps but the last, as "preparing"; returns the model after them."""
-    after, steps = model, laid_over(steps, setting)[:-1]
-    if steps:
-        with contextlib.closing(Work(steps, model, data, seed, journal, {}).events()) as events:
-            for event in events:
-                after = event.model
-                yield Event("preparing", after, event.result, event.progress, note=event.note)
-    return after
-
-
-def _training(steps, tail, model, compressed, split, setting, seed):
-    return lesson(tail, laid_over(steps, setting)[-1], model, compressed, split, seed)
-
-
-def _anatomy(steps, model, compressed, setting, data):
-    technique, setting = _last(steps, setting)
-    return techniques.pictures(technique, model, compressed, setting, data)
-
-
-def _last(steps, setting):
-    """The last technique, and its complete setting."""
-    step = laid_over(steps, setting)[-1]
+def _complete(step):
+    """The technique of a step, and its complete setting."""
     technique = techniques.get(step.name)
     return technique, complete_setting(technique, step.setting)
-
-
-def _source(steps, tail, setting=None, result=None):
-    """The expression of the recipe with a setting, and with the training of a Result at its end."""
-    steps = laid_over(steps, setting or {})
-    if result is not None:
-        training = {name: getattr(result, name) for name in ("steps", "lr", "batch_size", "precision")}
-        kept = {name: value for name, value in tail.setting.items() if name in ("teacher", *TEACHER)}
-        tail = Step(RETRAIN, training | kept if result.steps else {"steps": 0})
-    return written([*steps, *([tail] if tail.setting.get("steps") != 0 else [])])
 
 
 def _places(steps):
@@ -131,7 +137,7 @@ def _control(steps, name, at, parameter):
         label = f"{at + 1}. {RETRAIN}"
         return Control(name, value, 0, high, move, unit=parameter, help=f"{number}: how long", label=label)
     own = next(one for one in techniques.get(step.name).controls if one.name == parameter)
-    value = step.setting.get(parameter, own.default)
+    value = _complete(step)[1].get(parameter, own.default)
     ends = {} if own.choices else {"low": min(own.low, value), "high": max(own.high, value)}
     told = {"help": f"{number}: {own.help or parameter}", "label": f"{at + 1}. {step.name}: {parameter}"}
     return replace(own, name=name, default=value, alternative="", **told, **ends)

@@ -5,7 +5,8 @@ import json
 from dataclasses import replace
 
 from compresslab import knowledge, layers, storage, sweep, techniques, train
-from compresslab.recipe.steps import NOTHING, RETRAIN, SAVE, TEACHER
+from compresslab.recipe import skeletons
+from compresslab.recipe.steps import NOTHING, RETRAIN, SAVE, about, length
 from compresslab.sweep import Event
 from compresslab.trial import Trial, blank_results, checked, code_digest, complete_setting, resolved
 
@@ -25,14 +26,17 @@ class Work:
 
     def events(self):
         """Yields an Event after every step and every step of training, those that the journal holds at once."""
-        done, model = self._found()
-        for step, blank in zip(self.steps[:done], self.blanks, strict=False):
-            yield Event(blank.stage, model, self.journal.find(blank.key), note=str(step))
-        technique = None  # the step of the last one
+        done, models = self._found()
+        for at, step in enumerate(self.steps[:done]):
+            if step.name == SAVE:
+                yield _saved(step, self._again(at, models))
+            else:
+                blank = self.blanks[at]
+                yield Event(blank.stage, models[done], self.journal.find(blank.key), note=str(step))
+        model, technique = models[done], None  # the step of the last one
         for at, step in list(enumerate(self.steps))[done:]:
             if step.name == SAVE:
-                storage.save(model, step.setting["path"])
-                yield Event("saved", model, note=str(step))
+                yield _saved(step, model)
             elif step.name == RETRAIN:
                 technique = technique or self._technique_before(at)
                 model = yield from self._retrained(at, model, technique)
@@ -46,19 +50,20 @@ class Work:
 
     def _retrained(self, at, model, technique):
         """Train a copy of the model as a step says; returns what comes back from its file, as it will another time."""
-        step, trial, model = self.steps[at], self.trials[at], layers.duplicate(model)
+        step, trial, skeleton, model = self.steps[at], self.trials[at], layers.plain(model), layers.duplicate(model)
         if trial.steps:
             with about(step):
-                split, loss = lesson(step, technique, self.model, model, self.data.train, self.seed)
-                options = {name: getattr(trial, name) for name in ("steps", "seed", "lr", "batch_size", "precision")}
-                training = train.fit(model, split, loss=loss, bar=False, **options)
-            with contextlib.closing(training):
-                for progress in training:
-                    yield Event("training", model, progress=progress, note=str(step))
+                split, loss = lesson(step, technique, self.model, model, self.data.train, trial.seed)
+                options = length(trial) | {"seed": trial.seed}
+                with contextlib.closing(train.fit(model, split, loss=loss, bar=False, **options)) as training:
+                    for progress in training:
+                        yield Event("training", model, progress=progress, note=str(step))
         blob = storage.dumps(model, fold=False)  # what is trained next is what there was, dead units too
         if self.journal is not None:
             self.journal.keep_model(self.blanks[at].key, blob)
-        return storage.loads(blob, into=layers.duplicate(model), max_bytes=ANY)
+            if _has_own_classes(skeleton):
+                skeletons.keep(self.blanks[at].key, layers.duplicate(skeleton))
+        return _with_modes(storage.loads(blob, into=skeleton, max_bytes=ANY), self.model)
 
     def _measured(self, at, model):
         """The Event of a step that is done."""
@@ -85,31 +90,55 @@ class Work:
             if step.name == SAVE:
                 blanks.append(None)
                 continue
-            training = {}
+            done.append(step.told(trial))
             if step.compresses:
                 digests[step.name] = code_digest(trial.technique)
-                done.append([step.name, trial.setting])
-            else:
-                training = {name: getattr(trial, name) for name in ("steps", "lr", "batch_size", "precision")}
-                taught = (
-                    {"teacher": True, **TEACHER, **_only(step.setting, TEACHER)} if step.setting.get("teacher") else {}
-                )
-                done.append([RETRAIN, training | taught])
             versions = first.versions | {"technique": json.dumps(digests, sort_keys=True)}
-            blank = replace(first, technique="recipe", setting={"steps": list(done)}, versions=versions, **training)
-            blanks.append(replace(blank, stage="retrained" if training else "one-shot"))
+            blank = replace(first, technique="recipe", setting={"steps": list(done)}, versions=versions)
+            trained = {} if step.compresses else {"stage": "retrained"} | length(trial)
+            blanks.append(replace(blank, **trained))
         return blanks
 
     def _found(self):
-        """How many steps the journal spares, and the model after them."""
-        saves = next((at for at, step in enumerate(self.steps) if step.name == SAVE), len(self.steps))
-        ends = [at for at in range(saves) if self.steps[at].name == RETRAIN]  # a file that is to be written comes after
-        for at in reversed(ends if self.journal is not None else []):
-            if all(self.journal.find(blank.key) for blank in self.blanks[: at + 1]):
-                blob = self.journal.find_model(self.blanks[at].key)
-                if blob is not None and (model := _reloaded(blob, self.model)) is not None:
-                    return at + 1, model
-        return 0, self.model
+        """How many steps the journal spares, and models by the number of steps behind them: as given (0), after those
+        retrainings that a file to be written goes back to, and after all the steps that are spared.
+        """
+        ends = [at + 1 for at, step in enumerate(self.steps) if step.name == RETRAIN and self.journal is not None]
+        held = [end for end in ends if all(map(self._is_held, self.blanks[:end]))]
+        for done in reversed(held):
+            saves = [at for at, step in enumerate(self.steps[:done]) if step.name == SAVE]
+            needed = {max((end for end in held if end <= at), default=0) for at in saves} | {done}
+            models = {end: self._reloaded(end - 1) if end else self.model for end in sorted(needed)}
+            if None not in models.values():
+                return done, models
+        return 0, {0: self.model}
+
+    def _is_held(self, blank):
+        return blank is None or self.journal.find(blank.key) is not None
+
+    def _again(self, at, models):
+        """The model that comes to a step which is spared: the techniques since the last retraining are done again."""
+        begin = max(end for end in models if end <= at)
+        model = models[begin]
+        for step, trial in zip(self.steps[begin:at], self.trials[begin:at], strict=True):
+            if step.compresses:
+                with about(step):
+                    model = sweep.compress(trial, model, self.data)
+        return model
+
+    def _reloaded(self, at):
+        """The model after a retraining, from the journal, or None where its class cannot be made again."""
+        key = self.blanks[at].key
+        if (blob := self.journal.find_model(key)) is None:
+            return None
+        for into in (skeletons.find(key), layers.plain(self.model)):
+            with contextlib.suppress(ValueError):
+                if into is not None:
+                    return _with_modes(storage.loads(blob, into=into, max_bytes=ANY), self.model)
+        with contextlib.suppress(ValueError):
+            loaded = storage.loads(blob, max_bytes=ANY)
+            return None if _has_own_classes(self.model) else _with_modes(loaded, self.model)
+        return None
 
     def _technique_before(self, at):
         return next((step for step in reversed(self.steps[:at]) if step.compresses), None)
@@ -122,9 +151,8 @@ def lesson(step, technique, teacher, model, split, seed):
     technique  Step of the technique that came last, or None: one with a training of its own has its way
     teacher    the model that the recipe was given;  model  the one that is to be trained
     """
-    if step.setting.get("teacher"):
-        asked = TEACHER | _only(step.setting, TEACHER)
-        return split, knowledge.loss(teacher, student=model, images=split.images[:2], seed=seed, **asked)
+    if step.teaching:
+        return split, knowledge.loss(teacher, student=model, images=split.images[:2], seed=seed, **step.teaching)
     own = techniques.get(technique.name) if technique else None
     if own is None or own.training is None:
         return split, train.cross_entropy
@@ -132,27 +160,25 @@ def lesson(step, technique, teacher, model, split, seed):
         return own.training(teacher, model, split, complete_setting(own, technique.setting), seed)
 
 
-@contextlib.contextmanager
-def about(step):
-    """A ValueError in here says which step it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{step}: {error}") from error
+def _saved(step, model):
+    """Write a file as a step says; returns the Event."""
+    storage.save(model, step.setting["path"])
+    return Event("saved", model, note=str(step))
 
 
-def _reloaded(blob, model):
-    """A model from the journal as it was when it was kept, or None where its class cannot be made again.
-
-    model  what the recipe was given: its class, where the file fits into it, as after steps that remove nothing
+def _with_modes(model, given):
+    """A model with every module in the mode of the one of that name in the model that the recipe was given, or, where
+    there is none, of the one around it; the same whether it was trained now or comes from the journal.
     """
-    with contextlib.suppress(ValueError):
-        return storage.loads(blob, into=layers.duplicate(model), max_bytes=ANY)
-    with contextlib.suppress(ValueError):
-        loaded = storage.loads(blob, max_bytes=ANY)
-        return loaded if type(loaded) is type(model) else None
-    return None
+    modes = {name: one.training for name, one in given.named_modules()}
+    for name, one in model.named_modules():
+        while name not in modes:
+            name = name.rpartition(".")[0]
+        one.training = modes[name]
+    return model
 
 
-def _only(setting, names):
-    return {name: value for name, value in setting.items() if name in names}
+def _has_own_classes(model):
+    """Whether some module is of a class that a file cannot make: neither of torch.nn nor of the workbook."""
+    bases = {base for module in model.modules() for base in type(module).__mro__}
+    return any(not base.__module__.startswith(("torch.nn.", "compresslab.", "builtins")) for base in bases)

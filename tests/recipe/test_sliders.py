@@ -31,6 +31,23 @@ def test_controls():
     assert cl.Recipe(["zero_pruning", "retrain"]).as_technique().steps == 98  # an epoch of the data that come along
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["zero_pruning", ("retrain", {"steps": 2})],
+        [("zero_pruning", {"sparsity": None}), ("retrain", {"epochs": None, "steps": 2})],
+        ["quantization", ("retrain", {"steps": 2})],
+        ["weight_sharing", ("retrain", {"steps": None, "lr": 1e-3}), "quantization", ("retrain", {"steps": 2})],
+    ],
+)
+def test_what_is_not_given_means_the_same_in_lab_and_recipe(steps, net, data):
+    recipe = cl.Recipe(steps)
+    setting = {control.name: control.default for control in recipe.as_technique().controls}
+    result = list(cl.sweep.run(recipe, net, data, [setting], steps=2, journal=False, bar=False))[-1]
+    small = recipe.apply(net, data, journal=False, bar=False)
+    assert cl.storage.file_bytes(small) == result.file_bytes
+
+
 def test_beyond_the_ends_of_a_slider():
     control = cl.Recipe([("zero_pruning", {"sparsity": 0.998})]).as_technique().controls[0]
     assert control.high == control.default == 0.998

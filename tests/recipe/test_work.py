@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,6 +85,114 @@ def test_a_class_of_ones_own(data, journal, fits):
     assert type(first) is type(again) is OwnNet and same(first, again) and len(fits) == 1
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 12)
+
+    def forward(self, images):
+        return self.fc(images).relu()
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(16, 12), nn.Linear(12, 10), nn.Linear(10, 2)
+
+    def forward(self, images):
+        return self.last(self.middle(self.first(images.flatten(1)).relu()).relu())
+
+
+def with_a_block():
+    layers = [nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), Block(), nn.Linear(12, 2)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def kinds(model):
+    return [type(module).__name__ for module in model.modules()]
+
+
+@pytest.mark.filterwarnings("ignore:low_rank leaves alone")
+@pytest.mark.parametrize("make", [Deep, with_a_block])
+@pytest.mark.parametrize(
+    "step", [("activation_pruning", {"sparsity": 0.5}), ("low_rank", {"rank": 2}), ("distillation", {"width": 0.5})]
+)
+def test_a_class_of_ones_own_whose_shapes_change(make, step, data, journal, fits):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+    recipe = cl.Recipe([step, SHORT, SHARE])
+    recipe.apply(model, data, journal=journal, bar=False)
+    other = recipe.changed(2, bits=2)
+    cached = other.apply(model, data, journal=journal, bar=False)
+    assert len(fits) == 1
+    fresh = other.apply(model, data, journal=False, bar=False)
+    assert same(cached, fresh) and kinds(cached) == kinds(fresh)
+    cl.recipe.skeletons._kept.clear()  # as in another process
+    again = other.apply(model, data, journal=journal, bar=False)
+    assert same(again, fresh) and kinds(again) == kinds(fresh)
+
+
+def test_kept_models_have_room(monkeypatch):
+    skeletons = cl.recipe.skeletons
+    monkeypatch.setattr(skeletons, "_kept", type(skeletons._kept)())
+    monkeypatch.setattr(skeletons, "ROOM", 2 * 4 * (16 * 2 + 2))
+    for key in "abc":
+        skeletons.keep(key, OwnNet())
+        assert skeletons.find("a") is not None
+    assert list(skeletons._kept) == ["c", "a"] and skeletons.find("b") is None
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_norms_are_baked_in(norm, net, data, journal, fits):
+    norm(net[1])
+    recipe = cl.Recipe([PRUNE, SHORT, SHARE])
+    first = recipe.apply(net, data, journal=journal, bar=False)
+    assert same(first, recipe.apply(net, data, journal=journal, bar=False)) and len(fits) == 1
+    assert list(cl.sweep.run(recipe, net, data, [{}], steps=2, journal=journal, bar=False))
+
+
+def modes(model):
+    return {name: module.training for name, module in model.named_modules()}
+
+
+@pytest.mark.filterwarnings("ignore:low_rank leaves alone")
+@pytest.mark.parametrize("step", [PRUNE, ("low_rank", {"rank": 2})])
+def test_modes_are_those_of_the_model_given(step, net, data, journal):
+    recipe = cl.Recipe([step, SHORT, SHARE])
+    recipe.apply(net.train(), data, journal=journal, bar=False)
+    net.eval()
+    net[1].train()
+    cached, fresh = (recipe.apply(net, data, journal=one, bar=False) for one in (journal, False))
+    assert modes(cached) == modes(fresh) and not fresh.training and fresh[1].training
+
+
+class Counting(nn.Module):
+    """Training changes a buffer that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(16, 2)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.steps += 1
+        return self.fc(images.flatten(1)) * self.steps.cos()
+
+
+def test_what_is_not_saved_is_as_it_was(data, journal):
+    model, recipe = Counting(), cl.Recipe([PRUNE, SHORT])
+    first, cached = (recipe.apply(model, data, journal=journal, bar=False) for _ in range(2))
+    assert first.steps == cached.steps == model.steps == 0
+
+
+def test_a_seed_of_numpy(net, data, journal, fits):
+    for seed in (3, np.int64(3)):
+        cl.Recipe(STEPS).apply(net, data, seed=seed, journal=journal, bar=False)
+    assert len(fits) == 2
+
+
 def test_events_and_results(net, data, journal):
     events = list(cl.Recipe(STEPS).stages(net, data, journal=journal))
     stages = [stage for stage, _ in itertools.groupby(event.stage for event in events)]
@@ -122,9 +231,25 @@ def test_save_writes_the_file_each_time(net, data, journal, tmp_path, fits):
     middle = cl.load(path)
     pruned = cl.zero_pruning.prune(net, sparsity=0.5)
     assert 0 < cl.layers.count_nonzeros(middle) <= cl.layers.count_nonzeros(pruned)  # dead units are left out
+    content = path.read_bytes()
     path.unlink()
     recipe.apply(net, data, journal=journal, bar=False)
-    assert path.exists() and len(fits) == 3
+    assert path.read_bytes() == content and len(fits) == 2
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_a_save_anywhere_leaves_the_cache_in_use(place, net, data, journal, tmp_path, fits):
+    path, steps = tmp_path / "small.clab", [SHORT, PRUNE, SHARE, SHORT]
+    recipe = cl.Recipe([*steps[:place], ("save", {"path": path}), *steps[place:], SHARE])
+    first = recipe.apply(net, data, journal=journal, bar=False)
+    content, told = path.read_bytes(), [event.stage for event in recipe.stages(net, data, journal=False)]
+    path.unlink()
+    fits.clear()
+    events = list(recipe.stages(net, data, journal=journal))
+    assert fits == [] and path.read_bytes() == content and same(first, events[-1].model)
+    assert [event.stage for event in events if event.stage == "saved" or event.result] == [
+        stage for stage in told if stage not in ("compressed", "training")
+    ]
     lost = cl.Recipe([PRUNE, ("save", {"path": str(tmp_path / "no" / "x.clab")})])
     with pytest.raises(OSError, match="no"):
         lost.apply(net, data, journal=journal, bar=False)
@@ -172,3 +297,12 @@ def test_bad_arguments(net, data, change, told):
 def test_an_error_names_its_step(step, told, net, data):
     with pytest.raises(ValueError, match=told):
         cl.Recipe([PRUNE, step]).apply(net, data, journal=False, bar=False)
+
+
+def test_a_training_that_fails_names_its_step(net, data):
+    with pytest.raises(ArithmeticError, match=r"retrain\(steps=3, lr=1e\+30\): the loss is nan"):
+        cl.Recipe([PRUNE, ("retrain", {"steps": 3, "lr": 1e30})]).apply(net, data, journal=False, bar=False)
+    with torch.no_grad():
+        net[1].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"retrain\(steps=3\): model has weights that are nan"):
+        cl.Recipe([SHORT]).apply(net, data, journal=False, bar=False)
