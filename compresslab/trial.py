@@ -279,6 +279,8 @@ class _Words:
             return [self(getattr(value, name, None)) for name in ("fget", "fset", "__wrapped__", "func")]
         if isinstance(value, weakref.ref):
             return self(value())
+        if isinstance(value, _NOTES):  # they come and go with what they are about
+            return _name(type(value))
         return value.__name__ if isinstance(value, ModuleType) else self._pickled(value)
 
     def _module(self, name, module):
@@ -345,6 +347,7 @@ class _Words:
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _AROUND = (property, staticmethod, classmethod, functools.cached_property, functools._lru_cache_wrapper)
+_NOTES = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _LIBRARIES = {"torch", "numpy", "compresslab", *sys.stdlib_module_names}
 _tokens = weakref.WeakKeyDictionary()

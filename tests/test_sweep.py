@@ -389,6 +389,18 @@ def test_an_edited_technique_is_measured_anew():
         assert digest(edited(SOURCE.replace(old, new))) != first
 
 
+@pytest.mark.filterwarnings("ignore:low_rank leaves alone")
+def test_a_technique_that_was_used_is_the_same(net, data):
+    chosen = [(name, cl.techniques.get(name)) for name in cl.techniques.names()]
+    before = [digest(technique) for _, technique in chosen]
+    for name, technique in chosen:
+        setting = {one.name: one.default for one in technique.controls if not one.alternative}
+        group = [one for one in technique.controls if one.alternative][:1]
+        settings = setting | {one.name: 2 if one.name == "rank" else one.default for one in group}
+        sweep(net, data, [settings], name, steps=1)
+    assert [digest(technique) for _, technique in chosen] == before
+
+
 def test_digests_are_the_same_in_every_process():
     script = """
 from tests.test_sweep import SOURCE, OwnNet, digest, edited, everything, trials
