@@ -194,10 +194,6 @@ RECORDS = {
         *("lenet_300_100", "mnist", tied_lenet_300_100(12, 8, 5, 25, 4), in_lenet_300_100),
         price=0.3, epochs=60, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.0158, ratio=250,
     ),
-    "lenet_300_100-tied-smallest": Record(
-        *("lenet_300_100", "mnist", tied_lenet_300_100(8, 8, 4, 11, 4), in_lenet_300_100),
-        kept=1600, codes=8, epochs=120, lr=3e-2, error=0.018, ratio=250,
-    ),
     "lenet_5-tied": Record(
         *("lenet_5", "mnist", tied_lenet_5(10, 20, 40, 2), in_lenet_5),
         price=0.12, epochs=40, batch=128, temperature=2.0, alpha=0.9, taught=1.2, error=0.008, ratio=400,
