@@ -89,7 +89,7 @@ def fits(frame, most=LARGEST):
 
 def affordable(symbols, bits, credit):
     """Whether a reader's budget allows so many symbols in about so many bits, with a share of a writer's credit."""
-    return symbols <= credit / 2 + streams.PAYS * bits
+    return symbols <= min(credit / 2 + streams.PAYS * bits, max(streams.AT_ONCE, streams.STEADY * bits))
 
 
 def block(count):

@@ -14,28 +14,49 @@ meta device, where tensors have shapes but no memory; its numbers are put in lat
 
 from torch import nn
 
-from compresslab.storage import plain, standard
+from compresslab.storage import container, plain, standard
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.plain import NotPlainError
 
 DEEPEST = 256  # layers inside one recurrent layer or nn.Transformer; torch takes the square of it to make them
-PAID = 2_000  # modules, and tensors, that any file may have, beside one for every 4 bytes of it
+PAID = 2_000  # modules, tensors and steps of a graph that any file may have, beside one for each byte of it
+MODULES, MADE, STEPS = 8_000, 32_000, 20_000  # most of them, but for one in SHARE bytes beyond the first MiB
+SHARE = 128
+
+
+def allowed(length, most):
+    """How many things a file of so many bytes may have, if one of 1 MiB may have at most `most`."""
+    return min(PAID + length, most + container.beyond(length) // SHARE)
 
 
 class Budget:
     """What building may still cost; spending more raises CorruptFileError.
 
-    length   of the file, in bytes: pays for modules
+    length   of the file, in bytes: pays for modules and the steps of graphs
     tensors  that the file lists: they pay for tensors, several times over, since a constructor makes some that are
              replaced afterwards
     """
 
     def __init__(self, length, tensors):
-        self.modules, self.tensors = PAID + length // 4, 64 + 4 * tensors
+        self.modules, self.steps = allowed(length, MODULES), allowed(length, STEPS)
+        self.tensors = min(64 + 4 * tensors, tensors + MADE)
+        self._from = self.modules, self.steps
 
     def check(self, modules, tensors):
         if modules > self.modules or tensors > self.tensors:
             raise CorruptFileError("the architecture has more layers than a file of this length holds")
+
+    def charge(self, allowance):
+        """Take off a streams.Allowance what has been spent."""
+        modules, steps = self._from[0] - self.modules, self._from[1] - self.steps
+        allowance.keep(2_500 * modules + 800 * steps)  # bytes
+        allowance.spend(8_000 * modules + 1_000 * steps)
+
+    def step(self, count):
+        """Spend so many steps of a graph."""
+        self.steps -= count
+        if self.steps < 0:
+            raise CorruptFileError("the architecture has more steps than a file of this length holds")
 
     def spend(self, module):
         modules, tensors = cost = _cost(module)

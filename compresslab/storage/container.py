@@ -85,13 +85,17 @@ class CorruptFileError(ValueError):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a file holds: `header` (JSON values), `data` (bytes section), `words` (uint32 array), `length` in bytes."""
+    """What a file holds: `header` (JSON values), `data` (bytes section), `words` (uint32 array), `length` in bytes.
+
+    cost  bytes of memory that the header takes, at most
+    """
 
     header: dict
     data: bytes
     words: np.ndarray
     length: int
     version: int
+    cost: int
 
 
 def pack(header, data, coded):
@@ -103,8 +107,8 @@ def pack(header, data, coded):
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     stored = _deflate(text, DICTIONARIES[VERSION])
     body = b"".join((MAGIC, bytes([VERSION]), stored, varint(len(data)), data, coded))
-    if len(text) > header_limit(len(body)):
-        raise ValueError(f"model has a header of {len(text)} bytes; a file this size holds {header_limit(len(body))}")
+    if len(text) > header_limit(len(body)) or parsing_cost(text) > parsing_limit(len(body)):
+        raise ValueError(f"model has a header of {len(text)} bytes, which is too much for a file of {len(body)} bytes")
     return body + checksum(body, CHECKSUM_BYTES[VERSION])
 
 
@@ -113,7 +117,10 @@ def unpack(blob):
     blob = bytes(blob)
     version = _read_version(blob)
     text, data, words = _split(blob, version) if version >= 3 else _split_before(blob, version)
-    return Parts(_read_header(text), data, words, len(blob), version)
+    cost = parsing_cost(text)
+    if cost > parsing_limit(len(blob)):
+        raise CorruptFileError(f"header would take {cost} bytes of memory; {parsing_limit(len(blob))} are allowed")
+    return Parts(_read_header(text), data, words, len(blob), version, cost)
 
 
 def _read_version(blob):
@@ -166,9 +173,25 @@ def _split_before(blob, version):
     return text, blob[ends[0] : ends[1]], np.frombuffer(blob[ends[1] : ends[2]], dtype="<u4")
 
 
+def beyond(length):
+    """Bytes of a file beyond the first MiB: what it may cost to read grows with them."""
+    return max(0, length - 2**20)
+
+
 def header_limit(length):
-    """Longest header, in bytes, of a file of `length` bytes: what parsing it may cost stays in proportion."""
-    return 2**21 + 8 * length
+    """Longest header, in bytes, of a file of `length` bytes."""
+    return 2**21 + 8 * min(length, 2**19) + 8 * beyond(length)
+
+
+def parsing_limit(length):
+    """Most that `parsing_cost` may be for a file of `length` bytes."""
+    return 2**25 + 16 * beyond(length)
+
+
+def parsing_cost(text):
+    """Bytes of memory, at most, that JSON takes with its values: a list or dict, a pair of a dict, another value."""
+    values = 90 * (text.count(b"[") + text.count(b"{")) + 130 * text.count(b":") + 60 * text.count(b",")
+    return values + (3 if text.isascii() else 9) * len(text)
 
 
 def varint(number):

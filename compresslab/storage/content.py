@@ -21,6 +21,7 @@ parameters.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from compresslab import layers
-from compresslab.storage import architecture, codes, roundings, streams, tensors
+from compresslab.storage import architecture, books, codes, roundings, streams, tensors
 from compresslab.storage.container import CorruptFileError
 
 _INDICES = ("frozen", "masked", "extra")
@@ -40,7 +41,13 @@ _LISTS = {
     "halves": list,
     "inputs": list,
 }
-SCALES = 8  # entries of a sparse tensor whose positions take as much memory as a step size and zero point take
+TENSORS = 24_000  # most that a file of a MiB may have
+TENSOR, ROUNDED = (
+    3_000,
+    30_000,
+)  # symbols whose decoding takes as long as what any tensor, and one with a rounding, takes
+PAIR = 200  # symbols, for a tensor with a mask or rounding and each module and other such tensor beside it
+KEPT = 2_000  # bytes of memory for each tensor, beside its own
 _DIMENSIONS = 64  # most that torch has
 
 
@@ -150,7 +157,7 @@ def listed(state):
 
 def most_tensors(length):
     """How many tensors a file of that length may have."""
-    return architecture.PAID + length // 4
+    return architecture.allowed(length, TENSORS)
 
 
 def check_header(found, parts):
@@ -193,17 +200,21 @@ def check_size(listed, limit):
         )
 
 
-def read(parts, listed, most=None):
-    """The Content of an unpacked file (container.Parts) whose entries have been checked; most  as streams.Reader's."""
-    reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length, parts.version, most), [], []
+def read(parts, listed, allowance, model=None):
+    """The Content of an unpacked file (container.Parts) with these checked entries.
+
+    allowance  streams.Allowance;  model  that its tensors are to be put in, or None
+    """
+    reader, values, keeps = streams.Reader(parts.data, parts.words, parts.length, parts.version, allowance), [], []
     sets = {key: set(parts.header.get(key, ())) for key in (*_INDICES, "flipped")}
     masked = {index if (tied := listed[index].tied) is None else tied for index in sets["masked"]}
     forms, found = roundings.read_lists(parts.header, listed), {}
-    for form in forms.values():
-        if isinstance(form, codes.Form):
-            reader.hold(SCALES * math.prod(form.shape))
+    _pay_parametrizations(allowance, [listed[index].name for index in {*sets["masked"], *forms}], model)
     for index, entry in enumerate(listed):
+        allowance.spend(TENSOR)
+        allowance.keep(KEPT)
         if entry.tied is None:
+            _pay(allowance, entry, forms.get(index), index in masked)
             rounding, value, kept = roundings.read(reader, entry, forms.get(index), index in masked)
             found |= {index: rounding} if rounding is not None else {}
             if entry.order is not None:
@@ -217,6 +228,37 @@ def read(parts, listed, most=None):
     if dense := [listed[index].name for index in sets["masked"] if keeps[index] is None]:
         raise CorruptFileError(f"tensor {dense[0]!r} is to have a mask, but is stored without one")
     return Content(listed, values, keeps, found, training=parts.header["training"], **sets)
+
+
+def _pay_parametrizations(allowance, names, model):
+    """Pay for putting masks and roundings on: torch goes through all modules of the one that has them for each."""
+    for path, count in Counter(name.rpartition(".")[0] for name in names).items():
+        inside = 0 if model is None else sum(1 for _ in model.get_submodule(path).modules())
+        allowance.spend(PAIR * count * (count + inside))
+
+
+def _pay(allowance, entry, form, masked):
+    """Pay for what a tensor takes beside itself, and for the time beyond that of a dense one."""
+    count, size = math.prod(entry.shape), tensors.TYPES[entry.dtype].size
+    allowance.spend(_bytes(entry) // 4)  # memory that is new takes time, too
+    if entry.order is not None:
+        allowance.hold(_bytes(entry))  # it is copied
+    if masked:
+        allowance.spend(count)
+        allowance.keep(count)
+        allowance.hold(2 * size * count)  # masking computes the weight
+    if isinstance(form, codes.Form):
+        scales = math.prod(form.shape)
+        each = 1 if scales == 1 else 2 if entry.shape and scales == entry.shape[0] else 4
+        allowance.spend(ROUNDED + each * count)
+        allowance.keep(2 * tensors.TYPES[form.dtype].size * scales)
+        allowance.hold(12 * scales)
+    elif isinstance(form, books.Form):
+        allowance.spend(ROUNDED + count)
+        allowance.keep(2 * count)
+        allowance.hold(5 * count)
+    elif form is not None:
+        allowance.hold(2 * count)
 
 
 def _entry(one, earlier):

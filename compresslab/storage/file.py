@@ -68,7 +68,9 @@ def load(path, into=None, max_bytes=None):
     path       str or Path
     into       a module with the tensors that the file has (its class is the user's own); it is filled in place. Masks,
                roundings and grids on the inputs of layers are put on it
-    max_bytes  most bytes of tensors that the file may declare; 64 MiB + 1024 × the file's length if not given
+    max_bytes  most bytes of tensors that the file may declare; 64 MiB + 1024 × the file's length if not given. Reading
+               takes 64 MiB beside them and 2 s at most, in proportion for files beyond 1 MiB; for one that is trusted
+               with max_bytes as much memory as that, and time for it
     returns    the model, or `into`
     raises     FileNotFoundError; CorruptFileError if the file is damaged, hostile or too new; ValueError if it holds
                tensors only and `into` is missing, or if `into` has other tensors (nothing is changed then)
@@ -101,7 +103,7 @@ def _dumped(model, fold):
     try:
         node, extra = tracing.describe(flat)
         packed = _packed(flat, masks, rounded, node, extra)
-        _guarded(_decode, packed[0], float("inf"), True, False)
+        _guarded(_decode, packed[0], float("inf"))
     except (NotPlainError, CorruptFileError) as error:  # no words for its architecture, or not what they stand for
         return *_packed(flat, masks, rounded, None, {}), str(error)
     return *packed, None
@@ -122,8 +124,8 @@ def loads(blob, into=None, max_bytes=None):
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ValueError(f"blob is a {type(blob).__name__}; give the bytes of a .clab file")
     limit = 2**26 + 1024 * len(blob) if max_bytes is None else checks.integer("max_bytes", max_bytes, 0)
-    most = limit // 4 if max_bytes is None else None
-    found, model, input_grids = _guarded(_decode, blob, limit, into is None, True, most)
+    allowance = streams.Allowance(len(blob), max_bytes)
+    found, model, input_grids = _guarded(_decode, blob, limit, into is None, allowance)
     if into is not None:
         return filling.fill(into, found, input_grids)
     if model is None:
@@ -173,28 +175,32 @@ def _implied(node, count):
         return None
 
 
-def _decode(blob, limit, model=True, numbers=True, most=None):
+def _decode(blob, limit, model=True, allowance=None):
     """What the bytes of a file hold, and their model on the meta device.
 
-    limit    most bytes of tensors;  most  entries of a sparse one, None for any
-    model, numbers  whether the model is wanted, and the tensors of a file that has one
+    limit    most bytes of tensors;  model  whether the model is wanted
+    allowance  streams.Allowance for the tensors; None where those of a file that has a model are not wanted
     returns  Content (None if not wanted), model (None if not wanted, or if the file holds tensors only), and path ->
              InputGrid (where no model is wanted)
     """
     parts = container.unpack(blob)
     content.check_header(parts.header, parts)
-    built, header = None, parts.header
+    built, header, budget = None, parts.header, architecture.Budget(parts.length, content.most_tensors(parts.length))
     if "tensors" not in header:
-        built = graph.build(header["model"], [], architecture.Budget(parts.length, content.most_tensors(parts.length)))
+        built = graph.build(header["model"], [], budget)
         header["tensors"] = content.listed(content.state_of(built))
     content.check_lists(header, parts.length)
     entries = content.entries(header["tensors"])
     content.check_size(entries, limit)
     if model and built is None and header["model"] is not None:
-        built = graph.build(header["model"], entries, architecture.Budget(parts.length, len(entries)))
+        budget = architecture.Budget(parts.length, len(entries))
+        built = graph.build(header["model"], entries, budget)
         filling.check_same(built, entries)
-    wanted = numbers and not (model and built is None)
-    read = content.read(parts, entries, most) if wanted else None
+    wanted = allowance is not None and not (model and built is None)
+    if wanted:
+        allowance.keep(parts.cost)
+        budget.charge(allowance)
+    read = content.read(parts, entries, allowance, built) if wanted else None
     return read, built if model else None, {} if model else inputs.build(header, read, parts.length)
 
 

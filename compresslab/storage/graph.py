@@ -66,7 +66,7 @@ def build(node, entries, budget):
     raises   CorruptFileError
     """
     shapes = {entry.name: entry.shape for entry in entries}
-    model = architecture.build(node, budget, lambda *one: _custom_module(*one, shapes))
+    model = architecture.build(node, budget, lambda *one: _custom_module(*one, shapes, budget))
     if model is None:
         raise CorruptFileError("the architecture is empty")
     for module in model.modules():
@@ -166,15 +166,19 @@ def _check_targets(model):
                 raise CorruptFileError(f"a step calls the module {path[:200]!r}, which is not a standard layer")
             if kind == "tensor":
                 holder = model.get_submodule(path.rpartition(".")[0])
-                if path.rpartition(".")[2] not in {**holder._parameters, **holder._buffers}:
+                own = path.rpartition(".")[2]
+                if own not in holder._parameters and own not in holder._buffers:
                     raise CorruptFileError(f"a step uses the tensor {path[:200]!r}, which is not there")
 
 
-def _custom_module(arguments, path, shapes):
+def _custom_module(arguments, path, shapes, budget):
     """A GraphModel or Part with its own tensors on the meta device."""
     names = {key: arguments.get(key, []) for key in _TENSORS}
     graphs = {key: value for key, value in arguments.items() if key not in _TENSORS}
-    module = GraphModel(_read_graphs(graphs)) if graphs else Part()
+    graphs = _read_graphs(graphs) if graphs else {}
+    for one in {id(one): one for one in graphs.values()}.values():
+        budget.step(len(one.get("steps", ())) if isinstance(one, dict) else 0)
+    module = GraphModel(graphs) if graphs else Part()
     for key, own in names.items():
         if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
             raise CorruptFileError(f"{key} of a module are not names")

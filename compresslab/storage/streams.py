@@ -17,12 +17,15 @@ import math
 import constriction
 import numpy as np
 
+from compresslab.storage import container
 from compresslab.storage.container import CorruptFileError, read_varint, varint
 
 TOTAL = 2**14  # frequencies of one alphabet sum to this
 CHUNK = 2**18  # symbols coded in one call, so that temporary arrays stay small
 CODED = 3  # first version that has small numbers in the range coder
 CREDIT, PAYS = 2**21, 100  # less than a reader allows: symbols for nothing, and for a bit
+AT_ONCE, STEADY = 2**25, 8  # the same of a large file, where PAYS is only for the first ones
+HELD = 2  # bytes for each entry of a tensor of which not all are kept, while it is read
 LONGEST = 64  # bits that a number in gamma code may have after its first
 _coder = constriction.stream.queue
 _models = constriction.stream.model
@@ -43,6 +46,7 @@ class Writer:
     def __init__(self, version=CODED):
         self.data, self.version, self.counts, self.credit = bytearray(), version, None, CREDIT
         self.spent, self._kind, self._seen, self._as_one = {}, "header", 0.0, False
+        self._left = AT_ONCE
         self._encoder = _coder.RangeEncoder()
 
     def enter(self, kind):
@@ -57,6 +61,9 @@ class Writer:
     def owe(self, symbols, bits):
         """Note that symbols were coded by contexts, in so many bits."""
         self.credit = min(CREDIT, self.credit + PAYS * bits - symbols)
+        self._left += STEADY * bits - symbols
+        if self._left < 0:  # no more contexts: a reader without max_bytes would refuse the file
+            self.credit = -float("inf")
 
     def spending(self):
         """Bits by kind since this was asked before; what follows is header."""
@@ -129,19 +136,61 @@ class Writer:
         return 8.0 * len(self.data) + 32 * count + 64 - math.log2(width)
 
 
+class Allowance:
+    """What reading a file may still cost; spending more raises CorruptFileError.
+
+    symbols  decoding steps, about 10 ns each, or what takes as long. A few bytes can claim to hold any number of almost
+             certain symbols; a writer uses another form where they would be more than the length of the file pays for
+             (`affordable`, Writer.credit)
+    memory   bytes beside the tensors themselves
+    """
+
+    def __init__(self, length, max_bytes=None):
+        """length  of the file, in bytes;  max_bytes  as of file.load: who gives it trusts the file with more time"""
+        beyond = container.beyond(length)
+        most = 2**25 + 1024 * length
+        self.symbols = min(most, 5 * 2**24 + 80 * beyond)
+        self.memory = 56 * 2**20 + 16 * beyond
+        if max_bytes is not None:
+            self.memory, self.symbols = max(self.memory, max_bytes), most + 8 * max_bytes
+
+    def spend(self, symbols):
+        """Take the price of so many symbols."""
+        self.check(symbols)
+        self.symbols -= symbols
+
+    def check(self, symbols):
+        """Refuse early that so many symbols will be read."""
+        if symbols > self.symbols:
+            raise CorruptFileError(
+                "more symbols are claimed than a file of this length holds; give max_bytes if you trust it"
+            )
+
+    def keep(self, size):
+        """Take so many bytes of memory, for good."""
+        self.hold(size)
+        self.memory -= size
+
+    def hold(self, size):
+        """Refuse what would take so many bytes of memory for a while."""
+        if size > self.memory:
+            raise CorruptFileError(
+                f"{size} bytes are wanted beside the tensors, {max(0, self.memory)} are left; give max_bytes if you "
+                "trust the file"
+            )
+
+
 class Reader:
     """Hands out both sections of a file in the order they were written; asking for more raises CorruptFileError.
 
-    budget  symbols that may still be decoded. A few bytes can claim to hold any number of almost certain symbols;
-            a writer uses another form where they would be more than the length of the file pays for (`affordable`,
-            Writer.credit). What is coded by contexts, which takes longer, counts as several symbols
+    allowance  Allowance, that of a file of `length` bytes if not given. What is coded by contexts, which takes longer,
+               counts as several symbols
     version, counts  as of Writer
-    entries  most that a tensor may have which is not all kept: which of them are takes memory beside it. None for any
     """
 
-    def __init__(self, data, words, length, version=CODED, entries=None):
-        self.budget = 2**22 + 1024 * length
-        self.version, self.counts, self._entries = version, None, entries
+    def __init__(self, data, words, length, version=CODED, allowance=None):
+        self.allowance = allowance or Allowance(length)
+        self.version, self.counts = version, None
         self._data, self._at = data, 0
         self._decoder = _coder.RangeDecoder(words.astype(np.uint32))
         self._unused = len(words) > 0
@@ -204,21 +253,17 @@ class Reader:
 
     def spend(self, count):
         """Take the price of so many symbols off the budget."""
-        self.check(count)
-        self.budget -= count
+        self.allowance.spend(count)
         self._unused = False
 
     def check(self, count):
         """Refuse early that so many symbols will be read."""
-        if count > self.budget:
-            raise CorruptFileError("more symbols are claimed than a file of this length holds")
+        self.allowance.check(count)
 
     def hold(self, count):
-        """Refuse a tensor of so many entries, not all of them kept, that it takes much more memory than declared."""
-        if self._entries is not None and count > self._entries:
-            raise CorruptFileError(
-                f"a sparse tensor has {count} entries; without max_bytes, {self._entries} are allowed"
-            )
+        """Pay for a tensor of so many entries, not all of them kept: finding which takes time, and memory beside it."""
+        self.allowance.spend(count // 4)
+        self.allowance.hold(HELD * count)
 
     def close(self):
         """Check that both sections were used to their ends; the coder's, which version 3 cuts, only roughly."""

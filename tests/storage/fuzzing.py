@@ -206,18 +206,15 @@ def peak(blob, **keywords):
 
 
 def declared(blob):
-    """Bytes of the tensors, masks, assignments and grids that a file says it holds; 0 if it may not hold so many."""
+    """Bytes of the tensors that a file says it holds; 0 if it may not hold so many."""
     try:
         parts = container.unpack(blob)
         header = parts.header
         if "tensors" not in header:
-            header["tensors"] = content.listed(content.state_of(graph.build(header["model"], [], Budget(2**20, 2**12))))
+            header["tensors"] = content.listed(content.state_of(graph.build(header["model"], [], Budget(2**20, 2**14))))
         entries = content.entries(header["tensors"])
         content.check_size(entries, 2**26 + 1024 * len(blob))
-        sizes = [torch.Size(entry.shape).numel() for entry in entries]
-        beside = sum(sizes[index] for index in header.get("masked", ()))
-        beside += sum(2 * sizes[index] for index, *_ in header.get("codebooks", ()))
-        return sum(content._bytes(entry) for entry in entries if entry.tied is None) + beside
+        return sum(content._bytes(entry) for entry in entries if entry.tied is None)
     except Exception:
         return 0
 

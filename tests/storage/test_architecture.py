@@ -214,3 +214,9 @@ def test_the_header_of_a_plain_network_is_short():
         for one in model.parameters():
             one.zero_()
     assert len(cl.storage.dumps(model)) < 150
+
+
+def test_a_thousand_normalisations_come_back_with_their_architecture():
+    model = nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(1000))).eval()
+    same, batch = cl.storage.loads(cl.storage.dumps(model)), torch.randn(3, 4)
+    assert torch.equal(same(batch), model(batch))

@@ -194,7 +194,7 @@ def test_a_reader_refuses_more_symbols_than_its_file_pays_for():
     table = streams.frequencies([10**6, 1])
     reader = streams.Reader(bytes(writer.data), writer.words(), 10)
     with pytest.raises(CorruptFileError, match="more symbols"):
-        list(reader.symbols(2**23, table))
+        list(reader.symbols(2**26, table))
 
 
 @pytest.mark.parametrize("cut", [b"", b"0"])
@@ -242,6 +242,6 @@ def test_the_output_of_the_coder_is_cut_to_what_is_needed(bits):
     share, kept = np.array([one for one, _ in bits]) / 2**16, np.array([one for _, one in bits], dtype=bool)
     writer.bits(kept, share)
     coded = writer.coded()
-    assert len(coded) <= len(writer.words()) * 4 and len(coded) < writer.bits_so_far() / 8 + 1.1
+    assert len(coded) <= len(writer.words()) * 4 and len(coded) < writer.bits_so_far() / 8 + 2.1  # a carry may cost one
     reader = streams.Reader(b"", np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4"), 1000)
     assert (reader.bits(share) == kept).all()
