@@ -26,6 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
+from compresslab.storage.deflate import deflate
+
 MAGIC = b"CLAB"
 FIRST, VERSION = 1, 3  # oldest that is read; newest that is read, the one that is written
 CHECKSUM_BYTES = {1: 8, 2: 8, 3: 4}
@@ -105,7 +107,7 @@ def pack(header, data, coded):
     raises   ValueError if the header is longer than a reader accepts
     """
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    stored = _deflate(text, DICTIONARIES[VERSION])
+    stored = deflate(text, DICTIONARIES[VERSION])
     body = b"".join((MAGIC, bytes([VERSION]), stored, varint(len(data)), data, coded))
     if len(text) > header_limit(len(body)) or parsing_cost(text) > parsing_limit(len(body)):
         raise ValueError(f"model has a header of {len(text)} bytes, which is too much for a file of {len(body)} bytes")
@@ -268,11 +270,6 @@ def checksum(body, size):
 
 def _is_whole(blob, size):
     return blob[-size:] == checksum(blob[:-size], size)
-
-
-def _deflate(text, dictionary):
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, dictionary)
-    return packer.compress(text) + packer.flush()
 
 
 def _read_header(text):

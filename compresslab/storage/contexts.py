@@ -47,7 +47,7 @@ def _lookup():
 LOOKUP = _lookup()
 
 
-def _compiled(function):
+def compiled(function):
     """Compiled by numba at its first call; kept on disk where there is a folder for that."""
     try:
         return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
@@ -55,7 +55,7 @@ def _compiled(function):
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-@_compiled
+@compiled
 def _mixed(b, inputs, weights, lookup):
     """Probability that the inputs of bit `b` of a block give with the weights as they are now."""
     total = 0
@@ -64,7 +64,7 @@ def _mixed(b, inputs, weights, lookup):
     return lookup[ONE + REACH + min(REACH, max(-REACH, total >> 16))]
 
 
-@_compiled
+@compiled
 def _predict(b, start, index, inputs, counters, weights, lookup):
     """Probability of bit `b` of a block: fills its inputs from its counters; those behind them are there already."""
     for one in range(index.shape[1]):
@@ -73,7 +73,7 @@ def _predict(b, start, index, inputs, counters, weights, lookup):
     return _mixed(b, inputs, weights, lookup)
 
 
-@_compiled
+@compiled
 def _learn(b, bit, index, inputs, counters, weights, lookup):
     """Move weights and counters towards bit `b` of a block, after those before it."""
     mixed = _mixed(b, inputs, weights, lookup)
@@ -92,13 +92,13 @@ def _learn(b, bit, index, inputs, counters, weights, lookup):
         counters[context, 1] = min(SLOWEST, seen + 1)
 
 
-@_compiled
+@compiled
 def _part(pool, size):
     """A part of the pool as a matrix; size  where it begins, its rows and columns."""
     return pool[size[0] : size[0] + size[1] * size[2]].reshape(size[1], size[2])
 
 
-@_compiled
+@compiled
 def _parts(pool, sizes):
     """The arrays of a pool: basic numbers, near, sums of lines and places, live ones, scratch, and the mixer's."""
     basic, near = _part(pool, sizes[0]), _part(pool, sizes[1])
@@ -109,7 +109,7 @@ def _parts(pool, sizes):
     return basic, near[0], sums, live, scratch, mixer
 
 
-@_compiled
+@compiled
 def _index(b, kinds, offsets, nodes, node, last, index, inputs):
     """Turn the contexts of bit `b` of a block into their counters' numbers, and put the input behind those of them."""
     used = kinds.shape[1]
@@ -118,14 +118,14 @@ def _index(b, kinds, offsets, nodes, node, last, index, inputs):
     inputs[b, used] = last
 
 
-@_compiled
+@compiled
 def _density(count, total, pseudo, counts):
     """Share of kept entries as a probability, with so many pseudo-entries of the matrix's own share."""
     share = (count * ONE + counts[0] * ONE // counts[1] * pseudo) // (total + pseudo)
     return min(ONE - 1, max(1, share))
 
 
-@_compiled
+@compiled
 def _line_density(line, near, counts, of_lines):
     """Density that a line's own entries so far, and those of the lines near it, suggest."""
     kept, total = 8 * of_lines[line, 0], 8 * of_lines[line, 1]
@@ -137,13 +137,13 @@ def _line_density(line, near, counts, of_lines):
     return _density(kept, total, 128, counts)
 
 
-@_compiled
+@compiled
 def _step(stretched, base):
     """A density relative to the matrix's own, in 12 steps."""
     return min(11, max(0, (stretched - base + 576) // 96))
 
 
-@_compiled
+@compiled
 def _field_contexts(b, line, place, by_line, by_place, near, known, prior, group, kinds):
     """Fill in the contexts of an entry of a field; by_line, by_place  densities in steps."""
     pattern = 0
@@ -161,7 +161,7 @@ def _field_contexts(b, line, place, by_line, by_place, near, known, prior, group
     kinds[b, 5] = prior * 3 + by_place // 4
 
 
-@_compiled
+@compiled
 def field_run(bits, every, known, pool, sizes, lookup, out):
     """Learn the bits of the block that was predicted last, and predict the next one.
 
@@ -207,24 +207,24 @@ def field_run(bits, every, known, pool, sizes, lookup, out):
     return stop - start
 
 
-@_compiled
+@compiled
 def _sign(number):
     return np.int64(number > 0) - np.int64(number < 0)
 
 
-@_compiled
+@compiled
 def _usual(node, counters, lookup):
     """What a new context of a decision starts from: what was seen there whatever the context."""
     return lookup[counters[node, 0] >> 6 if counters[node, 1] else ONE // 2]
 
 
-@_compiled
+@compiled
 def _fifth(total, count):
     """Mean of signs in five steps; 2 where there are as many of either."""
     return min(4, max(0, (4 * total + 4 * count) // (2 * count))) if count else 2
 
 
-@_compiled
+@compiled
 def signs_run(bits, every, at, known, pool, sizes, lookup, out):
     """The same for the signs of kept entries, 1 for those that are not negative.
 
@@ -264,13 +264,13 @@ def signs_run(bits, every, at, known, pool, sizes, lookup, out):
     return stop - start
 
 
-@_compiled
+@compiled
 def _size_step(total, count, mean):
     """Mean size beside the usual one (over 16), in nine steps; 4 is like it."""
     return min(8, total * 64 // (count * mean)) if count else 4
 
 
-@_compiled
+@compiled
 def _class(number, positives, negatives):
     """Size of an entry in four classes, 1 to 4; 0 where it is not known."""
     if number > 1:
@@ -278,7 +278,7 @@ def _class(number, positives, negatives):
     return 1 + 4 * (-number - 2) // negatives if number < -1 else 0
 
 
-@_compiled
+@compiled
 def _toward(number, side, low, high):
     """Where a neighbour of the same sign would go at a decision: 1 down, 2 up; 0 where it would not be there."""
     size = (-number if side else number) - 2
@@ -287,7 +287,7 @@ def _toward(number, side, low, high):
     return 2 if size >= (low + high) // 2 else 1
 
 
-@_compiled
+@compiled
 def _size_contexts(b, line, place, near, basic, known, kinds):
     """Fill in the contexts of an entry's size, but for those of its line and place."""
     own, alike = _sign(known[line, place]), 0
@@ -302,7 +302,7 @@ def _size_contexts(b, line, place, near, basic, known, kinds):
     kinds[b, TOWARD] = 0
 
 
-@_compiled
+@compiled
 def _close_sizes(start, stop, at, found, known, basic, of_lines, of_places, state):
     """Note the sizes of a block whose decisions are all made."""
     for entry in range(start, stop):
@@ -317,7 +317,7 @@ def _close_sizes(start, stop, at, found, known, basic, of_lines, of_places, stat
         of_places[place, 1] += 1
 
 
-@_compiled
+@compiled
 def _still_open(count, state):
     """Keep those of a block's `count` active entries whose size is still open; returns how many."""
     left = 0
@@ -329,7 +329,7 @@ def _still_open(count, state):
     return left
 
 
-@_compiled
+@compiled
 def sizes_run(bits, wanted, at, found, known, pool, sizes, lookup, out):
     """Learn the decisions that were predicted last about sizes of a block's entries, and predict the next ones.
 
