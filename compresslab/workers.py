@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from compresslab import data as datasets
-from compresslab import layers, storage
-from compresslab.trial import fingerprint
+from compresslab import fingerprints, layers, storage
 
 try:
     import cloudpickle as pickler
@@ -110,7 +109,7 @@ def _pack_model(model):
     """A model as bytes and their kind: a .clab file if it comes back from one as the same model, else a pickle."""
     try:
         content = storage.dumps(model, fold=False)
-        if fingerprint(storage.loads(content, max_bytes=ANY)) == fingerprint(model):
+        if fingerprints.of_model(storage.loads(content, max_bytes=ANY)) == fingerprints.of_model(model):
             return content, "clab"
     except (ValueError, TypeError, RuntimeError):
         pass  # layers of the user's own: the format keeps them only together with `into=`

@@ -18,7 +18,7 @@ RANKS = {
     "techniques": 3,
     "storage": 4,
     "measure": 5,
-    **dict.fromkeys(["trial", "sweep", "workers", "journal", "decide", "recipe", "allocation"], 6),
+    **dict.fromkeys(["fingerprints", "trial", "sweep", "workers", "journal", "decide", "recipe", "allocation"], 6),
     **dict.fromkeys(["lab", "classroom", "baselines"], 7),
 }
 PLOTS = {"matplotlib", "PIL"}

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 import compresslab as cl
+from compresslab import fingerprints, workers
 from compresslab import trial as trials
-from compresslab import workers
 from compresslab.sweep import Trial
 from compresslab.techniques import Control, Technique
 
@@ -344,17 +344,18 @@ def test_a_grid_is_every_combination():
 
 
 def test_fingerprint_follows_what_the_model_does(net):
-    first = trials.fingerprint(net)
-    assert trials.fingerprint(copy.deepcopy(net).train()) == first
-    assert trials.fingerprint(cl.storage.loads(cl.storage.dumps(net))) == first
+    first = fingerprints.of_model(net)
+    assert fingerprints.of_model(copy.deepcopy(net).train()) == first
+    assert fingerprints.of_model(cl.storage.loads(cl.storage.dumps(net))) == first
     pruned = cl.zero_pruning.prune(net, sparsity=0.5)
-    assert trials.fingerprint(cl.storage.loads(cl.storage.dumps(pruned, fold=False))) == trials.fingerprint(pruned)
+    again = cl.storage.loads(cl.storage.dumps(pruned, fold=False))
+    assert fingerprints.of_model(again) == fingerprints.of_model(pruned)
     changed = [copy.deepcopy(net) for _ in range(4)]
     changed[0][1].weight.data[0, 0] += 1e-6
     changed[1][1].weight.requires_grad_(False)
     changed[2][2] = nn.Sigmoid()
     changed[3].insert(1, nn.Dropout(0.3))
-    prints = [first, *map(trials.fingerprint, [*changed, pruned, cl.layers.plain(pruned), OwnNet()])]
+    prints = [first, *map(fingerprints.of_model, [*changed, pruned, cl.layers.plain(pruned), OwnNet()])]
     assert len(set(prints)) == len(prints)
 
 
@@ -403,15 +404,15 @@ def test_a_technique_that_was_used_is_the_same(net, data):
 
 def test_digests_are_the_same_in_every_process():
     script = """
-from tests.test_sweep import SOURCE, OwnNet, digest, edited, everything, trials
+from tests.test_sweep import SOURCE, OwnNet, digest, edited, everything, fingerprints
 import compresslab as cl
 told = [digest(cl.techniques.get(name)) for name in cl.techniques.names()]
-print(digest(edited(SOURCE)), *told, trials.fingerprint(OwnNet()), trials.fingerprint(everything()))
+print(digest(edited(SOURCE)), *told, fingerprints.of_model(OwnNet()), fingerprints.of_model(everything()))
 """
     environment, here = os.environ | {"PYTHONHASHSEED": "1"}, cl.paths.PACKAGE.parent
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=here)
     own = [digest(edited(SOURCE)), *(digest(cl.techniques.get(name)) for name in cl.techniques.names())]
-    own += [trials.fingerprint(OwnNet()), trials.fingerprint(everything())]
+    own += [fingerprints.of_model(OwnNet()), fingerprints.of_model(everything())]
     assert run.stdout.split() == own, run.stderr
 
 
@@ -615,7 +616,8 @@ def test_not_too_much_travels_at_once(net, data, expected, monkeypatch):
 def test_models_travel_as_clab_files_or_else_pickled(net):
     assert workers._pack_model(net)[1] == "clab"
     content, kind = workers._pack_model(OwnNet())
-    assert kind == "pickle" and trials.fingerprint(workers._unpack_model(content, kind)) == trials.fingerprint(OwnNet())
+    again = workers._unpack_model(content, kind)
+    assert kind == "pickle" and fingerprints.of_model(again) == fingerprints.of_model(OwnNet())
 
 
 @pytest.mark.parametrize("by_value", [True, False])
@@ -683,8 +685,8 @@ def test_what_forward_reads_is_part_of_the_fingerprint(make):
     one, same, other = make(False), make(False), make(True)
     for model in (same, other):
         model.load_state_dict(one.state_dict())
-    assert trials.fingerprint(one) == trials.fingerprint(same)
-    assert trials.fingerprint(one) != trials.fingerprint(other)
+    assert fingerprints.of_model(one) == fingerprints.of_model(same)
+    assert fingerprints.of_model(one) != fingerprints.of_model(other)
 
 
 class Mode(enum.Enum):
@@ -785,27 +787,27 @@ def partly(slope):
 )
 def test_nothing_that_a_model_holds_is_overlooked(one, other):
     other.load_state_dict(one.state_dict())
-    prints = trials.fingerprint(one), trials.fingerprint(other)
-    assert len({*prints}) == 2 and trials.fingerprint(one) == prints[0]
+    prints = fingerprints.of_model(one), fingerprints.of_model(other)
+    assert len({*prints}) == 2 and fingerprints.of_model(one) == prints[0]
 
 
 def test_models_of_a_file_are_told_apart_by_their_graphs():
     one, other = (cl.storage.loads(cl.storage.dumps(ActsBy(function))) for function in (torch.relu, torch.sin))
     again = cl.storage.loads(cl.storage.dumps(one))
-    assert trials.fingerprint(one) == trials.fingerprint(again) != trials.fingerprint(other)
+    assert fingerprints.of_model(one) == fingerprints.of_model(again) != fingerprints.of_model(other)
 
 
 def test_a_fingerprint_stays():
     """Neither what a model shows of its last batch nor what Python and torch keep in it makes it another model."""
     model = everything()
-    first = trials.fingerprint(model)
-    assert first == trials.fingerprint(copy.deepcopy(model)) == trials.fingerprint(cl.layers.duplicate(model))
-    assert first == trials.fingerprint(pickle.loads(pickle.dumps(model)))
+    first = fingerprints.of_model(model)
+    assert first == fingerprints.of_model(copy.deepcopy(model)) == fingerprints.of_model(cl.layers.duplicate(model))
+    assert first == fingerprints.of_model(pickle.loads(pickle.dumps(model)))
     model(torch.ones(1, 3)).sum().backward()
     model.compile()
     with torch.no_grad():
         handle = model.linear.register_forward_hook(cl.activations._hook(print))
-    assert first == trials.fingerprint(model)
+    assert first == fingerprints.of_model(model)
     handle.remove()
 
 

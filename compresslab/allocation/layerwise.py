@@ -16,11 +16,11 @@ from functools import partial
 
 from torch import nn
 
-from compresslab import checks, models, techniques
+from compresslab import checks, fingerprints, models, techniques
 from compresslab import layers as network
 from compresslab.recipe import Recipe
 from compresslab.techniques import Control, Technique
-from compresslab.trial import code_digest, complete_setting, name_of, takes_seed
+from compresslab.trial import complete_setting, name_of, takes_seed
 
 BUDGET = "budget"
 TAKEN = (BUDGET, "model", "data", "steps", "seed")  # names that a lab, or the budget, has for itself
@@ -128,9 +128,7 @@ def per_layer(technique, model, layers=None, parameter=None):
         apply=partial(_apply, plan),
         controls=(*plan.controls(), *([_budget()] if sized else []), *rest),
         anatomy=partial(_anatomy, plan) if sized and base.anatomy else None,
-        depends=json.dumps(
-            [base.name, plan.parameter, [*plan.sliders.items()], [*plan.shapes.items()], code_digest(base)]
-        ),
+        depends=json.dumps([base.name, plan.parameter, plan.sliders, plan.shapes, fingerprints.of_technique(base)]),
         source=partial(_source, plan) if _is_packaged(base) else None,
         fits=plan.fits,
     )

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from compresslab import checks, measure, models, techniques, trial
+from compresslab import checks, fingerprints, measure, models, techniques
 from compresslab import data as datasets
 from compresslab import journal as journals
 from compresslab.lab import plots
@@ -106,7 +106,7 @@ def _techniques(journal, model, data, stage):
 def _measured(technique, model, data, stage, journal):
     """What the journal holds of a technique as its code is now."""
     held = journal.results(technique=technique.name, model=model, data=data, stage=stage)
-    code = trial.code_digest(technique)
+    code = fingerprints.of_technique(technique)
     return journals.frame([result for result in held if result.versions.get("technique") == code])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from compresslab import data as datasets
-from compresslab import measure, models, sweep, train, trial
+from compresslab import fingerprints, measure, models, sweep, train, trial
 from compresslab.lab.span import even_settings, nearest_first, neighbours, widest_gap
 
 DATA = ("mnist", "fashion_mnist")  # with trained baselines
@@ -163,7 +163,7 @@ class Session:
         """Take into `known` what the journal holds for this technique, model, data, steps and seed."""
         subject = self.subject(choice)
         where = {"technique": self.technique.name, "seed": choice.seed, "data_fingerprint": subject.data.fingerprint}
-        where["model_fingerprint"] = trial.fingerprint(subject.model)
+        where["model_fingerprint"] = fingerprints.of_model(subject.model)
         for stage in ("one-shot", choice.last_stage):
             steps = choice.steps if stage == "retrained" else 0
             for result in self.journal.results(stage=stage, steps=steps, **where):
@@ -204,7 +204,7 @@ class Session:
         """What the journal holds of the curve through a choice, at its last stage, with every seed."""
         subject, stage = self.subject(choice), choice.last_stage
         where = {"technique": self.technique.name, "stage": stage, "data_fingerprint": subject.data.fingerprint}
-        where |= {"model_fingerprint": trial.fingerprint(subject.model)}
+        where |= {"model_fingerprint": fingerprints.of_model(subject.model)}
         found, rest = [], self._rest(choice, choice.setting)
         for result in self.journal.results(steps=choice.steps if stage == "retrained" else 0, **where):
             with suppress(ValueError):  # a setting that this version of the technique no longer takes

@@ -9,12 +9,12 @@ import json
 import math
 from dataclasses import dataclass, replace
 
-from compresslab import checks, techniques
+from compresslab import checks, fingerprints, techniques
 from compresslab.recipe.steps import RETRAIN, TEACHER, Step, length, written
 from compresslab.recipe.work import Work, lesson
 from compresslab.sweep import Event
 from compresslab.techniques import Control
-from compresslab.trial import code_digest, complete_setting, takes_seed
+from compresslab.trial import complete_setting, takes_seed
 
 LONGEST, EPOCHS = 500, 5.0  # steps, or epochs, at the right end of a retraining's slider, unless it begins beyond
 USUAL = 50_000 / 512  # steps in an epoch of the data that come with the package
@@ -32,7 +32,7 @@ def as_technique(steps):
     name = " → ".join(step.name for step in (*steps, *tail))
     tail = tail[0] if tail else Step(RETRAIN, {"steps": 0})
     count = tail.setting.get("steps")
-    digests = {step.name: code_digest(techniques.get(step.name)) for step in steps if step.compresses}
+    digests = {step.name: fingerprints.of_technique(techniques.get(step.name)) for step in steps if step.compresses}
     told = [[step.name, dict(step.setting)] for step in (*steps, tail)]
     plan = _Plan(steps, tail)
     return replace(

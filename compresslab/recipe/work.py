@@ -4,11 +4,11 @@ import contextlib
 import json
 from dataclasses import replace
 
-from compresslab import knowledge, layers, storage, sweep, techniques, train
+from compresslab import fingerprints, knowledge, layers, storage, sweep, techniques, train
 from compresslab.recipe import skeletons
 from compresslab.recipe.steps import NOTHING, RETRAIN, SAVE, about, length
 from compresslab.sweep import Event
-from compresslab.trial import Trial, blank_results, checked, code_digest, complete_setting, resolved
+from compresslab.trial import Trial, blank_results, checked, complete_setting, resolved
 
 ANY = 2**62  # bytes that a model from the journal may have: it is our own
 
@@ -92,7 +92,7 @@ class Work:
                 continue
             done.append(step.told(trial))
             if step.compresses:
-                digests[step.name] = code_digest(trial.technique)
+                digests[step.name] = fingerprints.of_technique(trial.technique)
             versions = first.versions | {"technique": json.dumps(digests, sort_keys=True)}
             blank = replace(first, technique="recipe", setting={"steps": list(done)}, versions=versions)
             trained = {} if step.compresses else {"stage": "retrained"} | length(trial)
