@@ -22,6 +22,16 @@ TYPES = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
+ACTIVATIONS = (  # of each number by itself
+    *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
+    *(nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Softshrink),
+    *(nn.Hardshrink, nn.Tanhshrink, nn.Threshold, nn.RReLU),
+)
+POOLS = {  # of each channel by itself: class -> dimensions of its maps
+    getattr(nn, f"{kind}Pool{dimensions}d"): dimensions
+    for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg")
+    for dimensions in (1, 2, 3)
+}
 
 
 class Mask(nn.Module):

@@ -21,9 +21,7 @@ from torch.nn.utils import parametrize
 
 from compresslab import checks, layers, train
 
-FULLEST = (
-    0.35  # highest probability of "not zero" in the table: above a half zeros would cost more, and full rows lock in
-)
+FULLEST = 0.35  # highest probability of "not zero" in the table; above a half, zeros would cost more than others
 RAREST = 0.004
 PULL = 2.0  # counts of a row or column are pulled towards the tensor's average by so many entries
 MARGIN = 0.45  # of a step beyond the last code: a weight farther out would not come back

@@ -137,10 +137,8 @@ class _Cell:
         self.rounding = _Settling(layer.weight.detach().flatten(), codes)
         parametrize.register_parametrization(layer, "weight", self.rounding)
         self.weight = layer.parametrizations.weight.original
-        self.kept, self.sensitivity = (
-            torch.ones(self.weight.numel(), dtype=torch.bool),
-            torch.zeros(self.weight.numel()),
-        )
+        self.kept = torch.ones(self.weight.numel(), dtype=torch.bool)
+        self.sensitivity = torch.zeros(self.weight.numel())
         self.bias = None
         if layer.bias is not None and layer.bias.requires_grad:
             parametrize.register_parametrization(layer, "bias", _Coarse(len(layer.bias)))

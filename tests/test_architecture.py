@@ -11,11 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "compresslab"
 RANKS = {
     **dict.fromkeys(["checks", "paths", "datafiles", "layers", "grids", "codebooks"], 0),
     **dict.fromkeys(["data", "models"], 1),
-    **dict.fromkeys(
-        ["train", "activations", "structure", "numerics", "knowledge", "input_grids", "rate", "augmentation"], 2
-    ),
-    **dict.fromkeys(["shrinking", "rate"], 3),
-    "techniques": 3,
+    **dict.fromkeys(["train", "activations", "structure", "numerics", "knowledge", "input_grids", "augmentation"], 2),
+    **dict.fromkeys(["shrinking", "rate", "techniques"], 3),
     "storage": 4,
     "measure": 5,
     **dict.fromkeys(["fingerprints", "trial", "sweep", "workers", "journal", "decide", "recipe", "allocation"], 6),

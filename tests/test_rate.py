@@ -10,19 +10,6 @@ import compresslab as cl
 from compresslab import rate
 
 
-@pytest.fixture
-def data():
-    images = torch.rand(600, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    return images, (images.flatten(1)[:, :18].sum(1) > 9).long()
-
-
-@pytest.fixture
-def net():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
-
-
 def charged(net, data, **settings):
     settings = {"price": 5.0, "steps": 200, "lr": 1e-2, "batch_size": 100, "precision": "fp32", "bar": False} | settings
     assert len(list(rate.charge(net, data, **settings))) == settings["steps"]

@@ -38,11 +38,8 @@ def _between():
     )
     other = "Sigmoid Softplus Hardsigmoid LogSigmoid InputGrid"
     found = dict.fromkeys(zero.split(), (True, 0)) | dict.fromkeys(other.split(), (False, 0))
-    for dimension in _CONVOLUTIONS.values():
-        found[f"BatchNorm{dimension}d"] = False, dimension
-        for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg"):
-            found[f"{kind}Pool{dimension}d"] = True, dimension
-    return found
+    found |= {f"BatchNorm{dimension}d": (False, dimension) for dimension in _CONVOLUTIONS.values()}
+    return found | {kind.__name__: (True, dimension) for kind, dimension in layers.POOLS.items()}
 
 
 _BETWEEN = _between()

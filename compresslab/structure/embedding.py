@@ -12,15 +12,10 @@ from torch import nn
 
 from compresslab import checks, layers
 
-_EACH = (nn.ReLU, nn.Identity, nn.Tanh, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Dropout)
+_EACH = (*layers.ACTIVATIONS, nn.Dropout)
 _IDLE = (nn.Identity, nn.Dropout)  # of them, those that do nothing in evaluation
-_POOLS = {
-    getattr(nn, f"{kind}Pool{dimensions}d"): dimensions
-    for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg")
-    for dimensions in (1, 2, 3)
-}
 _WEIGHTED = {nn.Linear: 0, nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-_DIMENSIONS = _WEIGHTED | _POOLS  # of the maps that a layer takes, 0 for none
+_DIMENSIONS = _WEIGHTED | layers.POOLS  # of the maps that a layer takes, 0 for none
 _SIZES = ("in_features", "out_features", "in_channels", "out_channels", "inplace")  # may differ where networks do alike
 
 

@@ -81,6 +81,13 @@ def golden():
     return model.eval(), numbers(4, 20)
 
 
+def check_roundings(same, model, *places):
+    """That both models have the like at places (path, name of a tensor)."""
+    for path, own in places:
+        one, other = (layers.get_rounding(each.get_submodule(path), own) for each in (same, model))
+        assert type(one) is type(other) and one.extra_repr() == other.extra_repr()
+
+
 def test_a_file_of_version_1_loads():
     """tests/storage/version1.clab was written by the first version of the format; it is never written again."""
     model, batch = golden()
@@ -130,9 +137,7 @@ def test_a_file_of_version_2_loads():
     same = cl.storage.loads(blob)
     assert blob[4] == 2 and torch.equal(same(batch), model(batch))
     assert torch.equal(layers.get_mask(same[0]), layers.get_mask(model[0]))
-    for path in (*"012345", "6.last.layer"):
-        one, other = (layers.get_rounding(each.get_submodule(path)) for each in (same, model))
-        assert type(one) is type(other) and one.extra_repr() == other.extra_repr()
+    check_roundings(same, model, *((path, "weight") for path in (*"012345", "6.last.layer")))
     assert same[2].parametrizations.weight.original is same[3].parametrizations.weight.original
     assert same[4].weight.stride() == (1, 30) and same[6].last.input.growth is not None
 
@@ -172,9 +177,7 @@ def test_a_file_of_version_3_loads():
     same = cl.storage.loads(blob)
     assert blob[4] == 3 and torch.equal(same(batch), model(batch))
     assert torch.equal(layers.get_mask(same[3]), layers.get_mask(model[3]))
-    for module, own in ((8, "weight"), (8, "bias"), (9, "weight")):
-        one, other = (layers.get_rounding(each[module], own) for each in (same, model))
-        assert type(one) is type(other) and one.extra_repr() == other.extra_repr()
+    check_roundings(same, model, ("8", "weight"), ("8", "bias"), ("9", "weight"))
     assert torch.equal(layers.get_rounding(same[8]).centroids, layers.get_rounding(model[8]).centroids)
 
 
