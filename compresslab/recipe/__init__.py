@@ -29,7 +29,7 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from compresslab import checks, measure, models, storage, sweep, train
+from compresslab import checks, measure, models, sweep, train
 from compresslab import data as datasets
 from compresslab.recipe.presets import PRESETS
 from compresslab.recipe.sliders import as_technique
@@ -110,12 +110,13 @@ class Recipe:
         model, data, _ = _loaded(model, data, {})
         done = [event for event in _shown(self.stages(model, data, seed, journal), bar) if event.result]
         with train.threads(1):
-            rows = [("dense", measure.accuracy(model, data.validation), storage.file_bytes(model))]
+            dense = measure.sizes(model)
+            rows = [("dense", measure.accuracy(model, data.validation), dense.file_bytes)]
         rows += [(event.note, event.result.accuracy, event.result.file_bytes) for event in done]
         frame = pd.DataFrame(rows, columns=["step", "accuracy", "file_bytes"])
         frame.insert(2, "points", 100 * (frame["accuracy"] - frame["accuracy"][0]))
         frame["saved"] = -frame["file_bytes"].diff().fillna(0).astype(int)
-        frame["ratio"] = measure.sizes(model).dense_bytes / frame["file_bytes"]
+        frame["ratio"] = dense.dense_bytes / frame["file_bytes"]
         return frame
 
     def stages(self, model, data, seed=0, journal=None, names=None):
