@@ -1,17 +1,21 @@
-# make lab     set up at the first time, then open the workbook in JupyterLab
+# make lab     set up at the first time, then open your copies of the notebooks (folder learn) in JupyterLab
+# make reset NOTEBOOK=02   start one of your notebooks anew; the old one is laid beside it
 # make test    set up at the first time, then run every check
 #
-# Options: ARGS="--port=8890 --no-browser"  passed on to jupyter lab
+# Options: SOLVED=1                         make lab opens the notebooks themselves, with their solutions
+#          ARGS="--port=8890 --no-browser"  passed on to jupyter lab
 #          PYTHON=python3.12                the Python to set up with (3.11 or newer)
 #          TORCH=cpu                        at the first time: PyTorch's own CPU builds, far smaller (Linux, no GPU)
 
 PYTHON ?=
 TORCH ?=
 ARGS ?=
+SOLVED ?=
+NOTEBOOK ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test baselines benchmarks clean
+.PHONY: help setup lab reset test baselines benchmarks clean
 
 help:
 	@sed -n -e '/^#/!q' -e 's/^# \{0,1\}//p' Makefile
@@ -21,7 +25,10 @@ setup:
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" sh scripts/setup.sh
 
 lab: setup
-	@sh scripts/lab.sh $(ARGS)
+	@SOLVED="$(SOLVED)" sh scripts/lab.sh $(ARGS)
+
+reset: setup
+	@$(RUN) scripts/learner_copies.py --reset "$(NOTEBOOK)"
 
 test: setup
 	@sh scripts/test.sh

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Opens JupyterLab on the first notebook. Arguments are passed on to it.
+# Opens JupyterLab on the first notebook, on the learner's copy of it. Arguments are passed on to JupyterLab.
+#   SOLVED  "1": no copies are made, and the notebook itself is opened, with its solutions
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -23,5 +24,16 @@ if [ -n "$port" ]; then
     }
     set -- "$@" --ServerApp.port_retries=0
 fi
+case "${SOLVED:-}" in
+    "" | 0)
+        folder=learn
+        .venv/bin/python scripts/learner_copies.py
+        ;;
+    1) folder=notebooks ;;
+    *)
+        echo "compresslab: SOLVED is $SOLVED; give SOLVED=1 for the notebooks with their solutions, or leave it out" >&2
+        exit 1
+        ;;
+esac
 exec .venv/bin/python -m jupyterlab --ServerApp.root_dir="$(pwd)" \
-    --LabApp.default_url=/lab/tree/notebooks/00_honest_meter.ipynb "$@"
+    "--LabApp.default_url=/lab/tree/$folder/00_honest_meter.ipynb" "$@"

@@ -10,4 +10,5 @@ step() { echo "== $1"; shift; "$@"; }
 step "lint" $python -m ruff check .
 step "format" $python -m ruff format --check .
 step "tests" $python -m pytest -n auto --dist loadfile tests
+export COMPRESSLAB_STRICT_CHECKS=1  # an exercise of a solved notebook that does not pass is an error
 step "notebooks" $python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -n auto --dist loadfile notebooks

@@ -15,7 +15,11 @@ _COST = 0.004  # share of the validation images that it may cost, at most
 _SAME = 2e-4  # between two accuracies that are meant to be one
 
 
-@exercise("03.slice_channels", "Write a function that takes channels out of a convolution and out of what reads them.")
+@exercise(
+    "03.slice_channels",
+    "Write a function that takes channels out of a convolution and out of what reads them.",
+    points=3,
+)
 def check_slice_channels(slice_channels):
     """slice_channels(conv, linear, keep) -> both smaller; a Flatten, maybe a pooling, lies between them."""
     for name, (conv, between, linear, images) in _convolutions().items():
@@ -93,7 +97,7 @@ def _columns_hint(answer, linear, keep):
     return "do rows, biases and columns belong to the same channels, those that stay?"
 
 
-@exercise("03.score", "Write a function that scores neurons by how much the next layer misses them.")
+@exercise("03.score", "Write a function that scores neurons by how much the next layer misses them.", points=2)
 def check_score(score):
     """score(activations, linear) -> (neurons,), in the order of the error left when a neuron goes, its mean folded."""
     for name, (activations, linear) in _layers().items():
@@ -149,7 +153,7 @@ def _missed(activations, linear):
     return torch.stack(missed)
 
 
-@exercise("03.mean_fails", "Build a network that pruning by mean ruins and pruning by std does not hurt.")
+@exercise("03.mean_fails", "Build a network that pruning by mean ruins and pruning by std does not hurt.", points=2)
 def check_mean_fails(network):
     """Linear(2, n) - ReLU - Linear(n, 2) on normal inputs; half of its neurons go, by mean and by std."""
     kinds = [type(one) for one in network] if isinstance(network, nn.Sequential) else []
@@ -178,7 +182,7 @@ def check_mean_fails(network):
     )
 
 
-@exercise("03.report", "Choose a pruned article_mlp on validation, report it on test: (model, interval).")
+@exercise("03.report", "Choose a pruned article_mlp on validation, report it on test: (model, interval).", points=3)
 def check_report(answer):
     """(model with 80% fewer parameters, at most 0.4 points lost on validation; its interval on the test images)."""
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:

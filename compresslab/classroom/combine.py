@@ -20,7 +20,9 @@ _CLOSE = 0.001  # of all weights
 _CODE = 4  # bits of a weight of the small rival
 
 
-@exercise("08.ten_kib", "Give a network for MNIST whose .clab file is 10 KiB at most, as accurate as you can.")
+@exercise(
+    "08.ten_kib", "Give a network for MNIST whose .clab file is 10 KiB at most, as accurate as you can.", points=3
+)
 def check_ten_kib(network):
     """A trained network; what counts is its file, and the accuracy of what is loaded from it."""
     blob, loaded = _through_the_file(network)
@@ -61,7 +63,9 @@ def _dense():
 
 
 @exercise(
-    "08.order", "Give two networks, 95% sparse, of 4 bits, and a verdict: (prune_first, quantize_first, verdict)."
+    "08.order",
+    "Give two networks, 95% sparse, of 4 bits, and a verdict: (prune_first, quantize_first, verdict).",
+    points=2,
 )
 def check_order(answer):
     """(pruned then quantized, quantized then pruned, McNemar's verdict), LeNet-300-100 for MNIST, both retrained.
@@ -129,7 +133,11 @@ def _order_hint(first, second):
     return "the first one did not keep the largest weights of the dense network; prune it before anything else is done"
 
 
-@exercise("08.small_net", "Write a function that compresses a network, and beats a small one trained in the same time.")
+@exercise(
+    "08.small_net",
+    "Write a function that compresses a network, and beats a small one trained in the same time.",
+    points=2,
+)
 def check_small_net(shrink):
     """shrink(net, data) -> a network in 12 KiB, more accurate than a small one of that size, trained for that long."""
     data, start = datasets.load("mnist"), time.process_time()
@@ -164,7 +172,9 @@ def _rival(size, seconds, split):
     return train.finetune(small, split, steps=round(0.3 * steps), lr=0.01, bar=False)
 
 
-@exercise("08.gap_code", "Write a function that counts the bytes of a sparse layer as Deep Compression writes it.")
+@exercise(
+    "08.gap_code", "Write a function that counts the bytes of a sparse layer as Deep Compression writes it.", points=2
+)
 def check_gap_code(gap_bytes):
     """gap_bytes(weight, bits, gap_bits) -> bytes, fillers and codebook included."""
     for name, weight in _sparse_layers().items():

@@ -15,7 +15,11 @@ _LEARNS = 0.8  # accuracy that a student without a teacher must reach, or there 
 _LOST, _SMALL = 0.01, 0.5  # accuracy that the last exercise's student may lose; its file, in the teacher's
 
 
-@exercise("01.loss", "Write the loss: distillation_loss(student_logits, teacher_logits, labels, temperature, alpha).")
+@exercise(
+    "01.loss",
+    "Write the loss: distillation_loss(student_logits, teacher_logits, labels, temperature, alpha).",
+    points=3,
+)
 def check_loss(distillation_loss):
     """distillation_loss(student_logits, teacher_logits, labels, temperature, alpha) -> scalar, checked by gradients."""
     if not callable(distillation_loss):
@@ -129,7 +133,9 @@ _MISTAKES = {
 
 
 @exercise(
-    "01.gains_nothing", "Give (setting, why): a setting in which a teacher gains nothing, and the control to blame."
+    "01.gains_nothing",
+    "Give (setting, why): a setting in which a teacher gains nothing, and the control to blame.",
+    points=2,
 )
 def check_gains_nothing(answer):
     """(setting, why): settings of distillation for article_mlp on MNIST; the control that brings the gain back.
@@ -184,7 +190,9 @@ def _gain(setting):
     return 100 * (taught - alone), alone
 
 
-@exercise("01.student", "Give a trained student of LeNet-300-100: half its file, faster, at most a point worse.")
+@exercise(
+    "01.student", "Give a trained student of LeNet-300-100: half its file, faster, at most a point worse.", points=3
+)
 def check_student(student):
     """A trained network for MNIST, compared with the pretrained LeNet-300-100 on the validation images."""
     if not isinstance(student, nn.Module):

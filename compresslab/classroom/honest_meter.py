@@ -29,7 +29,9 @@ _SLIPS = (  # (prediction / real length, what it looks like)
 )
 
 
-@exercise("00.file_bytes", "Write a function that predicts the bytes of a dense file from its tensors' shapes.")
+@exercise(
+    "00.file_bytes", "Write a function that predicts the bytes of a dense file from its tensors' shapes.", points=2
+)
 def check_file_bytes(predict):
     """predict(shapes) -> bytes of torch.save of fp32 tensors of these shapes, within 2%."""
     worst = 0.0
@@ -66,7 +68,9 @@ def _bytes_hint(predicted, real, shapes):
 
 
 @exercise(
-    "00.halving_batch_size", "Write a function that finds the smallest batch size that halves latency per sample."
+    "00.halving_batch_size",
+    "Write a function that finds the smallest batch size that halves latency per sample.",
+    points=2,
 )
 def check_halving_batch_size(find):
     """find(times) -> smallest batch size with at most half the time per sample of batch size 1, or None."""
@@ -105,7 +109,9 @@ def _halving_hint(found, times):
     return f"batch size {found:g} takes {share:.0%} of the time per sample of batch size 1; divide by the batch size"
 
 
-@exercise("00.told_apart", "Write a function that says whether two models, timed in turns, can be told apart.")
+@exercise(
+    "00.told_apart", "Write a function that says whether two models, timed in turns, can be told apart.", points=3
+)
 def check_told_apart(told_apart):
     """told_apart(a, b) -> whether the middle half of the ratios a / b lies on one side of 1."""
     for name, (a, b, apart, hint) in _timings().items():
@@ -153,7 +159,9 @@ def _timings():
 
 
 @exercise(
-    "00.pareto", "Write a function that keeps the points of an accuracy-versus-size plot that no other one beats."
+    "00.pareto",
+    "Write a function that keeps the points of an accuracy-versus-size plot that no other one beats.",
+    points=3,
 )
 def check_pareto(pareto):
     """pareto(points) -> those (bytes, accuracy) that no other point beats, in any order."""

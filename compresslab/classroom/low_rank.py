@@ -11,7 +11,11 @@ from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
 _SHAPES = ((256, 128), (300, 784), (10, 100), (64, 64), (40, 1000))
 
 
-@exercise("05.break_even", "Write a function that gives the rank below which two, three or more factors are smaller.")
+@exercise(
+    "05.break_even",
+    "Write a function that gives the rank below which two, three or more factors are smaller.",
+    points=2,
+)
 def check_break_even(break_even):
     """break_even(rows, columns, factors) -> rank below which so many factors hold fewer numbers than the matrix."""
     for factors in (2, 3, 4, 6):
@@ -77,7 +81,9 @@ def _rank_hint(answer, rows, columns, factors):
     )
 
 
-@exercise("05.two_convolutions", "Write a function that turns a Conv2d into two that compute nearly the same.")
+@exercise(
+    "05.two_convolutions", "Write a function that turns a Conv2d into two that compute nearly the same.", points=3
+)
 def check_two_convolutions(two_convolutions):
     """two_convolutions(conv, rank) -> nn.Sequential of a Conv2d with `rank` filters and a 1 x 1 one."""
     for told, conv, images in _convolutions():
@@ -141,7 +147,9 @@ def _compare_outputs(pair, images, wanted, told, exact):
         raise NotYet(f"for {told}, even the full rank changes the output; where do scale, bias and dilation go?")
 
 
-@exercise("05.share_ranks", "Write a function that shares a budget of numbers out among layers, as a rank for each.")
+@exercise(
+    "05.share_ranks", "Write a function that shares a budget of numbers out among layers, as a rank for each.", points=3
+)
 def check_share_ranks(share_ranks):
     """share_ranks(spectra, shapes, budget) -> {name: rank}, whose lost squared singular values are few."""
     for told, spectra, shapes in _networks():
@@ -233,7 +241,9 @@ def _sharing_hint(spectra, ranks, cost, budget):
     return f"{giver!r} should give to {taker!r}: compare what one more rank brings with what it costs"
 
 
-@exercise("05.weighted_factors", "Write a function that factorizes a weight so that its outputs change least.")
+@exercise(
+    "05.weighted_factors", "Write a function that factorizes a weight so that its outputs change least.", points=3
+)
 def check_weighted_factors(weighted_factors):
     """weighted_factors(weight, inputs, rank) -> (left, right), with the least error of inputs @ weight.T."""
     ratios = []

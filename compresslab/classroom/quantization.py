@@ -11,7 +11,7 @@ _NEAR = 1.1  # of the least squared error that a fine search finds
 _LENGTHS = (0, 1, 2, 3, 8, 97, 1000)
 
 
-@exercise("06.affine_grid", "Write a function that lays an affine grid over any tensor.")
+@exercise("06.affine_grid", "Write a function that lays an affine grid over any tensor.", points=3)
 def check_affine_grid(affine_grid):
     """affine_grid(weight, bits) -> (codes, scale, zero_point)."""
     for name, weight in _tensors().items():
@@ -68,7 +68,7 @@ def _tensors():
     }
 
 
-@exercise("06.pack_int4", "Write the two functions that pack 4-bit codes into bytes and bring them back.")
+@exercise("06.pack_int4", "Write the two functions that pack 4-bit codes into bytes and bring them back.", points=2)
 def check_pack_int4(answer):
     """(pack, unpack): pack(codes) -> bytes; unpack(bytes, count) -> codes."""
     if not isinstance(answer, tuple) or len(answer) != 2:
@@ -91,7 +91,7 @@ def check_pack_int4(answer):
     return "A width below a byte exists only where somebody packs it; a tensor's dtype does not."
 
 
-@exercise("06.best_scale", "Write a function that chooses the scale of a symmetric grid, outlier or not.")
+@exercise("06.best_scale", "Write a function that chooses the scale of a symmetric grid, outlier or not.", points=3)
 def check_best_scale(best_scale):
     """best_scale(weight, bits) -> scale with about the least squared error."""
     for name, weight in _weights().items():

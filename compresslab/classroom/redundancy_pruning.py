@@ -19,7 +19,9 @@ _VERDICTS = ("redundancy is better", "activation is better", "can't tell")
 
 
 @exercise(
-    "04.plant", "Write a function that plants twins into a hidden layer without changing what a network computes."
+    "04.plant",
+    "Write a function that plants twins into a hidden layer without changing what a network computes.",
+    points=2,
 )
 def check_plant(plant):
     """plant(weight, bias, outgoing, neurons, scale) -> the three tensors with a twin of each of `neurons` more."""
@@ -112,7 +114,9 @@ def _tensors(answer, count, names):
     return tensors
 
 
-@exercise("04.merge", "Write a function that merges one neuron's outgoing weights into those of its affine twin.")
+@exercise(
+    "04.merge", "Write a function that merges one neuron's outgoing weights into those of its affine twin.", points=3
+)
 def check_merge(merge):
     """merge(activations, weight, bias, stays, goes) -> (weight, bias) of the next layer without input `goes`."""
     worst = 0.0
@@ -173,6 +177,7 @@ def _affine(slope, offset, stays, goes, noise):
 @exercise(
     "04.contest",
     "Give two lists of retrained networks of equal size and a verdict: (by_redundancy, by_activation, verdict).",
+    points=3,
 )
 def check_contest(answer):
     """(networks by redundancy, networks by activation, verdict), from article_mlp for MNIST, one network for each seed.

@@ -18,7 +18,11 @@ _SHARE = 0.25  # of the dense bytes, in the challenge
 _POINT = 0.01  # by how much an allocation has to be better
 
 
-@exercise("07.ranking", "Predict in which order the layers of lenet_5 are sensitive, and write a function that ranks.")
+@exercise(
+    "07.ranking",
+    "Predict in which order the layers of lenet_5 are sensitive, and write a function that ranks.",
+    points=2,
+)
 def check_ranking(answer):
     """(predicted, ranking): ranking(model, split, sparsity) -> names of layers, the most sensitive first."""
     predicted, ranking = _pair(answer, "(predicted, ranking)")
@@ -67,7 +71,9 @@ def _order_hint(order, right, drops):
     return f"at {_SPARSITY:.0%} sparsity {wrong} alone loses {100 * drops[wrong]:.1f} points; measure each layer alone"
 
 
-@exercise("07.lamp", "Write LAMP's score: the square of a weight by the sum of all squares that are no smaller.")
+@exercise(
+    "07.lamp", "Write LAMP's score: the square of a weight by the sum of all squares that are no smaller.", points=2
+)
 def check_lamp(lamp):
     """lamp(weight) -> scores in the shape of `weight`."""
     for weight in _tensors():
@@ -121,7 +127,11 @@ def _at_scales(lamp):
     return left
 
 
-@exercise("07.challenge", "Give a sparsity for each layer of lenet_300_100, Fashion-MNIST, for 25% of the dense bytes.")
+@exercise(
+    "07.challenge",
+    "Give a sparsity for each layer of lenet_300_100, Fashion-MNIST, for 25% of the dense bytes.",
+    points=3,
+)
 def check_challenge(shares):
     """dict of layer -> sparsity, judged by measurement, without retraining."""
     model, split = models.pretrained(_NETWORK, "fashion_mnist"), datasets.load("fashion_mnist").validation
@@ -168,7 +178,9 @@ def _pruned(model, shares):
     return small
 
 
-@exercise("07.break_greedy", "Give a budget (bytes) and an allocation that beats the greedy one: (budget, shares).")
+@exercise(
+    "07.break_greedy", "Give a budget (bytes) and an allocation that beats the greedy one: (budget, shares).", points=3
+)
 def check_break_greedy(answer):
     """(budget, shares): lenet_300_100, MNIST, one-shot; a point more accurate than greedy, and no larger a file."""
     budget, shares = _pair(answer, "(budget, shares)")

@@ -17,7 +17,7 @@ _SPARSITY = 0.95  # of the gradual exercise
 _VERDICTS = ("a is better", "b is better", "can't tell")
 
 
-@exercise("02.threshold_for", "Write a function that turns a sparsity into the threshold that gives it.")
+@exercise("02.threshold_for", "Write a function that turns a sparsity into the threshold that gives it.", points=2)
 def check_threshold_for(threshold_for):
     """threshold_for(model, sparsity) -> t, so that prune(model, threshold=t) is that sparse."""
     for name, model in _networks().items():
@@ -77,7 +77,7 @@ def _sparsity(model):
     return 1 - sum(int(value.count_nonzero()) for value in weights) / sum(value.numel() for value in weights)
 
 
-@exercise("02.dies_first", "Write a function that names the layer which a rising threshold empties first.")
+@exercise("02.dies_first", "Write a function that names the layer which a rising threshold empties first.", points=2)
 def check_dies_first(dies_first):
     """dies_first(model) -> name of the layer that loses all its weights first, one threshold for all layers."""
     for name, model in _mortals().items():
@@ -121,7 +121,11 @@ def _mortals():
     }
 
 
-@exercise("02.csr_break_even", "Write a function that gives the sparsity above which CSR is smaller than dense fp32.")
+@exercise(
+    "02.csr_break_even",
+    "Write a function that gives the sparsity above which CSR is smaller than dense fp32.",
+    points=3,
+)
 def check_csr_break_even(break_even):
     """break_even(rows, columns, index_bytes) -> sparsity at which CSR takes as many bytes as dense fp32."""
     for rows, columns in ((300, 784), (100, 300), (10, 100), (40, 12)):
@@ -169,7 +173,9 @@ def _csr_bytes(rows, columns, zeros, index_bytes):
     return csr.data.nbytes + indices.nbytes + csr.indptr.astype(np.int32).nbytes
 
 
-@exercise("02.gradual", "Give two retrained networks at 95% sparsity and a verdict: (at_once, gradually, verdict).")
+@exercise(
+    "02.gradual", "Give two retrained networks at 95% sparsity and a verdict: (at_once, gradually, verdict).", points=3
+)
 def check_gradual(answer):
     """(pruned at once, pruned gradually, McNemar's verdict), LeNet-300-100 for MNIST at 95% sparsity, retrained.
 

@@ -175,7 +175,7 @@ def one_shot(net, data):
         (lambda net, data: cl.Recipe([PRUNE]), "apply the recipe"),
         (lambda net, data: 0.98, "give the network itself"),
         (lambda net: net, "stopped with TypeError"),
-        (lambda net, data: None, "nothing here yet"),
+        (lambda net, data: None, "not answered yet"),
         (0.98, "the function itself"),
         (Untraceable(), "the function itself"),
     ],

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import html
+import math
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_an_unknown_exercise_is_refused_with_the_names_there_are(name):
 def test_a_stub_is_nothing_yet(name, stub, capsys):
     result = cl.classroom.check(name, stub)
     assert not result
-    assert "nothing here yet" in capsys.readouterr().out
+    assert "not answered yet" in capsys.readouterr().out
 
 
 OTHER_ANSWERS = {
@@ -79,11 +81,15 @@ OTHER_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", sorted(set(cl.classroom.exercises()) - OTHER_ANSWERS))
-@pytest.mark.parametrize("stub", [handed_out, lambda *arguments: None], ids=["raises", "returns nothing"])
+@pytest.mark.parametrize(
+    "stub",
+    [handed_out, lambda *arguments: None, lambda *arguments: ..., lambda *arguments: NotImplemented],
+    ids=["raises", "returns nothing", "returns ...", "returns NotImplemented"],
+)
 def test_a_function_that_is_still_empty_is_nothing_yet(name, stub):
     result = cl.classroom.check(name, stub)
     assert not result
-    assert "nothing here yet" in result.message
+    assert "not answered yet" in result.message
 
 
 @pytest.mark.parametrize("name", sorted(cl.classroom.exercises()))
@@ -137,14 +143,61 @@ def test_an_interrupt_is_passed_on():
         cl.classroom.check("00.file_bytes", interrupted)
 
 
-def test_feedback_is_frozen_truthy_and_silent_in_a_cell(capsys):
+class Quits(torch.nn.Module):
+    """A network that leaves Python when it is called."""
+
+    def forward(self, images):
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("name", ["01.student", "08.ten_kib"])
+def test_a_network_that_leaves_python_is_described(name):
+    assert (
+        "SystemExit" in cl.classroom.check(name, Quits()).message
+        or "Quits" in cl.classroom.check(name, Quits()).message
+    )
+
+
+def score(output):
+    """The points that nbgrader 0.9.6 reads from the result of a check's cell."""
+    return float(output["text/plain"])
+
+
+def test_a_check_leaves_a_number_for_grading_and_words_for_people():
+    right = cl.classroom.check("00.file_bytes", lambda shapes: sum(4 * math.prod(shape) for shape in shapes))
+    assert right.points == score(right._repr_mimebundle_()) == right.possible == 2
+    assert "2 of 2 points" in right._repr_mimebundle_()["text/html"]
+    for answer in (None, handed_out, lambda shapes: 3, lambda shapes: 1 / 0):
+        wrong = cl.classroom.check("00.file_bytes", answer)
+        assert wrong.points == score(wrong._repr_mimebundle_()) == 0
+
+
+@pytest.mark.parametrize(
+    "answer, sign", [(lambda shapes: 1 / 0, "✗"), (None, "…"), (lambda shapes: "<b>", "✗")], ids=["✗", "…", "html"]
+)
+def test_a_notebook_shows_the_line_as_a_box(answer, sign, monkeypatch):
+    shown = []
+    monkeypatch.setattr(feedback, "display", shown.append)
+    message = cl.classroom.check("00.file_bytes", answer).message
+    (box,) = shown
+    assert repr(box) == message and message.startswith(sign)
+    assert html.escape(message) in box._repr_html_() and feedback._COLORS[sign] in box._repr_html_()
+
+
+def test_where_strict_checks_are_asked_for_an_answer_that_does_not_pass_raises(monkeypatch):
+    monkeypatch.setenv("COMPRESSLAB_STRICT_CHECKS", "1")
+    for answer in (None, lambda shapes: 3):
+        with pytest.raises(AssertionError, match="00.file_bytes: not"):
+            cl.classroom.check("00.file_bytes", answer)
+    assert cl.classroom.check("00.file_bytes", lambda shapes: sum(4 * math.prod(shape) for shape in shapes))
+
+
+def test_feedback_is_frozen_and_truthy():
     passed = feedback.Feedback("x", True, "right")
     assert passed and not dataclasses.replace(passed, passed=False)
     assert copy.deepcopy(passed) == passed
     with pytest.raises(dataclasses.FrozenInstanceError):
         passed.passed = False
-    passed._ipython_display_()
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

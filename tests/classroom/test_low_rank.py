@@ -260,7 +260,7 @@ def test_the_break_even_is_counted_on_real_layers(rows, columns, factors):
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_stub_is_told_from_a_wrong_answer(name):
-    assert "nothing here yet" in cl.classroom.check(name, lambda *given: None).message
+    assert "not answered yet" in cl.classroom.check(name, lambda *given: None).message
 
 
 def test_no_change_of_two_ranks_improves_what_is_held_against_an_answer():

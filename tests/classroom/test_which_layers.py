@@ -78,8 +78,8 @@ def test_a_measured_ranking_passes_whatever_was_predicted(predicted):
         ((["fc1"], ranking), "your prediction should be a list"),
         (("conv1", ranking), "your prediction should be a list"),
         (ranking, "give two things"),
-        ((None, ranking), "nothing here yet"),
-        ((LAYERS, lambda *given: None), "nothing here yet"),
+        ((None, ranking), "not answered yet"),
+        ((LAYERS, lambda *given: None), "not answered yet"),
     ],
 )
 def test_other_rankings_fail_with_a_hint(answer, hint):
@@ -105,7 +105,7 @@ def test_right_scores_pass(score):
         (lambda weight: lamp(weight.abs().sqrt()), "smallest weight's score"),
         (lambda weight: lamp(weight).flatten(), "give its shape back"),
         (lambda weight: lamp(weight).tolist(), "give its shape back"),
-        (lambda weight: None, "nothing here yet"),
+        (lambda weight: None, "not answered yet"),
         (3, "the function itself"),
     ],
 )
@@ -148,7 +148,7 @@ def test_the_challenge_is_judged_by_measurement():
         ({"fc1": "most"}, "should be a number"),
         ({"conv1": 0.5}, "the layers are fc1, fc2, fc3"),
         ([0.8, 0.5, 0.1], "give a dict"),
-        (None, "nothing here yet"),
+        (None, "not answered yet"),
     ],
 )
 def test_other_shares_fail_with_a_hint(shares, hint):
@@ -182,4 +182,4 @@ def test_the_greedy_allocation_is_broken():
         result = cl.classroom.check("07.break_greedy", answer)
         assert not result and hint.lower() in result.message.lower(), result.message
     for answer in ((None, None), (budget, None), (None, shares)):
-        assert "nothing here yet" in cl.classroom.check("07.break_greedy", answer).message
+        assert "not answered yet" in cl.classroom.check("07.break_greedy", answer).message
