@@ -17,9 +17,8 @@ import re
 import sys
 from pathlib import Path, PurePath
 
-import nbformat
-
 ROOT = Path(__file__).resolve().parent.parent
+STUB, ANSWER = "# your code here", "*Your answer here.*"
 LEFT_OUT = {"test", "solution"}  # tags of cells that learners do not get
 KEPT_OF_NOTEBOOK = {"kernelspec", "language_info"}
 KEPT_OF_NBGRADER = {"grade", "grade_id", "locked", "points", "schema_version", "solution", "task"}
@@ -34,37 +33,40 @@ WRITTEN_BY_NOTEBOOKS = ("compresslab-*.csv", "*.clab")  # beside a source that w
 def strip_source(cell):
     """Return the source of a cell with stubs for its solutions, without hidden tests and marks for nbval.
 
-    raises  ValueError for a region that begins or ends alone
+    cell     a dict, as the notebook's JSON has it
+    raises   ValueError for a region that begins or ends alone
     """
+    code = cell["cell_type"] == "code"
 
     def replace(region):
         indent, kind, newline = region.groups()
         if kind != "SOLUTION":
             return ""
-        if cell.cell_type != "code":
-            return f"*Your answer here.*{newline}"
+        if not code:
+            return f"{ANSWER}{newline}"
         # a block needs a statement; at the end of a cell `...` would be shown as its result
-        return f"{indent}{'...  ' if indent else ''}# your code here{newline}"
+        return f"{indent}{'...  ' if indent else ''}{STUB}{newline}"
 
-    source, regions = REGION.subn(replace, cell.source)
+    source, regions = REGION.subn(replace, "".join(cell["source"]))
     if TORN_REGION.search(source):
-        raise ValueError(f"cell {cell.id!r} has a BEGIN or END without its counterpart; give both")
-    if cell.metadata.get("nbgrader", {}).get("solution") and not regions:
-        source = "# your code here" if cell.cell_type == "code" else "*Your answer here.*"
-    if cell.cell_type != "code":
-        return source.replace("../notebooks/", "")  # a link to another notebook leads to its copy
-    return NBVAL_MARKER.sub("", source).rstrip()
+        raise ValueError(f"cell {cell['id']!r} has a BEGIN or END without its counterpart; give both")
+    if cell["metadata"].get("nbgrader", {}).get("solution") and not regions:
+        source = STUB if code else ANSWER
+    if code:
+        return NBVAL_MARKER.sub("", source).rstrip()
+    return source.replace("../notebooks/", "")  # a link to another notebook leads to its copy
 
 
 def make_copy(notebook):
-    """Return what a learner gets of a notebook, a new one.
+    """Return what a learner gets of a notebook.
 
-    notebook  nbformat.NotebookNode of version 4
+    notebook  a dict, the JSON of format 4.5
+    returns   a new dict
     raises    ValueError for a solution that begins or ends alone
     """
     cells = []
-    for cell in notebook.cells:
-        tags, teaching = cell.metadata.get("tags", []), cell.metadata.get("nbgrader", {})
+    for cell in notebook["cells"]:
+        tags, teaching = cell["metadata"].get("tags", []), cell["metadata"].get("nbgrader", {})
         if LEFT_OUT.intersection(tags):
             continue
         tags = [tag for tag in tags if not tag.startswith("nbval")]
@@ -74,11 +76,12 @@ def make_copy(notebook):
         if tags:
             metadata["tags"] = tags
         copied = {key: cell[key] for key in ("cell_type", "id", "attachments") if key in cell}
-        if cell.cell_type == "code":
+        if cell["cell_type"] == "code":
             copied |= {"execution_count": None, "outputs": []}
-        cells.append({**copied, "metadata": metadata, "source": strip_source(cell)})
-    metadata = {key: value for key, value in notebook.metadata.items() if key in KEPT_OF_NOTEBOOK}
-    return nbformat.from_dict({**notebook, "metadata": metadata, "cells": cells})
+        source = strip_source(cell).splitlines(keepends=True)
+        cells.append({**copied, "metadata": metadata, "source": source})
+    metadata = {key: value for key, value in notebook["metadata"].items() if key in KEPT_OF_NOTEBOOK}
+    return {**notebook, "metadata": metadata, "cells": cells}
 
 
 class Copies:
@@ -101,15 +104,15 @@ class Copies:
     def update(self):
         """Make what is missing, and anew what was never touched and has changed; return a line for each news."""
         made, remade, news = [], [], []
-        for name in self.names():
-            content, digest = self._content(name), self._digest(name)
-            fresh = hashlib.sha256(content).hexdigest()
+        contents = {name: self._content(name) for name in self.names()}  # all of them, before any is written
+        for name, content in contents.items():
+            digest, fresh = self._digest(name), hashlib.sha256(content).hexdigest()
             if digest is None or digest == self.made.get(name) != fresh:
                 (made if digest is None else remade).append(name)
                 self._write(self.folder / name, content)
             elif digest != fresh:
                 if self.made.get(name) != fresh:
-                    news.append(f"{name} has changed since you began; yours is kept ({self._reset_command(name)})")
+                    news.append(f"{name} has changed since you began; yours is kept. {_advise_reset(name)}")
                 continue
             self.made[name] = fresh
         self._write_record()
@@ -149,18 +152,14 @@ class Copies:
             raise ValueError(f"NOTEBOOK is {wanted!r}; give one of {stems} (make reset NOTEBOOK=02)")
         return matches[0]
 
-    def _reset_command(self, name):
-        return (
-            f"make reset NOTEBOOK={PurePath(name).stem} lays it beside a new one" if name.endswith(".ipynb") else name
-        )
-
     def _content(self, name):
         path = self.sources / name
         if path.suffix != ".ipynb":
             return path.read_bytes()
         try:
-            notebook = nbformat.v4.reads(path.read_text(encoding="utf-8"))
-            return (nbformat.v4.writes(make_copy(notebook)) + "\n").encode()
+            copy = make_copy(json.loads(path.read_text(encoding="utf-8")))
+            # as JupyterLab writes it
+            return (json.dumps(copy, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
         except Exception as error:
             raise ValueError(f"{path} cannot be copied: {error}") from error
 
@@ -185,6 +184,12 @@ class Copies:
         unfinished = path.with_name(f".{path.name}.unfinished")
         unfinished.write_bytes(content)
         unfinished.replace(path)
+
+
+def _advise_reset(name):
+    if not name.endswith(".ipynb"):
+        return "Delete it for the new one"
+    return f"For the new one, and yours beside it: make reset NOTEBOOK={PurePath(name).stem}"
 
 
 def main(arguments=None):

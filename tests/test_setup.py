@@ -22,6 +22,7 @@ case "$*" in
     "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
     *"pip install"*) echo "$*" >> "$INSTALLED"; exit ${{NO_NETWORK:-0}} ;;
     "-m jupyterlab "*) echo "opened: $*" ;;
+    scripts/learner_copies.py*) echo "copies: $*"; exit ${{READ_ONLY:-0}} ;;
     *socket*) exec {sys.executable} "$@" ;;
 esac
 """
@@ -224,11 +225,34 @@ def test_unknown_torch(checkout):
     assert "TORCH is rocm" in said
 
 
-def test_lab_opens_the_first_notebook_and_passes_arguments_on(checkout):
+def test_lab_opens_the_first_copy_and_passes_arguments_on(checkout):
     status, said = checkout.make("lab", "ARGS=--no-browser --ip=127.0.0.1 --IdentityProvider.token='a b'")
     assert status == 0, said
-    assert "/lab/tree/notebooks/00_honest_meter.ipynb --no-browser --ip=127.0.0.1" in said
+    assert "copies: scripts/learner_copies.py\n" in said
+    assert "/lab/tree/learn/00_honest_meter.ipynb --no-browser --ip=127.0.0.1" in said
     assert "token=a b" in said
+
+
+def test_lab_opens_the_solved_notebooks_on_request_and_makes_no_copies(checkout):
+    status, said = checkout.make("lab", "SOLVED=1", "ARGS=--version")
+    assert status == 0, said
+    assert "/lab/tree/notebooks/00_honest_meter.ipynb --version" in said
+    assert "copies:" not in said
+    status, said = checkout.make("lab", "SOLVED=please")
+    assert status != 0 and "opened:" not in said
+    assert "SOLVED is please; give SOLVED=1" in said
+
+
+def test_lab_stops_where_no_copies_can_be_made(checkout):
+    status, said = checkout.make("lab", READ_ONLY="1")
+    assert status != 0 and "opened:" not in said
+
+
+@pytest.mark.parametrize("wanted", ["02_zero_pruning", "my notebook.ipynb", ""])
+def test_reset_starts_one_notebook_anew(checkout, wanted):
+    status, said = checkout.make("reset", f"NOTEBOOK={wanted}")
+    assert status == 0, said
+    assert said.endswith(f"copies: scripts/learner_copies.py --reset {wanted}\n")
 
 
 @pytest.mark.parametrize("how", ["--port={}", "--port {}", "--ServerApp.port={}"])
