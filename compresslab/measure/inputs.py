@@ -32,12 +32,12 @@ def sample_shape(model, shape=None):
     raises   ValueError naming what was tried and what the model said
     """
     if shape is not None:
-        if error := _refusal(model, batch(model, shape)):
+        if error := refusal(model, batch(model, shape)):
             raise ValueError(f"the model does not take a batch of shape {(1, *shape)}: {error}; give another shape")
         return tuple(shape)
     candidates = [_WORKBOOK, *_first_linear(model)]
     for candidate in candidates:
-        if not _refusal(model, batch(model, candidate)):
+        if not refusal(model, batch(model, candidate)):
             return candidate
     tried = " nor ".join(map(str, candidates))
     raise ValueError(f"shape is None, and the model takes neither {tried}; give the shape of one sample, (3, 32, 32)")
@@ -55,8 +55,8 @@ def _first_linear(model):
     return [(first.in_features,)] if isinstance(first, torch.nn.Linear) else []
 
 
-def _refusal(model, inputs):
-    """What the model says against these inputs, None if it takes them."""
+def refusal(model, inputs):
+    """Return what the model says against these inputs, None if it takes them."""
     try:
         with torch.no_grad():
             model(inputs)

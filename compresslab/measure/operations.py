@@ -1,32 +1,46 @@
-"""Multiply-accumulates of one forward pass, counted by torch while the model runs."""
+"""Multiply-accumulates of one forward pass, counted by torch while the model runs.
+
+What is counted must not depend on which kernel runs. So torch is kept from fused kernels where it can be, and products
+that its counter does not know are counted by the formulas below.
+"""
 
 import contextlib
+from math import prod
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresslab import data, layers
-from compresslab.measure.inputs import batch, evaluating, sample_shape
+from compresslab import data, layers, train
+from compresslab.measure.inputs import batch, evaluating, refusal, sample_shape
 
 
 def macs(model, images=None):
-    """Multiply-accumulates for one sample, by torch's own flop counter (flops / 2).
+    """Count the multiply-accumulates for one sample, half of what torch counts as flops.
 
-    Counted are matrix products, convolutions and attention: what Linear, Conv, recurrent and attention layers do. Not
-    counted are elementwise work, normalisation and pooling. A weight of zero is multiplied like any other, so a masked
+    Counted are matrix products, convolutions and attention: what Linear, Conv, recurrent and attention layers do.
+    Attention is two full matrix products, causal or masked or not, whichever kernel computes it. Not counted are
+    elementwise work, normalisation and pooling. A weight of zero is multiplied like any other, so a masked
     model has the MACs of the dense one; they fall only when neurons, channels or ranks are really removed.
 
     images   (N, …) tensor, array or data.Split of which the first is used, or the shape of one sample (1, 28, 28);
              None as in `latency`
     returns  int
-    raises   ValueError if the model does not take these inputs
+    raises   ValueError if the model does not take these inputs, or computes in a way that torch cannot count
     """
-    with evaluating(model), _counted_kernels(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         inputs = _one(model, images)
-        with FlopCounterMode(display=False) as counter:
-            model(inputs)
+        counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+        with train.Precision().active("cpu"), _plain_kernels(model), counter:  # other threads wait for the switches
+            try:
+                model(inputs)
+            except Exception as error:  # it ran in `_one`
+                reason = f"{type(error).__name__}: {error}"
+                raise ValueError(
+                    f"model computes in a way that torch's counter cannot follow ({reason[:200]})"
+                ) from error
     return counter.get_total_flops() // 2
 
 
@@ -38,14 +52,15 @@ def _one(model, images):
     images = torch.as_tensor(images)
     if images.ndim == 0 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}; give at least one, (N, …)")
-    if images.is_floating_point():
-        sample_shape(model, tuple(images.shape[1:]))
-    return layers.as_inputs(model, images[:1])
+    inputs = layers.as_inputs(model, images[:1])
+    if error := refusal(model, inputs):
+        raise ValueError(f"the model does not take a batch of shape {tuple(inputs.shape)}: {error}; give other images")
+    return inputs
 
 
 @contextlib.contextmanager
-def _counted_kernels(model):
-    """Keep torch from fused kernels that the counter does not see: they would count as no work at all."""
+def _plain_kernels(model):
+    """Make torch compute attention and recurrent layers by matrix products, which its counter sees."""
     fused = [(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)]
     if any(isinstance(part, nn.RNNBase) for part in model.modules()):
         fused += [_switch(torch.backends.mkldnn), _switch(torch.backends.cudnn)]
@@ -53,7 +68,8 @@ def _counted_kernels(model):
     try:
         for _, set_to in fused:
             set_to(False)
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         for (_, set_to), value in zip(fused, before, strict=True):
             set_to(value)
@@ -61,3 +77,29 @@ def _counted_kernels(model):
 
 def _switch(backend):
     return lambda: backend.enabled, lambda value: setattr(backend, "enabled", value)
+
+
+def _attention_flops(query, key, value, *_, **__):
+    """Flops of softmax(query · keyᵀ) · value, from the shapes (…, length, width)."""
+    return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+# Flops of operators that torch's counter may lack, from the shapes of their arguments and of what they return. The
+# attention kernels are for a forward that chooses its kernel itself. A torch that lacks an operator never calls it.
+_FORMULAS = {
+    getattr(torch.ops.aten, name): formula
+    for name, formula in {
+        "mv": lambda matrix, *_, **__: 2 * prod(matrix),
+        "addmv": lambda bias, matrix, *_, **__: 2 * prod(matrix),
+        "dot": lambda vector, *_, **__: 2 * prod(vector),
+        "vdot": lambda vector, *_, **__: 2 * prod(vector),
+        "addbmm": lambda bias, first, second, **_: 2 * prod(first) * second[-1],
+        "bilinear": lambda first, second, weight, *_, **__: 2 * prod(first[:-1]) * prod(weight),
+        "_trilinear": lambda first, weight, *_, **__: 2 * first[0] * prod(weight),  # what bilinear is made of
+        "conv_tbc": lambda inputs, weight, *_, out_shape, **__: 2 * prod(out_shape[:2]) * prod(weight),
+        "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
+        "_scaled_dot_product_fused_attention_overrideable": _attention_flops,
+        "_scaled_dot_product_attention_math_for_mps": _attention_flops,
+    }.items()
+    if hasattr(torch.ops.aten, name)
+}

@@ -1,8 +1,11 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import compresslab as cl
 from compresslab import measure
@@ -20,6 +23,26 @@ class First(nn.Module):
         return self.layer(inputs)[0]
 
 
+class Calls(nn.Module):
+    """A model of a plain function."""
+
+    def __init__(self, function, *layers):
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, inputs):
+        return self.function(inputs, *self.layers)
+
+
+def attend(keys=None, **settings):
+    """Attention of inputs (batch, length, width), to their first `keys` places if that is given."""
+    return lambda x, layer: layer(x, x[:, :keys], x[:, :keys], **settings)[0]
+
+
+def multi_head(width=16, heads=2, **settings):
+    return nn.MultiheadAttention(width, heads, batch_first=True, **settings)
+
+
 @pytest.mark.parametrize(
     ("model", "shape", "expected"),
     [
@@ -33,6 +56,10 @@ class First(nn.Module):
         (nn.Conv2d(2, 3, 3), (2, 6, 6), 16 * 3 * 2 * 9),
         (nn.Conv3d(1, 2, 2), (1, 4, 4, 4), 27 * 2 * 8),
         (nn.ConvTranspose2d(2, 3, 3), (2, 6, 6), 36 * 2 * 3 * 9),
+        (nn.Conv2d(4, 6, 3, dilation=2, stride=2, padding=1, groups=2), (4, 9, 9), 4 * 4 * 6 * 2 * 9),
+        (nn.Conv2d(2, 3, 4, padding="same"), (2, 6, 6), 36 * 3 * 2 * 16),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (4, 5, 5), 25 * 4 * 3 * 9),
+        (nn.Linear(7, 5), (3, 7), 3 * 35),
         (nn.ReLU(), (5,), 0),
         (First(nn.LSTM(8, 16, batch_first=True)), (3, 8), 3 * 4 * 16 * (8 + 16)),
         (First(nn.GRU(8, 16, batch_first=True)), (3, 8), 3 * 3 * 16 * (8 + 16)),
@@ -47,6 +74,81 @@ class First(nn.Module):
 def test_by_hand(model, shape, expected):
     assert measure.macs(model, shape) == expected
     assert measure.macs(model, torch.rand(4, *shape)) == expected
+
+
+CAUSAL = nn.Transformer.generate_square_subsequent_mask(5)
+
+
+@pytest.mark.parametrize(
+    ("function", "layers", "shape", "expected"),
+    [
+        (attend(need_weights=False), [multi_head()], (5, 16), 5 * 16 * 64 + 2 * 5 * 5 * 16),
+        (attend(need_weights=True), [multi_head()], (5, 16), 5 * 16 * 64 + 2 * 5 * 5 * 16),
+        (attend(need_weights=False, attn_mask=CAUSAL), [multi_head()], (5, 16), 5 * 16 * 64 + 2 * 5 * 5 * 16),
+        (
+            attend(need_weights=False, attn_mask=CAUSAL, is_causal=True),
+            [multi_head()],
+            (5, 16),
+            5 * 16 * 64 + 2 * 5 * 5 * 16,
+        ),
+        (attend(keys=3, need_weights=False), [multi_head()], (5, 16), (5 + 3 + 3 + 5) * 16 * 16 + 2 * 5 * 3 * 16),
+        (attend(need_weights=False), [multi_head(kdim=16, vdim=16)], (5, 16), 5 * 16 * 64 + 2 * 5 * 5 * 16),
+        (lambda x, encoder: encoder(x, mask=CAUSAL), None, (5, 16), 2 * 11_040),
+        (lambda x, encoder: encoder(x, src_key_padding_mask=torch.eye(5)[:1] > 0), None, (5, 16), 2 * 11_040),
+        (lambda x, whole: whole(x, x[:, :3]), [nn.Transformer(16, 2, 1, 1, 32, batch_first=True)], (5, 16), 22_048),
+        (lambda x, layer: layer(x)[0], [nn.LSTM(8, 16, 2, bidirectional=True)], (3, 8), 3 * 8 * 16 * (24 + 48)),
+        (lambda x, layer: layer(x)[0], [nn.LSTM(8, 16, proj_size=4)], (3, 8), 3 * (64 * (8 + 4) + 16 * 4)),
+        (lambda x, layer: layer(x), [nn.LSTMCell(8, 16)], (8,), 64 * 24),
+        (lambda x, layer: layer(x), [nn.GRUCell(8, 16)], (8,), 48 * 24),
+        (lambda x, layer: layer(x, x), [nn.Bilinear(4, 4, 3)], (4,), 4 * 4 * 3),
+        (lambda x: torch.einsum("bi,bj->bij", x, x).flatten(1) @ torch.ones(16, 2), [], (4,), 32),
+        (lambda x: torch.einsum("bqd,bkd->bqk", x, x), [], (5, 4), 100),
+        (lambda x: torch.bmm(x, x.mT), [], (5, 4), 100),
+        (lambda x: torch.baddbmm(x[:, :, :1], x, x.mT), [], (5, 4), 100),
+        (lambda x: x @ torch.ones(4), [], (5, 4), 20),
+        (lambda x: x[0] @ torch.ones(4), [], (5, 4), 20),
+        (lambda x: x[0] @ torch.ones(4), [], (4,), 4),
+        (lambda x: functional.linear(x[0], torch.ones(3, 4), torch.ones(3)), [], (4,), 12),
+        (lambda x: torch.addmv(torch.ones(5), x[0], torch.ones(4)), [], (5, 4), 20),
+        (lambda x: torch.addbmm(torch.ones(5, 5), x, x.mT), [], (5, 4), 100),
+        (lambda x: x[0] @ torch.eye(4).to_sparse_csr(), [], (5, 4), 80),
+    ],
+)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.enable_grad], ids=["inference", "gradients"])
+def test_other_products_by_hand(function, layers, shape, expected, mode):
+    """Whatever torch computes them with, and whether the forward chooses how."""
+    if layers is None:
+        layers = [nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)]
+    model = Calls(lambda x, *layers: mode()(function)(x, *layers), *layers)
+    assert measure.macs(model, shape) == expected
+    assert measure.macs(model, torch.rand(4, *shape)) == expected
+
+
+@pytest.mark.parametrize("kernel", SDPBackend.__members__.values(), ids=str)
+def test_the_kernel_of_attention_does_not_count(kernel):
+    def attention(x):
+        heads = x.unflatten(-1, (2, 8)).transpose(1, 2)  # (batch, head, length, width)
+        with sdpa_kernel(kernel):
+            return functional.scaled_dot_product_attention(heads, heads[:, :, :3], heads[:, :, :3])
+
+    try:
+        attention(torch.rand(1, 5, 16))
+    except (RuntimeError, ValueError):
+        pytest.skip(f"no {kernel} on this machine")
+    assert measure.macs(Calls(attention), (5, 16)) == 2 * 5 * 3 * 16
+
+
+def test_what_the_counter_cannot_follow_is_refused_in_words():
+    def forward(x):
+        if not torch.backends.mha.get_fastpath_enabled():  # while it counts
+            raise TypeError("no implementation of flex_attention")
+        return x
+
+    with pytest.raises(ValueError, match=r"torch's counter cannot follow \(TypeError: no implementation of flex"):
+        measure.macs(Calls(forward), (5,))
+    with pytest.raises(ValueError, match=r"does not take a batch of shape \(1, 3\): IndexError"):
+        measure.macs(nn.Embedding(5, 2), torch.full((2, 3), 7))
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_numbers_of_the_literature():
@@ -86,6 +188,15 @@ def test_model_and_torch_are_left_as_they_were():
     assert all(weight.grad is None for weight in model.parameters())
     assert torch.equal(chance, torch.get_rng_state())
     assert torch.backends.mkldnn.enabled == torch.backends.cudnn.enabled == torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+def test_two_threads_at_once_leave_torch_as_it_was():
+    models = [First(nn.LSTM(8, 16, batch_first=True)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        counts = set(pool.map(lambda model: measure.macs(model, (3, 8)), models * 5))
+    assert counts == {3 * 4 * 16 * (8 + 16)}
+    assert torch.backends.mkldnn.enabled and torch.backends.mha.get_fastpath_enabled()
 
 
 def test_while_another_thread_trains():
