@@ -1,15 +1,17 @@
 """The smallest files: networks trained for the length of their .clab file, measured as a fresh process decodes them.
 
-    python -m benchmarks.records [--records NAME …] [--seeds 0 1 2 3 4] [--keep] [--quick]
+    python -m benchmarks.records [--records NAME …] [--seeds 0 1 2 3 4] [--keep]
+    python -m benchmarks.records --files
 
-Each record is a reference network of its full shape. Its settings were chosen on the validation images; what is printed
-is measured on the 10,000 test images, seed by seed, by a process that has nothing but the file. --keep writes the file
-of the seed with the best validation accuracy to data/records. Everything is computed on one thread, and the seconds are
-those of the processor, from the data as they ship to the file: images are distorted, a teacher answers to all of them,
-and a network learns the answers while it shrinks to few weights of few values (`compresslab.shrinking`), or pays for
-the bits of its weights (`compresslab.rate`). Where a record's name says "tied", that network has fewer units than the
-reference, and convolutions in place of matrices; it is written into the reference's shape, in which rows repeat one
-another (`compresslab.structure.embedding`).
+Each record is a reference network of its full shape. Its settings were chosen on the validation images; what is
+printed is measured on the 10,000 test images, seed by seed, by a process that has nothing but the file. --keep writes
+the file of the seed with the best validation accuracy to data/records. --files trains nothing: it says how many bytes
+of those files are the header, and how many they would be if the decoder knew no words. Everything is computed on one
+thread, and the seconds are those of the processor, from the data as they ship to the file: images are distorted, a
+teacher answers to all of them, and a network learns the answers while it shrinks to few weights of few values
+(`compresslab.shrinking`), or pays for the bits of its weights (`compresslab.rate`). Where a record's name says "tied",
+that network has fewer units than the reference, and convolutions in place of matrices; it is written into the
+reference's shape, in which rows repeat one another (`compresslab.structure.embedding`).
 """
 
 import argparse
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,8 @@ from compresslab import knowledge
 from compresslab.augmentation import augmented
 from compresslab.rate import charge
 from compresslab.shrinking import shrink
+from compresslab.storage import container
+from compresslab.storage.deflate import deflate
 from compresslab.structure.embedding import busiest_first, embed, unrolled
 
 FOLDER = Path(__file__).parent.parent / "data" / "records"
@@ -215,8 +220,12 @@ def main():
     parser.add_argument("--records", nargs="+", choices=RECORDS, default=list(RECORDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--keep", action="store_true", help="write the best file of each record to data/records")
+    parser.add_argument("--files", action="store_true", help="split the files in data/records, and train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.files:
+        print(split_files().to_string(index=False))
+        return
     every = []
     for name in arguments.records:
         with tempfile.TemporaryDirectory() as folder:
@@ -264,6 +273,29 @@ def keep(name, rows):
     known[name] = {"reference": record.reference, "data": record.data, "seed": best["seed"], "bytes": best["bytes"]}
     known[name] |= {key: best[key] for key in ("validation error", "test error")}
     told.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+
+
+def split_files():
+    """Tabulate the files in data/records: bytes, those of the header, and bytes if the decoder knew no words."""
+    rows = []
+    for path in sorted(FOLDER.glob("*.clab")):
+        model, blob = cl.load(path), path.read_bytes()
+        dense, bare = cl.measure.sizes(model).dense_bytes, count_without_words(blob)
+        row = {"file": path.stem, "bytes": len(blob), "ratio": f"{dense / len(blob):.0f}x"}
+        row["header"] = round(cl.storage.breakdown(model)[-1].bytes)
+        rows.append(row | {"without words": bare, "ratio without words": f"{dense / bare:.0f}x"})
+    return pd.DataFrame(rows)
+
+
+def count_without_words(blob):
+    """Count the bytes of a .clab file whose header is deflated with an empty dictionary."""
+    start = len(container.MAGIC) + 1
+    unpacker = zlib.decompressobj(-15, container.DICTIONARIES[container.VERSION])
+    text = unpacker.decompress(blob[start:])
+    bare = deflate(text)
+    if zlib.decompress(bare, -15) != text:
+        raise RuntimeError("the header without a dictionary does not come back")
+    return start + len(bare) + len(unpacker.unused_data)
 
 
 def summary(rows):

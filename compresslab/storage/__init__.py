@@ -1,4 +1,4 @@
-"""The .clab file, format version 3: a model in one self-describing file, exact to the bit, without class or pickle.
+"""The .clab file, format version 4: a model in one self-describing file, exact to the bit, without class or pickle.
 
     save(net, "net.clab"); same = load("net.clab")
 
@@ -15,7 +15,7 @@ Written specification: docs/format.md; by module:
 roundings and inputs say which weights and which layers' inputs are rounded, and put that on a model again; filling
 does so with tensors and masks. folding leaves out what no prediction depends on.
 
-Files of versions 1 and 2 are read, and not written any more.
+Files of versions 1 to 3 are read, and not written any more.
 
 Loading trusts nothing. Every length is checked before it is used, nothing is built that the length of the file (or
 `max_bytes`, for the numbers) does not pay for, names are looked up in fixed lists, and no code of the file runs.

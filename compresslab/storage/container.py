@@ -1,12 +1,12 @@
 """The outside of a .clab file: magic, version, header, two payload sections, checksum; and the atomic write.
 
-    magic "CLAB" · version, 3 (1 byte) · header · length of the bytes section (varint) · bytes section · output of the
+    magic "CLAB" · version, 4 (1 byte) · header · length of the bytes section (varint) · bytes section · output of the
     range coder, to the end · first 4 bytes of the SHA-256 of everything before
 
 The header is compact UTF-8 JSON, raw-deflated against the version's dictionary. A varint holds 7 bits a byte, least
 significant first, the high bit set on all but the last.
 
-Versions 1 and 2, which are read, have
+Version 3, which is read, differs by its dictionary alone. Versions 1 and 2, which are read, have
 
     magic · version · four varints: header bytes unpacked, header bytes stored, bytes section, words · header · bytes
     section · words of the range coder (32-bit little-endian) · first 8 bytes of the SHA-256 of everything before
@@ -29,8 +29,8 @@ import numpy as np
 from compresslab.storage.deflate import deflate
 
 MAGIC = b"CLAB"
-FIRST, VERSION = 1, 3  # oldest that is read; newest that is read, the one that is written
-CHECKSUM_BYTES = {1: 8, 2: 8, 3: 4}
+FIRST, VERSION = 1, 4  # oldest that is read; newest that is read, the one that is written
+CHECKSUM_BYTES = {1: 8, 2: 8, 3: 4, 4: 4}
 # Part of the format: what deflate may refer back to. The most frequent strings stand last.
 _FIRST_DICTIONARY = (
     b'["MaxPool1d",["MaxPool3d",["AvgPool2d",["AdaptiveAvgPool2d",{"output_size":["ConvTranspose2d",["Conv1d",["Conv3d",'
@@ -78,7 +78,47 @@ _THIRD_DICTIONARY = _SECOND_DICTIONARY + (
     b'["ReLU"],"fc2":["Linear",{"in_features":300,"out_features":100}],"relu2":["ReLU"],"fc3":["Linear",{"in_features":'
     b'100,"out_features":10}]}],"training":false,"masked":[0,2,4]}'
 )
-DICTIONARIES = {1: _FIRST_DICTIONARY, 2: _SECOND_DICTIONARY, 3: _THIRD_DICTIONARY}
+# Names of layers, of their arguments and of what a forward calls, and common words: no number and no network, so that
+# every network pays for its architecture alike.
+_FOURTH_DICTIONARY = (
+    b'["Transformer",{"num_encoder_layers":,"num_decoder_layers":["TransformerDecoder",{"decoder_layer":{"module":'
+    b'["TransformerDecoderLayer",{["TransformerEncoder",{"encoder_layer":{"module":'
+    b'["TransformerEncoderLayer",{"d_model":,"nhead":,"dim_feedforward":,"dropout":,"activation":"gelu","layer_norm_eps":,'
+    b'"norm_first":true,"enable_nested_tensor":false,"num_layers":["MultiheadAttention",{"embed_dim":,"num_heads":,"kdim":'
+    b',"vdim":,"add_bias_kv":,"add_zero_attn":["NonDynamicallyQuantizableLinear",{["GRUCell",{["LSTMCell",{'
+    b'["RNN",{"nonlinearity":"tanh"["GRU",{["LSTM",{"input_size":,"hidden_size":,"num_layers":,"bidirectional":true,'
+    b'"proj_size":,"batch_first":true}],"["EmbeddingBag",{"mode":["Embedding",{"num_embeddings":,"embedding_dim":,'
+    b'"padding_idx":["Bilinear",{"in1_features":,"in2_features":["Unflatten",{"dim":,"unflattened_size":'
+    b'["Upsample",{"scale_factor":,"size":,"align_corners":["PixelShuffle",{"upscale_factor":["ZeroPad2d",{["Unfold",{'
+    b'["Fold",{["AvgPool1d",{["AvgPool3d",{["AvgPool2d",{["MaxPool1d",{["MaxPool3d",{"ceil_mode":true,"count_include_pad":'
+    b'false["AdaptiveAvgPool1d",{["AdaptiveMaxPool2d",{["AdaptiveAvgPool2d",{"output_size":["ConvTranspose1d",{'
+    b'["ConvTranspose2d",{"output_padding":["Conv1d",{["Conv3d",{"padding_mode":"reflect","dilation":,"groups":'
+    b'["PReLU",{"num_parameters":["Softplus"["ELU",{"alpha":["Hardtanh",{"min_val":,"max_val":["Hardsigmoid"]'
+    b'["Hardswish"]["SiLU"]["SELU"]["ReLU6"]["Mish"]["LogSoftmax",{"dim":["Softmax",{"dim":'
+    b'["LeakyReLU",{"negative_slope":["Sigmoid"]["Tanh"]["GELU"],"["LocalResponseNorm",{"size":["InstanceNorm2d",{'
+    b'["RMSNorm",{["GroupNorm",{"num_groups":,"num_channels":["LayerNorm",{"normalized_shape":,"elementwise_affine":false,'
+    b'"eps":,"momentum":,"affine":,"track_running_stats":false["BatchNorm3d",{["BatchNorm1d",{"num_features":'
+    b'["Identity"],"["ModuleDict",{},{["ModuleList",{},{"{"slice":[null,null]},{"ellipsis":null}{"list":[{"dict":['
+    b'["{"float":"inf"{"dtype":"float64","bfloat16","float16","complex64","uint8","int64","int32","int8","bool","extra":'
+    b'["frozen":["inputs":[["halves":[["grids":[["learned"["tensors":[["running_mean","running_var","num_batches_tracked",'
+    b'"in_proj_weight","in_proj_bias","out_proj""constants":["buffers":["graphs":[{"parameters":["'
+    b'["function","math.sqrt","torch.stack","torch.matmul","torch.mean","F.scaled_dot_product_attention","F.softmax",'
+    b'"F.gelu","F.avg_pool2d","F.dropout","operator.mul","operator.sub","operator.truediv","torch.sigmoid","torch.tanh",'
+    b'"torch.cat","operator.getitem","F.max_pool2d",[{"node":],{"training":false}],'
+    b'["function","attribute",[{"node":},"shape"]],["method","contiguous","size","mean","permute","transpose","reshape",'
+    b'"view","flatten",[{"node":],["function","torch.flatten","torch.relu",["function","F.relu",[{"node":}],{"inplace":'
+    b'false}],["function","operator.add",[{"node":},{"node":{"model":["Module",{"graph":{"inputs":["x"],"steps":['
+    b'["module",["module","linear",[{"node":}]],["module","}]],"output":{"node":}}},{"embedding","encoder","decoder",'
+    b'"attention","self_attn","query","key","value","proj","mlp","head","classifier","features","backbone","downsample",'
+    b'"shortcut","block","layers","layer.norm","dropout","avgpool","weight","bias","'
+    b'["InputGrid",{"bits":,"low":,"high":,"learned":true}],"layer":"input":dropout":["Dropout",{"p":}],"norm":["bn":'
+    b'["BatchNorm2d",{"num_features":}],"pool":["MaxPool2d",{"kernel_size":,"stride":}],"conv":'
+    b'["Conv2d",{"in_channels":,"out_channels":,"kernel_size":,"stride":,"padding":,"bias":false}],"flatten":'
+    b'["Flatten"],"act":["ReLU",{"inplace":true}],"relu":["ReLU"],"fc":["Linear",{"in_features":,"out_features":}],"":'
+    b'["ReLU"],"":["Linear",{"in_features":}]}],"training":false,"flipped":["masked":[,"codebooks":[[,true],[,'
+    b'true]]}{"model":["Sequential",{},{"}]}],"training":true}'
+)
+DICTIONARIES = {1: _FIRST_DICTIONARY, 2: _SECOND_DICTIONARY, 3: _THIRD_DICTIONARY, 4: _FOURTH_DICTIONARY}
 
 
 class CorruptFileError(ValueError):
@@ -141,7 +181,7 @@ def _read_version(blob):
 
 
 def _split(blob, version):
-    """Text of the header, bytes section, and words of the coder, of a file of version 3."""
+    """Text of the header, bytes section, and words of the coder, of a file from version 3 on."""
     at, end = len(MAGIC) + 1, len(blob) - CHECKSUM_BYTES[version]
     if not _is_whole(blob, CHECKSUM_BYTES[version]):
         raise CorruptFileError("checksum does not match: the file was cut off or changed after it was written")

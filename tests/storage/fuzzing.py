@@ -69,7 +69,7 @@ def words_of(parts):
 
 
 def remade(parts, header=None, data=None, words=None):
-    """A file of version 3 with some of its parts replaced; `words` as bytes."""
+    """A file of the newest version with some of its parts replaced; `words` as bytes."""
     header, data = parts.header if header is None else header, parts.data if data is None else data
     return container.pack(header, data, words_of(parts) if words is None else words)
 

@@ -3,7 +3,9 @@
 import copy
 import errno
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from torch.nn.utils import parametrizations, prune
 import compresslab as cl
 from compresslab import codebooks, grids, layers
 from compresslab.storage import container
+from compresslab.storage.deflate import deflate
 
 
 def pruned(*sizes, keep=0.3, seed=0):
@@ -200,12 +203,27 @@ def test_the_breakdown_adds_up_to_the_file():
     assert shares["9.weight", "codebook"] < 8 and ("0.weight", "positions") not in shares
 
 
-def test_headers_of_the_reference_networks_are_short():
+def test_headers_of_small_networks_are_short():
     """All that is no tensor: magic, version, architecture, lengths, checksum."""
     for name in cl.models.names():
         model = cl.models.build(name, seed=0)
-        for one in (model, model.eval(), cl.zero_pruning.prune(model, 0.9)):
-            assert cl.storage.breakdown(one)[-1].bytes < 35
+        for variant in (model, model.eval(), cl.zero_pruning.prune(model, 0.9)):
+            assert cl.storage.breakdown(variant)[-1].bytes < 110
+
+
+@pytest.mark.parametrize("name", cl.models.names())
+def test_a_reference_network_pays_for_its_header_as_a_stranger_does(name):
+    """The decoder knows names of layers and of arguments, and no network: other sizes and layer names cost as much."""
+    header = json.dumps(container.unpack(cl.storage.dumps(cl.models.build(name, 0))).header, separators=(",", ":"))
+    sizes = re.sub(r":(\d\d+)", lambda size: f":{int(size[1]) * 7 // 6 + 1}", header)
+    names = re.sub(r'"(conv|pool|fc|relu)(\d)":', lambda layer: f'"{layer[1]}{int(layer[2]) + 4}":', header)
+    newest = container.DICTIONARIES[container.VERSION]
+    costs = [len(deflate(text.encode(), newest)) for text in (header, sizes, names)]
+    assert len({header, sizes, names}) == 3 and max(costs) - min(costs) <= 4
+
+
+def test_no_number_stands_in_the_dictionary():
+    assert not re.search(rb"(?<![A-Za-z0-9_])[0-9]", container.DICTIONARIES[container.VERSION])
 
 
 def test_masks_come_back_and_hold_while_the_model_trains_on():

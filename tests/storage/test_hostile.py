@@ -81,7 +81,7 @@ def test_every_cut_and_every_flipped_bit_is_noticed():
 
 def test_a_newer_version_says_so():
     newer = signed(PLAIN[:4] + b"\x09" + unsigned(PLAIN)[5:])
-    with pytest.raises(CorruptFileError, match="format version 9.*reads up to 3.*update"):
+    with pytest.raises(CorruptFileError, match="format version 9.*reads up to 4.*update"):
         cl.storage.loads(newer)
 
 
