@@ -1,11 +1,13 @@
 """The smallest files: each decodes to its reference network, as accurate as the table says, in as many bytes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import compresslab as cl
+from benchmarks import records
 
 FOLDER = Path(__file__).parent.parent / "data" / "records"
 KNOWN = json.loads((FOLDER / "records.json").read_text())
@@ -26,3 +28,17 @@ def test_a_record_decodes_to_what_was_measured(name):
     assert shapes[0] == shapes[1]
     assert cl.measure.accuracy(model, data.test) == pytest.approx(1 - told["test error"], abs=IMAGES)
     assert cl.storage.file_bytes(model) <= told["bytes"]
+
+
+def test_the_readme_prints_the_lengths_of_these_files():
+    """Each file lies in a row's range of bytes; ratios follow from the bytes, and what words save is true."""
+    readme = (FOLDER.parent.parent / "README.md").read_text().replace(",", "")
+    rows = [tuple(map(int, row)) for row in re.findall(r"(\d+) to (\d+) bytes \| (\d+)× to (\d+)×", readme)]
+    for known in KNOWN.values():
+        dense = 4 * sum(parameter.numel() for parameter in cl.models.build(known["reference"]).parameters())
+        row = next(row for row in rows if row[0] <= known["bytes"] <= row[1])
+        assert (round(dense / row[1]), round(dense / row[0])) == row[2:]
+    count = KNOWN["lenet_5-tied-smallest"]["bytes"]
+    bare = records.count_without_words((FOLDER / "lenet_5-tied-smallest.clab").read_bytes())
+    for number, size in ((count, "1569 bytes and 1099×"), (bare, "1690 and 1020×")):
+        assert size.startswith(str(number)) and size in " ".join(readme.split())
