@@ -1,6 +1,8 @@
 """What learners open: no solution can be read in it, it runs to its end, and nobody's work is overwritten."""
 
+import builtins
 import copy
+import dis
 import json
 import os
 import re
@@ -73,6 +75,22 @@ def test_all_but_the_cells_that_only_test_is_there(learn, name):
     assert ["code", "code"] not in [
         [cell.cell_type for cell in made.cells[start : start + 2]] for start in range(len(made.cells) - 1)
     ]
+
+
+def names(code, *operations):
+    """Names that these bytecode operations of a code object use, functions inside it included."""
+    used = {instruction.argval for instruction in dis.get_instructions(code) if instruction.opname in operations}
+    return used.union(*(names(inner, *operations) for inner in code.co_consts if hasattr(inner, "co_code")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_cell_of_a_copy_needs_a_solution_or_a_cell_that_was_left_out(learn, name):
+    defined = {*dir(builtins)}
+    for cell in nbformat.read(learn / name, 4).cells:
+        if cell.cell_type == "code":
+            compiled = compile(cell.source, name, "exec")
+            defined |= names(compiled, "STORE_NAME", "STORE_GLOBAL")
+            assert names(compiled, "LOAD_NAME", "LOAD_GLOBAL") <= defined, cell.id
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -293,7 +311,7 @@ def scored(cell):
 
 
 def run(notebook, folder):
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     return graded(notebook, "grade")
 
 
