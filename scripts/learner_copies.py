@@ -19,9 +19,9 @@ from pathlib import Path, PurePath
 
 ROOT = Path(__file__).resolve().parent.parent
 STUB, ANSWER = "# your code here", "*Your answer here.*"
-LEFT_OUT = {"test", "solution"}  # tags of cells that learners do not get
-KEPT_OF_NOTEBOOK = {"kernelspec", "language_info"}
-KEPT_OF_NBGRADER = {"grade", "grade_id", "locked", "points", "schema_version", "solution", "task"}
+REMOVED_TAGS = {"test", "solution"}  # tags of cells that learners do not get
+NOTEBOOK_METADATA = {"kernelspec", "language_info"}
+NBGRADER_METADATA = {"grade", "grade_id", "locked", "points", "schema_version", "solution", "task"}
 REGION = re.compile(
     r"^([ \t]*)[^\n]*BEGIN (SOLUTION|HIDDEN TESTS|MARK SCHEME)\b.*?\bEND \2\b[^\n]*(\n|\Z)", re.MULTILINE | re.DOTALL
 )
@@ -67,10 +67,10 @@ def make_copy(notebook):
     cells = []
     for cell in notebook["cells"]:
         tags, teaching = cell["metadata"].get("tags", []), cell["metadata"].get("nbgrader", {})
-        if LEFT_OUT.intersection(tags):
+        if REMOVED_TAGS.intersection(tags):
             continue
         tags = [tag for tag in tags if not tag.startswith("nbval")]
-        metadata = {"nbgrader": {key: teaching[key] for key in KEPT_OF_NBGRADER & teaching.keys()}} if teaching else {}
+        metadata = {"nbgrader": {key: teaching[key] for key in NBGRADER_METADATA & teaching.keys()}} if teaching else {}
         if teaching.get("solution") or teaching.get("grade"):
             tags.append("raises-exception")  # an answer that fails does not stop Run All
         if tags:
@@ -80,7 +80,7 @@ def make_copy(notebook):
             copied |= {"execution_count": None, "outputs": []}
         source = strip_source(cell).splitlines(keepends=True)
         cells.append({**copied, "metadata": metadata, "source": source})
-    metadata = {key: value for key, value in notebook["metadata"].items() if key in KEPT_OF_NOTEBOOK}
+    metadata = {key: value for key, value in notebook["metadata"].items() if key in NOTEBOOK_METADATA}
     return {**notebook, "metadata": metadata, "cells": cells}
 
 
@@ -91,8 +91,8 @@ class Copies:
         self.sources, self.folder, self.record = Path(sources), Path(folder), Path(folder) / ".made.json"
         self.made = self._read_record()  # name -> SHA-256 of the copy as it was made
 
-    def names(self):
-        """Names of all files to copy, relative to the folder, sorted."""
+    def list_names(self):
+        """List the files to copy, relative to the folder, sorted."""
         paths = (path.relative_to(self.sources) for path in self.sources.rglob("*") if path.is_file())
         return sorted(
             path.as_posix()
@@ -102,15 +102,18 @@ class Copies:
         )
 
     def update(self):
-        """Make what is missing, and anew what was never touched and has changed; return a line for each news."""
+        """Make the missing copies, and anew the untouched ones whose source has changed.
+
+        returns  lines to print: what was made, and which edited copies are behind their source
+        """
         made, remade, news = [], [], []
-        contents = {name: self._content(name) for name in self.names()}  # all of them, before any is written
+        contents = {name: self._make_content(name) for name in self.list_names()}  # all of them, before any is written
         for name, content in contents.items():
-            digest, fresh = self._digest(name), hashlib.sha256(content).hexdigest()
+            digest, fresh = self._compute_digest(name), hashlib.sha256(content).hexdigest()
             if digest is None or digest == self.made.get(name) != fresh:
                 (made if digest is None else remade).append(name)
                 self._write(self.folder / name, content)
-            elif digest != fresh:
+            elif digest != fresh:  # the learner's work, or a file whose record is lost
                 if self.made.get(name) != fresh:
                     news.append(f"{name} has changed since you began; yours is kept. {_advise_reset(name)}")
                 continue
@@ -129,8 +132,8 @@ class Copies:
         raises  ValueError for a notebook that does not exist
         """
         name = self._find(wanted)
-        content, target, news = self._content(name), self.folder / name, f"{self.folder.name}/{name} is new"
-        if self._digest(name) not in (None, self.made.get(name)):
+        content, target, news = self._make_content(name), self.folder / name, f"{self.folder.name}/{name} is new"
+        if self._compute_digest(name) not in (None, self.made.get(name)):
             number, beside = 1, target.with_stem(f"{target.stem}-before-reset")
             while beside.exists():
                 number += 1
@@ -144,7 +147,7 @@ class Copies:
 
     def _find(self, wanted):
         stem = PurePath(wanted.strip()).name.removesuffix(".ipynb")
-        notebooks = [name for name in self.names() if name.endswith(".ipynb")]
+        notebooks = [name for name in self.list_names() if name.endswith(".ipynb")]
         exact = [name for name in notebooks if PurePath(name).stem == stem]
         matches = exact or [name for name in notebooks if stem and PurePath(name).stem.startswith(stem)]
         if len(matches) != 1:
@@ -152,7 +155,7 @@ class Copies:
             raise ValueError(f"NOTEBOOK is {wanted!r}; give one of {stems} (make reset NOTEBOOK=02)")
         return matches[0]
 
-    def _content(self, name):
+    def _make_content(self, name):
         path = self.sources / name
         if path.suffix != ".ipynb":
             return path.read_bytes()
@@ -163,7 +166,7 @@ class Copies:
         except Exception as error:
             raise ValueError(f"{path} cannot be copied: {error}") from error
 
-    def _digest(self, name):
+    def _compute_digest(self, name):
         path = self.folder / name
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
@@ -178,8 +181,7 @@ class Copies:
         if self.made != self._read_record():
             self._write(self.record, (json.dumps(self.made, indent=1) + "\n").encode())
 
-    def _write(self, path, content):
-        """Write a file whole or not at all."""
+    def _write(self, path, content):  # whole or not at all
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.unfinished")
         unfinished.write_bytes(content)

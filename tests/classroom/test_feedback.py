@@ -152,10 +152,7 @@ class Quits(torch.nn.Module):
 
 @pytest.mark.parametrize("name", ["01.student", "08.ten_kib"])
 def test_a_network_that_leaves_python_is_described(name):
-    assert (
-        "SystemExit" in cl.classroom.check(name, Quits()).message
-        or "Quits" in cl.classroom.check(name, Quits()).message
-    )
+    assert cl.classroom.check(name, Quits()).message.startswith(f"✗ {name}: not yet.")
 
 
 def score(output):
