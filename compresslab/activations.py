@@ -26,18 +26,33 @@ def watch(model, images, watchers, batch_size=None):
     The model, its modes and its running statistics are left as they were.
     """
     images = checked_images(images)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(checks.module("model", model).named_modules(remove_duplicate=False))
     for name in watchers:
         checks.choice("watchers", name, modules)
+    failures = []
     with ExitStack() as stack:
         stack.enter_context(modes_kept(model))
         stack.enter_context(torch.no_grad())
         model.eval()
         for name, watcher in watchers.items():
-            handle = modules[name].register_forward_hook(_hook(watcher))
+            handle = modules[name].register_forward_hook(_hook(watcher, failures))
             stack.callback(handle.remove)
         for batch in images.split(checks.integer("batch_size", 256 if batch_size is None else batch_size, 1)):
-            _run(model, as_inputs(model, batch.clone()))  # a layer may write into what it is given
+            try:
+                run(model, as_inputs(model, batch.clone()))  # a layer may write into what it is given
+            except ValueError:
+                if failures:
+                    raise failures[0] from None
+                raise
+
+
+def run(model, batch):
+    """Return model(batch); raises ValueError that says in words what the forward raised, whatever it is."""
+    try:
+        return model(batch)
+    except Exception as error:  # the user's own code
+        shape = tuple(batch.shape)
+        raise ValueError(f"the model does not take images of shape {shape}: {checks.reason(error)}") from error
 
 
 def checked_images(images, limit=None):
@@ -59,15 +74,14 @@ def checked_images(images, limit=None):
     return images
 
 
-def _hook(watcher):
+def _hook(watcher, failures):
+    """A forward hook that shows a layer's input and output to a watcher, and notes what the watcher raises."""
+
     def hook(module, inputs, output):
-        watcher(inputs[0] if inputs else None, output)
+        try:
+            watcher(inputs[0] if inputs else None, output)
+        except Exception as error:
+            failures.append(error)
+            raise
 
     return hook
-
-
-def _run(model, batch):
-    try:
-        model(batch)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"the model does not take images of shape {tuple(batch.shape)}: {error}") from error

@@ -139,7 +139,7 @@ def from_tensors(
     test_images, test_labels  a test set, of the same image shape; without them one is split off
     validation_fraction, test_fraction  fractions of the N images split off, stratified by label;
                               test_fraction counts only where no test set is given
-    classes                   names of the classes, label 0 first; without them "0", "1", …
+    classes                   names of the classes, label 0 first; without them "0", "1", …, and a label 0 has to occur
     seed                      of the split
     returns                   Data; every class that occurs has at least one image in each part that is split off
     raises                    ValueError naming what is wrong
@@ -189,17 +189,22 @@ def from_torchvision(
     )
 
 
-def split_of(data):
-    """`data`, a Split or a pair (images, labels), as a checked Split that is not empty; raises ValueError."""
+def split_of(data, any_targets=False):
+    """Return `data`, a Split or a pair (images, labels), as a checked Split that is not empty; raises ValueError.
+
+    any_targets  True where a loss of the user's own decides what the labels may be
+    Whole numbers stay so, for a model that begins with an embedding; uint8 images are divided by 255.
+    """
     if isinstance(data, Data):
         raise ValueError(f"data is the whole data set {data.name!r}; give one part: .train, .validation or .test")
     if not isinstance(data, Split):
         if not isinstance(data, (tuple, list)) or len(data) != 2:
             raise ValueError(f"data is a {type(data).__name__}; give a split (data.train) or a pair (images, labels)")
-        return Split(*_pair(*data))
-    if len(data) and data.images.dtype == torch.float32 and data.labels.dtype == torch.int64:
+        return Split(*_pair(*data, any_targets=any_targets, ids=True))
+    classes = data.labels.dtype == torch.int64 and data.labels.dim() == 1
+    if len(data) and data.images.dtype == torch.float32 and (any_targets or (classes and data.labels.amin() >= 0)):
         return data
-    return Split(*_pair(data.images, data.labels))
+    return Split(*_pair(data.images, data.labels, any_targets=any_targets, ids=True))
 
 
 def stratified(labels, count, seed=0, leave=1):
@@ -263,31 +268,44 @@ def _count(name, fraction, labels):
     return max(1, round(fraction * len(labels)))
 
 
-def _pair(images, labels, prefix=""):
-    """Images as finite float32 (N, …) and labels as int64 (N,), checked; the caller's own tensors where they fit."""
+def _pair(images, labels, prefix="", any_targets=False, ids=False):
+    """Images as finite float32 (N, …) and labels as int64 (N,), checked; the caller's own tensors where they fit.
+
+    any_targets  True takes labels of any shape and dtype, a row for each image;  ids  True leaves int64 images alone
+    """
     images, labels = _tensor(f"{prefix}images", images), _tensor(f"{prefix}labels", labels)
     if images.ndim < 2 or not images.numel():
         raise ValueError(f"{prefix}images have shape {tuple(images.shape)}; give at least one image, (N, …)")
-    if labels.ndim != 1 or len(labels) != len(images):
+    if labels.ndim != 1 and not any_targets or labels.shape[:1] != images.shape[:1]:
+        hint = ""
+        if labels.ndim == 2 and len(labels) == len(images):
+            hint = " (one-hot labels: labels.argmax(1))" if labels.shape[1] > 1 else " (a column: labels[:, 0])"
         raise ValueError(
             f"{prefix}labels have shape {tuple(labels.shape)} for {len(images)} {prefix}images; "
-            "give each image one class number"
+            f"give each image one {'target' if any_targets else 'class number'}{hint}"
         )
-    images = _scaled(images)
+    images = images if ids and images.dtype == torch.int64 else _scaled(images)
     if not torch.isfinite(images).all():
         raise ValueError(f"{prefix}images hold nan or infinite numbers; give finite float32 numbers")
-    return images, _whole(f"{prefix}labels", labels)
+    return images, labels if any_targets else _whole(f"{prefix}labels", labels)
 
 
 def _tensor(name, value):
     """`value`, a tensor, array or list, as a detached tensor of real numbers on its own device."""
+    text = None
     try:
         if isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value):
             value = torch.stack([torch.as_tensor(item) for item in value])
         elif not isinstance(value, torch.Tensor):
-            value = torch.from_numpy(np.array(value))  # a copy: never a view of the caller's array
+            array = np.array(value)  # a copy: never a view of the caller's array
+            text = next((one for one in array.flat[:1] if isinstance(one, str | bytes)), None)
+            value = torch.from_numpy(array.astype(np.float64) if array.dtype == object and text is None else array)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} cannot be made one tensor of numbers: {error}") from error
+        said = str(error).partition(". ")[0]
+        if text is not None:
+            hint = "; number the classes from 0, and give their names as classes=…" if "labels" in name else ""
+            said = f"they are text ({checks.words(str(text))}){hint}"
+        raise ValueError(f"{name} cannot be made one tensor of numbers: {said}") from error
     if value.is_complex() or value.is_quantized or value.is_meta or value.layout != torch.strided:
         kind = f"{value.dtype}, {value.layout}, on {value.device}"
         raise ValueError(f"{name} are a tensor of {kind}; give an ordinary dense one of real numbers")
@@ -312,13 +330,16 @@ def _whole(name, labels):
 
 def _class_names(classes, labels):
     """Names of the classes as a tuple, after checking that every label has one."""
-    highest = max(part.max().item() for part in labels)
+    highest, lowest = max(part.max().item() for part in labels), min(part.min().item() for part in labels)
     if classes is None:
+        if lowest > 0:
+            hint = f"count the classes from 0 (labels - {lowest}), or name them all (classes=…)"
+            raise ValueError(f"labels run from {lowest} to {highest}; {hint}")
         if highest >= MOST_CLASSES:
             raise ValueError(f"labels hold {highest}; number the classes 0, 1, 2, …")
         return tuple(map(str, range(highest + 1)))
     if isinstance(classes, str) or not hasattr(classes, "__getitem__"):
-        raise ValueError(f"classes is {classes!r}; give a list of names, label 0 first")
+        raise ValueError(f"classes is {checks.words(classes)}; give a list of names, label 0 first")
     if highest >= len(classes):
         raise ValueError(
             f"labels hold {highest} but there are {len(classes)} classes; give labels from 0 to {len(classes) - 1}"

@@ -58,7 +58,7 @@ def loss(
     """
     check_setting(temperature, alpha, knowledge, label_smoothing)
     checks.integer("seed", seed, 0)
-    check_module("teacher", teacher)
+    checks.module("teacher", teacher)
     made = Loss(teacher, float(temperature), float(alpha), knowledge, float(label_smoothing), _pair_of_hints(hint))
     if student is not None:
         made.prepare(student, images, seed)
@@ -124,7 +124,7 @@ class Loss(nn.Module):
 
     def prepare(self, student, images, seed=0):
         """Check that the two networks fit, find their hint layers, make the regressor between them."""
-        check_module("student", student)
+        checks.module("student", student)
         images = activations.checked_images(images)[:2]
         self.classes = _check_answers(student, *self._teacher, images)
         self._find(student, images)
@@ -225,12 +225,6 @@ def seeded(seed):
         yield
 
 
-def check_module(name, model):
-    """Raise ValueError for anything but a module."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{name} is {model!r}; give a torch.nn.Module")
-
-
 def check_setting(temperature, alpha, knowledge, label_smoothing):
     """Raise ValueError for a setting of `loss` that is out of range."""
     if not checks.real("temperature", temperature, 0, HOTTEST) > 0:
@@ -250,6 +244,8 @@ def check_labels(split, objective):
 def _check_answers(student, teacher, images):
     """Number of classes that two networks answer in; raises ValueError where these are no logits, or not alike."""
     mine, theirs = map(_answers, (student, teacher), (images, images), WHOSE)
+    with _said_of("student"):
+        train.check_takes(student, images)
     if mine.shape != theirs.shape:
         counts = f"{mine.shape[1]} classes and the teacher {theirs.shape[1]}"
         raise ValueError(f"student has {counts}; give two networks with the same classes")
@@ -261,13 +257,20 @@ def _check_answers(student, teacher, images):
 
 
 def _answers(model, images, whose):
-    try:
+    with _said_of(whose):
         logits = train.evaluate(model, images)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{whose}: {error}") from error
     if logits.shape[1] < 2:
         raise ValueError(f"{whose} returns one number for each image; give logits of two classes or more")
     return logits
+
+
+@contextlib.contextmanager
+def _said_of(whose):
+    """Say in a ValueError which of the two networks it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{whose}: {error}") from error
 
 
 def _full(values):

@@ -297,12 +297,17 @@ def modes_kept(model):
 def as_inputs(model, images, device=None):
     """Images as a model takes them: of its weights' dtype; int64 for one that begins with an embedding, and of whole
     numbers for one that has any; on `device`, None for the model's own. A copy only where something changes.
+
+    raises  ValueError for fractions that would become whole numbers
     """
     tables = nn.Embedding | nn.EmbeddingBag
     weight = next((one for one in [*model.parameters(), *model.buffers()] if one.is_floating_point()), torch.empty(0))
     first = next((part for part in model.modules() if _is_layer_with_tensors(part)), None)
     has_table = any(isinstance(part, tables) for part in model.modules())
     words = isinstance(first, tables) or (has_table and not images.is_floating_point())
+    if words and images.is_floating_point() and (odd := images[images % 1 != 0]).numel():
+        hint = "a model that begins with an embedding takes whole numbers (int64; uint8 is divided by 255)"
+        raise ValueError(f"images hold {odd[0].item():.4g}; {hint}")
     return images.to(device or weight.device, torch.int64 if words else weight.dtype)
 
 

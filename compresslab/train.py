@@ -2,15 +2,12 @@
 
 `fit` is a generator: it trains the model a step at a time and hands over after every step, so that whoever drives it
 can draw, measure, pause, or stop. Whatever compresses the model (a mask, a grid) is part of the model and stays.
-Arithmetic (fp32, bf16, channels_last) is picked by a short calibration and named, so that a run can be repeated.
+Arithmetic (fp32, bf16, channels_last) goes by what the processor has and is named, so that a run can be repeated.
+The learning rate fits the model: a line search on the first batches finds it, unless one is given.
 """
 
 import contextlib
-import hashlib
-import json
 import math
-import os
-import threading
 import time
 from dataclasses import dataclass
 
@@ -19,18 +16,22 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from compresslab import checks, paths
+from compresslab import activations, checks
 from compresslab.data import split_of
 from compresslab.layers import as_inputs, duplicate, modes_kept, plain
 
-ARITHMETIC = ("fp32", "medium", "bf16")
+ARITHMETIC = ("fp32", "bf16")
+BETAS = (0.8, 0.99)  # Adam's; a run of 50 steps is over before a longer memory has forgotten the damage
+WARM_UP = 0.1  # share of the steps over which the learning rate rises
+LOWEST_LR = 6.25e-5  # where the search for a learning rate ends; it goes up by doubling
+LR_IMAGES = 64  # images, at least, whose loss judges a learning rate
 
 
 @dataclass(frozen=True)
 class Precision:
     """The arithmetic that training runs in.
 
-    arithmetic     "fp32"; "medium", torch.set_float32_matmul_precision("medium"); "bf16", autocast to bfloat16
+    arithmetic     "fp32"; "bf16", autocast to bfloat16
     channels_last  True where the weights and images of 2-d convolutions are laid out channels last
     """
 
@@ -55,25 +56,29 @@ class Precision:
         """torch's memory format of 4-d tensors."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    @contextlib.contextmanager
     def active(self, device):
-        """Compute in this arithmetic; what was set before comes back at the end. torch has one setting for all threads:
-        while one computes in here, others wait.
-        """
-        with _one_at_a_time:
-            yield from self._active(device)
+        """Return a context that computes in this arithmetic."""
+        return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.arithmetic == "bf16")
 
-    def _active(self, device):
-        before = torch.get_float32_matmul_precision()
-        wanted = "medium" if self.arithmetic == "medium" else "highest"
-        if wanted != before:
-            torch.set_float32_matmul_precision(wanted)
-        try:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.arithmetic == "bf16"):
-                yield
-        finally:
-            if wanted != before:
-                torch.set_float32_matmul_precision(before)
+
+def choose_precision(model, device=None):
+    """Return the `Precision` for training a model: what the processor is made for, never what a timing says.
+
+    model    any nn.Module
+    device   where it is trained; by default where its weights are
+    returns  bf16 on processors that multiply it in hardware (AMX on a CPU; CUDA says so itself), for float32 weights;
+             fp32 on all others. 2-d convolutions are laid out channels last.
+    """
+    device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
+    if _dtype(model) != torch.float32:
+        return Precision()
+    return Precision("bf16" if _multiplies_bf16(device.type) else "fp32", channels_last=_convolves_images(model))
+
+
+def _multiplies_bf16(device_type):
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device_type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Progress:
     loss           loss of this step's batch, before the step
     seconds        time since the start
     precision      name of the arithmetic in use
+    lr             the learning rate at its peak
     model          the model being trained: read it, or copy it, before the next step
     """
 
@@ -94,6 +100,7 @@ class Progress:
     epochs: float
     seconds: float
     precision: str
+    lr: float
     model: nn.Module
     batch_loss: torch.Tensor
 
@@ -115,7 +122,7 @@ def fit(
     epochs=None,
     steps=None,
     seed=0,
-    lr=2e-3,
+    lr=None,
     batch_size=None,
     loss=cross_entropy,
     precision="auto",
@@ -125,43 +132,50 @@ def fit(
     """Train `model` in place with Adam, yielding a `Progress` after every step; stop iterating to cancel.
 
     model       any nn.Module; compression that it carries (masks) is kept
-    data        a Split or a pair (images, labels)
+    data        a Split or a pair (images, labels); with a loss of your own, the labels may be targets of any kind
     epochs      passes over the data, may be a fraction; 1 if neither this nor `steps` is given
     steps       number of batches instead of `epochs`
     seed        order of the batches and dropout: private generators, torch's global one is left alone
-    lr          learning rate at the start; it falls linearly to 0 over the run
-    batch_size  images a step; by default 512, fewer (16 at least) where the data would give under 64 steps an epoch
-    loss        loss(model, images, labels) -> scalar tensor; a teacher lives in here. The parameters of a loss that is
-                an nn.Module are trained along with the model's, in place
-    precision   "auto" (calibrated), or a `Precision` name such as "fp32" or "bf16+channels_last"
+    lr          learning rate at its peak, after a tenth of the steps; it falls linearly to 0 from there. By default it
+                is found on the first batches: as large as the damage to the model is, small where there is none
+    batch_size  images a step; by default 256, fewer (16 at least) where the data would give under 64 steps an epoch
+    loss        loss(model, images, labels) -> scalar tensor; a teacher lives in here. It decides what outputs and
+                targets may be. The parameters of a loss that is an nn.Module are trained along, in place
+    precision   "auto" (`choose_precision`), or a `Precision` name such as "fp32" or "bf16+channels_last"
     device      where to train; by default CUDA if there is one, else where the model is; the model goes back after
     bar         show a tqdm bar (for runs of more than half a second)
-    raises      ValueError for bad values, weights that are nan, data that the model does not take, labels beyond its
-                classes; ArithmeticError when the loss is no longer finite
+    raises      ValueError for bad values, weights that are nan, data that the model or the loss does not take; for the
+                default loss, outputs that are no logits and labels beyond their classes, before the first step;
+                ArithmeticError when the loss is no longer finite
 
     The same seed, precision, device and number of threads give the same model, to the bit.
-    Adam: Kingma and Ba 2015, arXiv:1412.6980.
+    Adam: Kingma and Ba 2015, arXiv:1412.6980. A rate that rises and falls: Smith and Topin 2017, arXiv:1708.07120.
     """
-    split = split_of(data)
+    checks.module("model", model)
+    if not callable(loss):
+        raise ValueError(f"loss is {checks.words(loss)}; give a function loss(model, images, labels) -> scalar tensor")
+    split = split_of(data, any_targets=loss is not cross_entropy)
     batch_size = batch_size_for(len(split), batch_size)
     per_epoch = len(split) // batch_size
     steps = _steps(epochs, steps, per_epoch)
-    seed, lr = checks.integer("seed", seed, 0), checks.real("lr", lr, 0, math.inf)
+    seed = checks.integer("seed", seed, 0)
+    lr = None if lr is None else checks.real("lr", lr, 0, math.inf)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     if not trained:
         raise ValueError("model has no parameter that requires a gradient; there is nothing to train")
     if any(weight.isnan().any() for weight in trained):
         raise ValueError("model has weights that are nan, before any training; give one whose weights are numbers")
-    _check_takes(model, split, classes=loss is cross_entropy)
+    if loss is cross_entropy:
+        check_takes(model, split.images[: min(2, batch_size)], split.labels)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else trained[0].device))
-    wanted = calibrate(model, split.images, batch_size, device) if precision == "auto" else Precision.named(precision)
+    wanted = choose_precision(model, device) if precision == "auto" else Precision.named(precision)
     _check_dtype(trained, wanted)
     return _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, wanted, device, bar)
 
 
 def batch_size_for(count, batch_size=None):
-    """Images in a training step, of `count` in all: `batch_size`; by default 512, fewer where those make few steps."""
-    chosen = min(512, max(16, count // 64)) if batch_size is None else batch_size
+    """Images in a training step, of `count` in all: `batch_size`; by default 256, fewer where those make few steps."""
+    chosen = min(256, max(16, count // 64)) if batch_size is None else batch_size
     return min(checks.integer("batch_size", chosen, 1), count)
 
 
@@ -181,14 +195,20 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
     with _trainable(model, device, precision), bar:
         images, labels = as_inputs(model, split.images, device), split.labels.to(device)
         own = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
-        optimizer = adam(own, lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, steps))
-        for step in range(steps):
-            if step % per_epoch == 0:
-                batches = torch.randperm(len(labels), generator=order).to(device).split(batch_size)
-            batch = batches[step % per_epoch]
+
+        def loss_of(batch):
             with chance, precision.active(device):
-                batch_loss = loss(model, laid_out(images.index_select(0, batch), precision), labels[batch])
+                return _loss_of(loss, model, laid_out(images.index_select(0, batch), precision), labels[batch])
+
+        batches = _batches(len(labels), batch_size, order, device)
+        if lr is None:
+            lr = _find_lr(own, loss_of, batches, chance) if steps else 0.0
+        optimizer = adam(own, lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_peak(step, steps))
+        for step in range(steps):
+            if step and step % per_epoch == 0:
+                batches = _batches(len(labels), batch_size, order, device)
+            batch_loss = loss_of(batches[step % per_epoch])
             optimizer.zero_grad()
             batch_loss.backward()
             optimizer.step()
@@ -198,8 +218,91 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
                 raise ArithmeticError(f"the loss is {batch_loss.item()} at step {step + 1}; try an lr below {lr:g}")
             epoch, seconds = step // per_epoch + 1, time.perf_counter() - start
             yield Progress(
-                step + 1, steps, epoch, steps / per_epoch, seconds, precision.name, model, batch_loss.detach()
+                step + 1, steps, epoch, steps / per_epoch, seconds, precision.name, lr, model, batch_loss.detach()
             )
+
+
+def _batches(count, batch_size, order, device):
+    """Draw the batches of an epoch: a tuple of positions (batch_size,) each, the last may be shorter."""
+    return torch.randperm(count, generator=order).to(device).split(batch_size)
+
+
+def _share_of_peak(step, steps):
+    """Return the learning rate of a step (from 0) as a fraction of its peak: up over WARM_UP, then down to 0."""
+    rising = WARM_UP * steps
+    return (step + 1) / (rising + 1) if step < rising else (steps - step) / (steps - rising)
+
+
+def _find_lr(own, loss_of, batches, chance):
+    """Find the learning rate that lowers the loss most, along the step that Adam would take first.
+
+    own      nn.Module that holds all that is trained; it is left as it was
+    loss_of  loss_of(batch) -> scalar tensor
+    batches  of the first epoch: two give the direction, others the loss, so that noise alone leads nowhere
+    chance   draws the same random numbers (dropout) for every rate
+    returns  float, 6e-5 to 0.13; 0.002 where no rate makes a difference
+
+    Only where the loss is lowest counts, so its scale and its meaning do not matter.
+    """
+    weights = [weight for weight in own.parameters() if weight.requires_grad]
+    buffers, drawn = [(buffer, buffer.clone()) for buffer in own.buffers()], chance.states
+    directions = _first_direction(own, weights, loss_of, batches[:2])
+    start = [weight.detach().clone() for weight in weights]
+    count = max(1, LR_IMAGES // len(batches[0]))
+    judges = batches[2 : 2 + count] or batches[:1]
+    seen = {}
+
+    @torch.no_grad()
+    def loss_at(power):
+        if power not in seen:
+            chance.states = drawn
+            for weight, origin, direction in zip(weights, start, directions, strict=True):
+                weight.copy_(torch.add(origin, direction, alpha=-LOWEST_LR * 2.0**power))
+            value = sum(loss_of(batch).item() for batch in judges)
+            seen[power] = value if math.isfinite(value) else math.inf
+        return seen[power]
+
+    try:
+        return LOWEST_LR * 2.0 ** _find_minimum(loss_at, 4, 0, 11)
+    finally:
+        chance.states = drawn
+        with torch.no_grad():
+            for weight, origin in zip(weights, start, strict=True):
+                weight.copy_(origin)
+            for buffer, before in buffers:  # running statistics; what did not change is not written
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+def _first_direction(own, weights, loss_of, batches):
+    """Return Adam's first step for the gradients of several batches, a tensor a weight: entries from -1 to 1, near 0
+    where the batches disagree.
+    """
+    sums = [torch.zeros_like(weight) for weight in weights]
+    squares = [torch.zeros_like(weight) for weight in weights]
+    for batch in batches:
+        own.zero_grad()
+        loss_of(batch).backward()
+        for weight, total, square in zip(weights, sums, squares, strict=True):
+            if weight.grad is not None:
+                total.add_(weight.grad)
+                square.addcmul_(weight.grad, weight.grad)
+    own.zero_grad()
+    for total, square in zip(sums, squares, strict=True):
+        total.div_(square.mul_(len(batches)).sqrt_().clamp_(min=torch.finfo(square.dtype).tiny))
+    return sums
+
+
+def _find_minimum(value_at, start, lowest, highest):
+    """Walk from `start`, by 1, to where `value_at` is least, and return the vertex of the parabola there."""
+    place, step = start, 1 if value_at(start + 1) <= value_at(start) else -1
+    while lowest <= place + step <= highest and value_at(place + step) < value_at(place):
+        place += step
+    if not lowest < place < highest:
+        return place
+    below, here, above = (value_at(place + shift) for shift in (-1, 0, 1))
+    bend = below - 2 * here + above
+    return place + (0.5 * (below - above) / bend if 0 < bend < math.inf else 0.0)
 
 
 @contextlib.contextmanager
@@ -217,7 +320,7 @@ def adam(model, lr):
     """Adam over the parameters that require a gradient, in torch's fused form where that exists for them."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     fused = all(weight.dtype == torch.float32 and weight.device.type in ("cpu", "cuda") for weight in weights)
-    return torch.optim.Adam(weights, lr=lr, fused=fused)
+    return torch.optim.Adam(weights, lr=lr, betas=BETAS, fused=fused)
 
 
 def laid_out(images, precision):
@@ -256,14 +359,35 @@ def _check_dtype(trained, precision):
         raise ValueError(f"precision is {precision.name!r} and the weights are {found}; choose 'fp32', as they are")
 
 
-def _check_takes(model, split, classes):
-    """Raise ValueError unless the model takes the images and, with `classes`, has a logit for every label."""
-    logits = evaluate(model, split.images[:2])
-    highest = int(split.labels.max())
-    if classes and highest >= logits.shape[1]:
-        raise ValueError(
-            f"labels go up to {highest}, the model has {logits.shape[1]} classes (0 to {logits.shape[1] - 1})"
-        )
+def check_takes(model, images, labels=None):
+    """Raise ValueError unless the model gives logits, in both modes, with one for every label.
+
+    images  a few;  labels  all of them, (N,) int64; None asks for logits alone
+    In training mode a copy is asked, so that running statistics stay; random numbers are drawn privately.
+    """
+    images = as_inputs(model, images)
+    with _PrivateChance(model, 0, images.device), torch.enable_grad():
+        classes = evaluate(model, images).shape[1]
+        if labels is not None and int(labels.max()) >= classes:
+            highest = f"labels go up to {int(labels.max())}"
+            raise ValueError(f"{highest}, the model has {classes} classes (0 to {classes - 1})")
+        logits = _logits(duplicate(model).train(), images, " in training mode")
+    if logits.shape[1] != classes:
+        raise ValueError(f"the model has {classes} classes, but {logits.shape[1]} in training mode; give both the same")
+    if not logits.requires_grad:
+        raise ValueError("the model's outputs have no gradient in training mode; compute them from its weights")
+
+
+def _loss_of(loss, model, images, targets):
+    """Return the loss of a batch; raises ValueError that says in words what the user's model or loss raised."""
+    try:
+        value = loss(model, images, targets)
+    except Exception as error:
+        shapes = f"{tuple(images.shape)} and targets of shape {tuple(targets.shape)}"
+        raise ValueError(f"model and loss do not take images of shape {shapes}: {checks.reason(error)}") from error
+    if not isinstance(value, torch.Tensor) or value.numel() != 1 or value.requires_grad != torch.is_grad_enabled():
+        raise ValueError(f"loss returned {checks.words(value)}; it must return a scalar tensor that has a gradient")
+    return value
 
 
 class _PrivateChance:
@@ -306,17 +430,6 @@ def _draws(module):
     return chance or not known or (isinstance(dropout, float) and dropout > 0)
 
 
-def _renew_lock():
-    """A process forked while another thread computes would wait for it for ever."""
-    global _one_at_a_time
-    _one_at_a_time = threading.RLock()
-
-
-_renew_lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
 def evaluate(model, data, batch_size=None):
     """Logits of a model over images, in evaluation mode, without gradients, in fp32 arithmetic.
 
@@ -326,7 +439,8 @@ def evaluate(model, data, batch_size=None):
     returns     (N, classes) float32 on the CPU; the model, its mode and its running statistics are left as they were
     raises      ValueError for no images, images the model does not take, or an output that is not (N, classes)
     """
-    images = data if isinstance(data, torch.Tensor) else split_of(data).images
+    checks.module("model", model, wrapped=True)
+    images = data if isinstance(data, torch.Tensor) else split_of(data, any_targets=True).images
     if not len(images):
         raise ValueError("images is empty; give at least one image")
     weight = next((w for w in [*model.parameters(), *model.buffers()] if w.is_floating_point()), torch.empty(0))
@@ -338,7 +452,7 @@ def evaluate(model, data, batch_size=None):
     with modes_kept(model), torch.no_grad(), precision.active(weight.device):
         model.eval()
         batches = (laid_out(as_inputs(model, part), precision) for part in parts)
-        return torch.cat([_logits(model, batch) for batch in batches])
+        return torch.cat([_logits(model, batch).float().cpu() for batch in batches])
 
 
 def _convolves_images(model):
@@ -347,15 +461,12 @@ def _convolves_images(model):
     return any(issubclass(kind, nn.Conv2d) for kind in kinds) and not any(issubclass(kind, nn.Conv3d) for kind in kinds)
 
 
-def _logits(model, images):
-    try:
-        logits = model(images)
-    except RuntimeError as error:
-        raise ValueError(f"the model does not take images of shape {tuple(images.shape)}: {error}") from error
+def _logits(model, images, mode=""):
+    logits = activations.run(model, images)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ValueError(f"the model returned {got} for {len(images)} images; it must return logits (N, classes)")
-    return logits.float().cpu()
+        raise ValueError(f"the model returned {got} for {len(images)} images{mode}; it must return logits (N, classes)")
+    return logits
 
 
 def accuracy_of(logits, labels):
@@ -378,99 +489,3 @@ def threads(count):
     finally:
         if count != before:
             torch.set_num_threads(before)
-
-
-_calibrated = {}
-
-
-def calibrate(model, images, batch_size=None, device=None):
-    """The fastest `Precision` for training this kind of model on this machine, by timing a few steps of each.
-
-    model       any nn.Module; a copy is timed
-    images      (N, …) float32, at least one batch is taken from them
-    returns     the fastest; fp32 unless another is at least 10% faster, and where the weights are not float32
-
-    Layer types, size (to a factor of ten), image shape, batch size and machine are the key under which the answer is
-    kept, in `paths.home()/calibration.json`, so that a later run on the same machine computes in the same arithmetic.
-    """
-    device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
-    if _dtype(model) != torch.float32:
-        return Precision()
-    batch = as_inputs(model, images[: batch_size or min(512, len(images))], device)
-    key = _calibration_key(model, batch, device)
-    if key not in _calibrated:
-        kept = _read_calibration()
-        if key not in kept:
-            kept[key] = _fastest(model, batch, device).name
-            _write_calibration(kept)
-        _calibrated[key] = Precision.named(kept[key])
-    return _calibrated[key]
-
-
-def _fastest(model, batch, device, rounds=7, budget=2.0):
-    """Time a training step in every candidate, in turns, so that a busy moment of the machine meets them all alike.
-
-    The least time of each counts, its first step, slow as it is, left out; one half as slow again as the fastest is
-    timed no more. After `budget` seconds of warming up no further candidate begins, after as many no further round.
-    """
-    start = time.perf_counter()
-    layouts = (False, True) if _convolves_images(model) else (False,)
-    plain = Precision()
-    steps, least = {}, {}
-    for candidate in (Precision(kind, last) for last in layouts for kind in ARITHMETIC):
-        if candidate == plain or time.perf_counter() - start < budget:
-            steps[candidate] = _timed_steps(model, batch, candidate, device)
-            next(steps[candidate])
-    start = time.perf_counter()
-    for _ in range(rounds):
-        for candidate, seconds in steps.items():
-            least[candidate] = min(next(seconds), least.get(candidate, math.inf))
-        best = min(least.values())
-        steps = {candidate: seconds for candidate, seconds in steps.items() if least[candidate] < 1.5 * best}
-        if time.perf_counter() - start > budget:
-            break
-    best = min(least, key=least.get)
-    return best if least[best] < 0.9 * least[plain] else plain
-
-
-def _timed_steps(model, batch, precision, device):
-    """Train a copy for ever, yielding the seconds of each step; infinite where this arithmetic is not to be had."""
-    try:
-        model = duplicate(model).train().to(device, memory_format=precision.layout)
-        optimizer, batch, chance = adam(model, 1e-3), laid_out(batch, precision), _PrivateChance(model, 0, device)
-        while True:
-            start = time.perf_counter()
-            with chance, precision.active(device):
-                loss = model(batch).float().square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            yield time.perf_counter() - start
-    except RuntimeError:
-        while True:
-            yield math.inf
-
-
-def _calibration_key(model, batch, device):
-    kinds = {type(module).__name__.removeprefix("Parametrized") for module in model.modules()}
-    kinds = sorted(kinds - {"Mask", "Grid", "Half", "InputGrid", "Codebook", "ParametrizationList", "ModuleDict"})
-    size = round(math.log10(1 + sum(weight.numel() for weight in model.parameters())))
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    told = [kinds, size, tuple(batch.shape), str(device), machine, os.cpu_count(), torch.__version__]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-
-
-def _read_calibration():
-    try:
-        return json.loads((paths.home() / "calibration.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _write_calibration(kept):
-    """Keep the answers for the next run; a home that cannot be written only costs that run a calibration."""
-    with contextlib.suppress(OSError):
-        temporary = paths.home() / f"calibration.{os.getpid()}.json"
-        temporary.write_text(json.dumps(kept, indent=1, sort_keys=True))
-        temporary.replace(paths.home() / "calibration.json")

@@ -2,13 +2,17 @@
 
 import gzip
 import hashlib
+import http.server
 import pickle
 import shutil
+import socket
 import tarfile
+import threading
 import urllib.error
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -226,9 +230,9 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*args, **kwargs):
-        raise urllib.error.URLError("Name or service not known")
+        raise socket.gaierror("Name or service not known")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture
@@ -269,11 +273,33 @@ def check_cifar(data):
     assert data.classes == tuple("abcdefghij")
 
 
-def test_cifar10_through_the_downloader(home, cifar_archive, monkeypatch):
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, max_hops=3: url)
-    monkeypatch.setattr(
-        torchvision.datasets.utils, "_urlretrieve", lambda url, target, **_: shutil.copy(cifar_archive, target)
-    )
+@pytest.fixture
+def served(cifar_archive, monkeypatch):
+    """The archive on a server of this machine; the number of its bytes that are sent, None for all."""
+    sent = {"bytes": None}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(cifar_archive.stat().st_size))
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(cifar_archive.read_bytes()[: sent["bytes"]])
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/cifar.tar.gz")
+        yield sent
+        server.shutdown()
+
+
+def test_cifar10_through_the_downloader(home, served):
     data = cl.data.load("cifar10")
     check_cifar(data)
     oracle = torchvision.datasets.CIFAR10(home / "CIFAR10", train=False)
@@ -307,18 +333,18 @@ def test_cifar10_damaged_file_is_named(home, offline, cifar_archive):
         cl.data.load("cifar10")
 
 
-def test_cifar10_half_a_download_does_not_break_the_next_try(home, cifar_archive, monkeypatch):
-    def cut(url, target, **_):
-        Path(target).write_bytes(cifar_archive.read_bytes()[:500])
-        raise urllib.error.URLError("connection lost")
-
-    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, max_hops=3: url)
-    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", cut)
-    with pytest.raises(FileNotFoundError, match="connection lost"):
+def test_cifar10_half_a_download_does_not_break_the_next_try(home, served):
+    served["bytes"] = 500
+    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
         cl.data.load("cifar10")
-    monkeypatch.setattr(
-        torchvision.datasets.utils, "_urlretrieve", lambda url, target, **_: shutil.copy(cifar_archive, target)
-    )
+    served["bytes"] = None
+    check_cifar(cl.data.load("cifar10"))
+
+
+def test_cifar10_of_a_data_folder_asks_for_no_home(home, cifar_archive, monkeypatch):
+    with tarfile.open(cifar_archive) as packed:
+        packed.extractall(home.parent / "data", filter="data")
+    monkeypatch.setenv("COMPRESSLAB_HOME", str(cifar_archive / "in a file"))
     check_cifar(cl.data.load("cifar10"))
 
 
@@ -425,6 +451,13 @@ BAD = {
     "out of range": (lambda i, y: (i, y), {"classes": ["a", "b"]}, "labels hold 2 but there are 2 classes"),
     "huge label": (lambda i, y: (i, y * 10**9), {}, "labels hold 2000000000"),
     "text labels": (lambda i, y: (i, ["cat"] * 60), {}, "labels cannot be made one tensor"),
+    "text in an array": (lambda i, y: (i, np.array(["cat"] * 60, object)), {}, r"labels .* text \('cat'\); number"),
+    "from 1": (
+        lambda i, y: (i, y + 1),
+        {},
+        r"labels run from 1 to 3; count the classes from 0 \(labels - 1\), or name",
+    ),
+    "a column": (lambda i, y: (i, y[:, None]), {}, r"labels have shape \(60, 1\) .*labels\[:, 0\]"),
     "ragged": (lambda i, y: ([[1.0], [1.0, 2.0]], [0, 1]), {}, "images cannot be made one tensor"),
     "none": (lambda i, y: (None, y), {}, "images"),
     "complex": (lambda i, y: (i + 1j, y), {}, "images are a tensor of .* real"),
@@ -596,3 +629,21 @@ def test_split_of_refuses_the_rest(tiny):
 def test_data_survives_the_way_to_another_process(tiny):
     data = cl.data.from_tensors(*tiny)
     assert pickle.loads(pickle.dumps(data)).fingerprint == data.fingerprint
+
+
+def test_labels_from_1_are_taken_where_all_classes_are_named(tiny):
+    data = cl.data.from_tensors(tiny[0], tiny[1] + 1, classes=["none", "a", "b", "c"])
+    assert data.classes[int(data.train.labels.min())] == "a"
+
+
+def test_labels_of_pandas_with_missing_values_allowed(tiny):
+    labels = pd.Series(tiny[1].numpy(), dtype="Int64")
+    assert cl.data.from_tensors(tiny[0], labels).classes == ("0", "1", "2")
+
+
+def test_split_of_keeps_targets_and_whole_numbers():
+    words, targets = torch.randint(9, (5, 4)), torch.rand(5, 2, dtype=torch.float64)
+    split = cl.data.split_of((words, targets), any_targets=True)
+    assert split.images.dtype == torch.int64 and torch.equal(split.labels, targets)
+    with pytest.raises(ValueError, match="give each image one target"):
+        cl.data.split_of((words, targets[:3]), any_targets=True)

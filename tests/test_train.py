@@ -322,3 +322,143 @@ def test_a_cancel_is_heeded_at_the_next_step():
     steps.close()
     assert handed == [1, 2, 3, 4, 5]
     assert torch.equal(weights(model), before)
+
+
+class Odd(nn.Module):
+    """A linear model with batch norm and dropout, whose outputs in training mode are something else."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+        self.change = change
+
+    def forward(self, images):
+        logits = self.layers(images)
+        return self.change(logits) if self.training else logits
+
+
+ODD = {
+    "tuple": (lambda logits: (logits, logits), "returned tuple for 2 images in training mode; it must return logits"),
+    "dict": (lambda logits: {"logits": logits}, "returned dict for 2 images in training mode"),
+    "shape": (lambda logits: logits[:, None], r"returned \(2, 1, 3\) for 2 images in training mode"),
+    "fewer classes": (lambda logits: logits[:, :2], "has 3 classes, but 2 in training mode"),
+    "no gradient": (lambda logits: logits.detach(), "no gradient in training mode"),
+    "error": (lambda logits: {}["key"], r"does not take images of shape \(2, 8\): KeyError: 'key'"),
+}
+
+
+@pytest.mark.parametrize("change, message", ODD.values(), ids=ODD.keys())
+def test_outputs_in_training_mode_are_checked_before_the_first_step(blobs, change, message):
+    model = Odd(change)
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with pytest.raises(ValueError, match=message):
+        train.fit(model, blobs)
+    with pytest.raises(ValueError, match="student: .*" + message):
+        cl.distillation.distill(model, model, blobs)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_check_in_training_mode_changes_no_training(blobs):
+    model = Odd(lambda logits: logits)
+    fit(model, blobs, steps=0)
+    assert int(model.layers[0].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("error", [AssertionError("odd"), IndexError("odd"), TypeError("odd"), StopIteration("odd")])
+def test_whatever_a_forward_raises_is_said_with_its_type(blobs, error):
+    class Raising(nn.Linear):
+        def forward(self, images):
+            raise error
+
+    model, message = Raising(8, 3), f"not take images of shape .*: {type(error).__name__}: odd"
+    with pytest.raises(ValueError, match=message):
+        train.evaluate(model, blobs)
+    with pytest.raises(ValueError, match=message):
+        train.fit(model, blobs)
+    with pytest.raises(ValueError, match=message):
+        fit(model, blobs, loss=lambda model, images, targets: model(images).mean())
+    with pytest.raises(ValueError, match=message):
+        cl.activation_pruning.prune(model, blobs[0], sparsity=0.5)
+    with pytest.raises(ValueError, match=f"{type(error).__name__}: odd"):
+        cl.measure.macs(model, (8,))
+
+
+def squares(model, images, targets):
+    return (model(images) - targets).square().mean()
+
+
+def next_words(model, images, targets):
+    return functional.cross_entropy(model(images).flatten(0, 1), targets.flatten())
+
+
+WORDS = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
+
+
+class HeadFirst(nn.Module):
+    """A language model whose first module is not its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.table = nn.Linear(4, 9), nn.Embedding(9, 4)
+
+    def forward(self, words):
+        return self.head(self.table(words))
+
+
+OWN = {
+    "regression": (nn.Sequential(nn.Linear(8, 1), nn.Flatten(0)), torch.rand(64, 8), -torch.rand(64), squares),
+    "several labels": (nn.Linear(8, 3), torch.rand(64, 8), (torch.rand(64, 3) > 0.5).double(), squares),
+    "images": (nn.Conv2d(1, 1, 3, padding=1), torch.rand(64, 1, 5, 5), torch.rand(64, 1, 5, 5), squares),
+    "arrays": (nn.Linear(8, 3), np.random.rand(64, 8), np.random.rand(64, 3), squares),
+    "next words": (WORDS, torch.randint(9, (64, 5)), torch.randint(9, (64, 5)), next_words),
+    "head first": (HeadFirst(), torch.randint(9, (64, 5)), torch.randint(9, (64, 5)), next_words),
+}
+
+
+@pytest.mark.parametrize("model, images, targets, loss", OWN.values(), ids=OWN.keys())
+def test_a_loss_of_ones_own_decides_what_outputs_and_targets_are(model, images, targets, loss):
+    before = weights(model)
+    assert not torch.equal(before, weights(train.finetune(model, (images, targets), steps=2, loss=loss, bar=False)))
+    with pytest.raises(ValueError, match="labels (have shape|hold)|it must return logits"):
+        train.fit(model, (images, targets))
+    with pytest.raises(ValueError, match="labels (have shape|hold)|must return logits"):
+        cl.measure.accuracy(model, (images, targets))
+
+
+BAD_LOSSES = {
+    "None": (None, "loss is None; give a function"),
+    "a vector": (lambda model, images, labels: model(images).mean(0), r"loss returned Tensor of shape \(3,\)"),
+    "a number": (lambda model, images, labels: 1.0, "loss returned 1.0; it must return a scalar tensor"),
+    "an error": (lambda model, images, labels: labels[999], "do not take images of shape .*: IndexError"),
+}
+
+
+@pytest.mark.parametrize("loss, message", BAD_LOSSES.values(), ids=BAD_LOSSES.keys())
+def test_what_is_no_loss_is_said(net, blobs, loss, message):
+    with pytest.raises(ValueError, match=message):
+        fit(net, blobs, loss=loss)
+
+
+LABELS = {
+    "fractions": (lambda labels: labels + 0.5, "labels hold 0.5; give whole numbers"),
+    "one-hot": (functional.one_hot, r"labels have shape \(400, 3\) for 400 images; .*labels.argmax\(1\)"),
+    "a column": (lambda labels: labels[:, None], r"labels have shape \(400, 1\) for 400 images; .*labels\[:, 0\]"),
+    "negative": (lambda labels: labels - 1, "labels hold -1; give class numbers from 0"),
+    "beyond": (lambda labels: labels + 1, "labels (go up|run from 1) to 3"),
+    "text": (lambda labels: ["cat"] * 400, r"they are text \('cat'\); number the classes from 0"),
+}
+
+
+@pytest.mark.parametrize("change, message", LABELS.values(), ids=LABELS.keys())
+def test_labels_that_are_no_classes_are_refused(net, blobs, change, message):
+    images, labels = blobs[0], change(blobs[1])
+    for data in [(images, labels), *([cl.data.Split(images, labels)] if isinstance(labels, torch.Tensor) else [])]:
+        for refuse in (train.fit, cl.measure.accuracy, lambda model, data: cl.distillation.distill(model, model, data)):
+            with pytest.raises(ValueError, match=message):
+                refuse(net, data)
+
+
+def test_bytes_are_no_words():
+    with pytest.raises(ValueError, match="begins with an embedding takes whole numbers"):
+        fit(WORDS, (torch.randint(9, (64, 5)).byte(), torch.zeros(64, 5).long()), loss=next_words)

@@ -19,7 +19,9 @@ def batch(model, shape, batch_size=1):
     if not isinstance(shape, (tuple, list)) or not shape:
         raise ValueError(f"shape is {shape!r}; give the shape of one sample, without the batch: {_WORKBOOK}")
     sides = [checks.integer("a side of shape", side, 1) for side in shape]
-    return layers.as_inputs(model, torch.rand(batch_size, *sides, generator=torch.Generator().manual_seed(0)))
+    whole = layers.as_inputs(model, torch.zeros(1)).dtype == torch.int64
+    numbers = torch.rand(batch_size, *sides, generator=torch.Generator().manual_seed(0))
+    return layers.as_inputs(model, numbers.floor() if whole else numbers)
 
 
 def sample_shape(model, shape=None):

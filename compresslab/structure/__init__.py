@@ -2,8 +2,8 @@
 
 A group is a set of channels with every layer that makes, scales or reads them. Removing one of its channels takes a
 row from each producer, an entry from each BatchNorm between and a column from each consumer. What `find_groups`
-returns has been tried: on a copy, half of the channels of every group were removed, and the outputs were those of the
-network whose consumers no longer look at them.
+returns has been tried: on a copy, channels of every group were removed, as many as there are none of in another, and in
+evaluation and training mode the outputs were those of the network whose consumers no longer look at them.
 
 Fang et al. 2023, arXiv:2301.12900 (dependency graphs); Li et al. 2017, arXiv:1608.08710 (filters).
 """
@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from torch.utils import _pytree as pytree
 
+from compresslab import checks
 from compresslab.activations import checked_images
 from compresslab.codebooks import Codebook
 from compresslab.layers import (
@@ -30,7 +30,7 @@ from compresslab.layers import (
     set_rounding,
     weight_layers,
 )
-from compresslab.structure import coupling
+from compresslab.structure import coupling, trials
 
 OUTPUT = coupling.OUTPUT
 
@@ -73,17 +73,23 @@ def find_groups(model, images):
     """The groups of channels that can be removed from a model, and the layers that must keep theirs.
 
     model    any nn.Module; it is not changed
-    images   (N, …) images that it takes; the first is run, or the first two where it does not take one alone
+    images   (N, …) images that it takes; the first is run, or the first two where it does not take one alone, and
+             then up to 32 of them together
     returns  list of Group in module order, and dict of layer name -> reason for every layer of
              `layers.weight_layers` whose outputs are in no group; OUTPUT is the reason of the last layer
     raises   ValueError for no images or images that the model does not take
     """
     twin = _bare(model)
-    images = as_inputs(twin, checked_images(images, 2)).clone()  # a network may write into what it is given
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        images, calls = _first_run(twin, images)
+    images = checked_images(images, 32)
+    images = as_inputs(twin, images[: max(2, 2**13 // images[0].numel())]).clone()  # a network may write into them
+    with torch.enable_grad():
+        with trials.steady(twin) as mode:
+            first, calls = _first_run(twin, images[:2])
+        if mode.answers and trials.decides(duplicate(twin), images):
+            return [], dict.fromkeys(weight_layers(model), "the network decides by values of its activations")
         try:
-            units = coupling.coupled(twin, images.clone())
+            with torch.random.fork_rng(devices=[]):
+                units = coupling.coupled(twin, first.clone())
         except Exception as error:  # the tracer meets networks of every make
             return [], dict.fromkeys(weight_layers(model), f"the network cannot be traced: {_first_line(error)}")
     parts, blocked = dict(model.named_parameters()) | dict(model.named_modules()), _blocked(model, calls)
@@ -94,8 +100,11 @@ def find_groups(model, images):
             reasons |= dict.fromkeys(group.producers, reason or OUTPUT)
         else:
             groups.append(group)
-    with torch.random.fork_rng(devices=[]):
-        groups, failed = _tried(twin, _distinct(groups), images)
+    groups, failed = _tried(twin, _distinct(groups), [(first, False)], slice(1))
+    if groups:
+        trials.disturb(twin)
+        groups, more = _tried(twin, groups, _runs(twin, first, images), slice(1, None))
+        failed += more
     reasons |= {name: reason for group, reason in failed for name in group.producers}
     free = {name for group in groups for name in group.producers}
     names = [name for name in weight_layers(model) if name not in free]
@@ -198,12 +207,13 @@ def _first_run(twin, images):
             try:
                 twin(images[:count].clone())
                 return images[:count], calls
-            except (RuntimeError, ValueError, TypeError) as error:
+            except Exception as error:  # the user's own code
                 failure = error
     finally:
         for handle in handles:
             handle.remove()
-    raise ValueError(f"the model does not take images of shape {tuple(images.shape)}: {failure}") from failure
+    shape = tuple(images.shape)
+    raise ValueError(f"the model does not take images of shape {shape}: {checks.reason(failure)}") from failure
 
 
 def _blocked(model, calls):
@@ -280,66 +290,101 @@ def _told_apart(group):
     return Group(name, group.size, group.producers, group.consumers, group.cuts)
 
 
-def _tried(twin, groups, images):
-    """The groups that can be removed all together, and pairs of (group, reason) of the others."""
-    reason = _disagreement(twin, groups, images) if groups else None
+def _runs(network, first, images):
+    """The (inputs, training) in which a network runs: in evaluation and, if it does, in training mode.
+
+    first  inputs that it takes in evaluation;  images  more of them, which it may not take
+    """
+    if len(images) == 1:
+        images = torch.cat([images, images.flip(-1)])  # BatchNorm learns of two at least
+    runs = []
+    for training in (False, True):
+        for inputs in (images, first):
+            try:
+                _seen(network, inputs, training, {})
+            except Exception:  # the user's own code
+                continue
+            runs.append((inputs, training))
+            break
+    return runs
+
+
+def _tried(network, groups, runs, chosen):
+    """The groups that can be removed all together, and a list of (group, reason) of the others.
+
+    runs  (inputs, training) of the runs that are compared;  chosen  slice of the patterns that are tried
+    """
+    reason = _disagreement(network, groups, runs, chosen) if groups else None
     if reason is None:
         return groups, []
     if len(groups) == 1:
         return [], [(groups[0], reason)]
     half = len(groups) // 2
-    kept, failed = zip(*(_tried(twin, part, images) for part in (groups[:half], groups[half:])), strict=True)
-    return sum(kept, []), sum(failed, [])
+    (left, failed), (right, more) = (_tried(network, part, runs, chosen) for part in (groups[:half], groups[half:]))
+    if left and right and (reason := _disagreement(network, left + right, runs, chosen)):
+        right, more = [], more + [(group, reason) for group in right]
+    return left + right, failed + more
 
 
-def _disagreement(twin, groups, images):
-    """Why removing every second channel is not the same as reading none of those, or None where it is.
+def _disagreement(network, groups, runs, chosen):
+    """Why removing channels is not the same as reading none of those, or None where it is."""
+    for removed in trials.patterns({group.name: group.size for group in groups})[chosen]:
+        if reason := _difference(network, groups, removed, runs):
+            return reason
+    return None
+
+
+def _difference(network, groups, removed, runs):
+    """Why removing these channels is not the same as reading none of them, or None where it is.
 
     Compared are the outputs of the model and, channel by channel that stays, what each consumer reads.
     """
-    copy, removed = duplicate(twin), {group.name: torch.arange(group.size) % 2 == 1 for group in groups}
+    gone = _gone(network, groups, removed)
+    kept = {name: ~which for (name, side), which in gone.items() if side == "in"}
+    modules = [network.get_submodule(name) for name in {name for name, _ in gone}]
+    mode = ""
     try:
-        with torch.no_grad():
-            kept = {key: ~gone for key, gone in _gone(copy, groups, removed).items() if key[1] == "in"}
+        with trials.put_back(modules):
             for name in {consumer.name for group in groups for consumer in group.consumers}:
-                module = copy.get_submodule(name)
-                module.weight[_along(_axis(module, "in"), ~kept[name, "in"], module.weight)] = 0.0
-            masked = _seen(copy, images, kept)
-            remove(copy, groups, removed)
-            sliced = _seen(copy, images, dict.fromkeys(kept))
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        return f"without some of its outputs the network does not run: {_first_line(error)}"
-    same = len(masked) == len(sliced) and all(map(_close, masked, sliced))
-    return None if same else "its outputs are mixed with others on the way"
+                module = network.get_submodule(name)
+                weight = module.weight.detach().clone()
+                weight[_along(_axis(module, "in"), ~kept[name], weight)] = 0.0
+                module.weight = nn.Parameter(weight)
+            masked = [_seen(network, *run, kept) for run in runs]
+        with trials.put_back(modules):
+            remove(network, groups, removed)
+            for expected, (inputs, training) in zip(masked, runs, strict=True):
+                mode = " in training mode" if training else ""
+                sliced = _seen(network, inputs, training, dict.fromkeys(kept))
+                if len(expected) != len(sliced) or not all(map(trials.alike, expected, sliced)):
+                    return f"its outputs are mixed with others on the way{mode}"
+    except Exception as error:  # the user's own code
+        return f"without some of its outputs the network does not run{mode}: {_first_line(error)}"
+    return None
 
 
-def _seen(model, images, kept):
-    """Inputs of layers, `kept` channels of them (None for all), and the outputs of the model."""
-    seen, handles = [], []
-    for (name, _), keep in kept.items():
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(partial(_see, seen, keep)))
+def _seen(network, inputs, training, kept):
+    """What layers read, `kept` channels of them (None for all), and the outputs: (tensor, axis of its channels)."""
+    seen, handles, state = [], [], [(one, one.clone()) for one in network.buffers()] if training else []
+    for name, keep in kept.items():
+        module = network.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(partial(_see, seen, keep), with_kwargs=True))
     try:
-        outputs = model(images.clone())
+        with trials.steady(network), torch.no_grad():
+            outputs = network.train(training)(inputs.clone())
+            for buffer, before in state:
+                buffer.copy_(before)
     finally:
+        network.eval()
         for handle in handles:
             handle.remove()
-    return seen + [one for one in pytree.tree_leaves(outputs) if isinstance(one, torch.Tensor)]
+    return seen + [(one, None) for one in trials.tensors_of(outputs)]
 
 
-def _see(seen, keep, module, inputs):
-    given = inputs[0]
-    axis = given.dim() - 1 if isinstance(module, nn.Linear) else 1
-    seen.append(given if keep is None else given[_along(axis, keep, given)])
-
-
-def _close(one, other, tolerance=1e-3):
-    """Whether two tensors are alike, up to a share of the largest number; what is not finite must be the same."""
-    if one.shape != other.shape:
-        return False
-    finite = one[one.isfinite()].abs()
-    reach = float(finite.max()) if finite.numel() else 0.0
-    return torch.allclose(one, other, rtol=0.0, atol=tolerance * reach, equal_nan=True)
+def _see(seen, keep, module, inputs, named):
+    given = [*inputs, *named.values()][0]
+    axis = given.dim() - 1 if isinstance(module, nn.Linear) else given.dim() - len(module.kernel_size) - 1
+    seen.append((given.clone() if keep is None else given[_along(axis, keep, given)], axis))
 
 
 def _gone(model, groups, removed):

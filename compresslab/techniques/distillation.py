@@ -21,7 +21,6 @@ from compresslab.data import split_of, stratified
 from compresslab.knowledge import (
     KNOWLEDGE,
     check_labels,
-    check_module,
     check_setting,
     feature_loss,
     loss,
@@ -60,7 +59,7 @@ def distill(
     The other arguments, and the errors, are those of `loss` (compresslab.knowledge); every error is raised before the
     training starts. Frozen parameters of the student stay frozen, its masks and grids stay.
     """
-    check_module("student", student)
+    checks.module("student", student)
     split = split_of(data)
     options = {"label_smoothing": label_smoothing, "hint": hint, "seed": seed}
     objective = loss(teacher, temperature, alpha, knowledge, student=student, images=split.images[:2], **options)
@@ -86,7 +85,7 @@ def student_of(teacher, images, width=0.25, seed=0):
     """
     _check_width(width)
     checks.integer("seed", seed, 0)
-    check_module("teacher", teacher)
+    checks.module("teacher", teacher)
     twin = _unrounded(ordinary(teacher)).requires_grad_(True)
     if width < 1:
         _narrow(twin, activations.checked_images(images, 2), width)
