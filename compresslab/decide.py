@@ -66,6 +66,7 @@ def data_type(model, data, points=None, kib=None, *, candidates=None, steps=0, s
     kib = math.inf if kib is None else _positive("kib", kib)
     data = datasets.load(data) if isinstance(data, str) else data
     model = models.pretrained(model, data.name) if isinstance(model, str) else model
+    checks.module("model", model, also=" or the name of a pretrained network")
     settings, dense = _settings(candidates), measure.sizes(model).dense_bytes
     rows, made = [], []
     for setting in tqdm(settings, desc="data types", leave=False, disable=not bar):

@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 import torch
 from torch import nn
 
-from compresslab import layers
+from compresslab import checks, layers
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _AROUND = (property, staticmethod, classmethod, functools.cached_property, functools._lru_cache_wrapper)
@@ -31,7 +31,7 @@ def of_model(model):
     A copy, and the same model saved and loaded, have the same fingerprint, in every process; whether it is in training
     mode is left out. An attribute that no pickle could hold (a lock) is told by which object it is, in this process.
     """
-    words = _Words(model)
+    words = _Words(checks.module("model", model, wrapped=True))
     return hashlib.sha256(repr(words.of_model(model)).encode()).hexdigest()
 
 

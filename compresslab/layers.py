@@ -17,6 +17,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
+from compresslab import checks
+
 TYPES = (
     nn.Linear,
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -111,6 +113,7 @@ def weight_layers(model, layers=None):
     returns  dict of qualified name -> module, in module order; a module used twice is there once, by its first name
     raises   ValueError for a name that is not such a layer, and for a lazy layer whose size is not known yet
     """
+    checks.module("model", model, wrapped=True)
     names = {prefix[:-1]: module for prefix, module in _walk(model) if isinstance(module, TYPES)}
     for name, module in names.items():
         _refuse_unready(name, module)
@@ -236,6 +239,9 @@ def duplicate(model):
     Unlike copy.deepcopy it copes with tensors that a forward pass left behind, and a parametrized layer's copy gets
     a class of its own (torch's parametrizations live in the class, which deepcopy shares).
     """
+    for name, module in checks.module("model", model, wrapped=True).named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"module {name!r} is compiled by torch.jit; give the module that it was made from")
     leftover = {id(one): one for module in model.modules() for one in vars(module).values() if _in_graph(one)}
     twin = copy.deepcopy(model, {key: one.detach().clone() for key, one in leftover.items()})
     for _, module in _walk(twin):
@@ -268,7 +274,7 @@ def effective_state(model):
              unmasked tensors are the model's own memory: clone one before writing to it
     """
     state, values = {}, {}
-    for prefix, module in _walk(model):
+    for prefix, module in _walk(checks.module("model", model, wrapped=True)):
         own = {}
         module._save_to_state_dict(own, prefix, False)
         for name in _pruned_by_torch(module):
@@ -300,6 +306,7 @@ def as_inputs(model, images, device=None):
 
     raises  ValueError for fractions that would become whole numbers
     """
+    checks.module("model", model, wrapped=True)
     tables = nn.Embedding | nn.EmbeddingBag
     weight = next((one for one in [*model.parameters(), *model.buffers()] if one.is_floating_point()), torch.empty(0))
     first = next((part for part in model.modules() if _is_layer_with_tensors(part)), None)
@@ -353,6 +360,7 @@ def _weight(names, holders):
 
 def _effective_parameters(model):
     """Effective tensor of every parameter, each shared one once."""
+    checks.module("model", model, wrapped=True)
     seen = set()
     for module in [one for _, one in _walk(model) if not isinstance(one, InputRounding)]:
         for name, source in _sources(module).items():
@@ -384,6 +392,7 @@ def _sources(module):
 
 def _source(module, name):
     """What _sources(module) has under one name, or None: of many parameters one is found without going through all."""
+    checks.module("module", module, wrapped=True)
     if parametrize.is_parametrized(module, name):
         return module.parametrizations[name]
     pruned = _pruned_by_torch(module)

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from compresslab import checks, layers, measure, models, storage, train, workers
 from compresslab import data as datasets
 from compresslab import journal as journals
-from compresslab import layers, measure, models, storage, train, workers
 from compresslab.journal import Journal, Result
 from compresslab.trial import Trial, blank_results, checked, resolved, takes_seed
 
@@ -57,6 +57,7 @@ def stages(trial, model, data, journal=None, names=None):
     names    {"model": …, "data": …}: how the Results call them, instead of their own names
     raises   ValueError for a setting that the technique does not have or take
     """
+    checks.module("model", model)
     journal = open_journal(journal)
     return driven(_work(trial, model, data, names or {}, journal), journal)
 
@@ -120,8 +121,7 @@ def run(
         raise ValueError(f"data is a {type(data).__name__}; give a whole data set, as cl.data.load returns")
     if isinstance(model, str):
         names, model = {"model": model} | (names or {}), models.pretrained(model, data.name)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module or the name of a pretrained network")
+    checks.module("model", model, also=" or the name of a pretrained network")
     if executor is not None and not hasattr(executor, "submit"):
         raise ValueError(
             f"executor is {executor!r}; give None, an executor of concurrent.futures, or Dask's get_executor()"

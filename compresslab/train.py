@@ -69,6 +69,7 @@ def choose_precision(model, device=None):
     returns  bf16 on processors that multiply it in hardware (AMX on a CPU; CUDA says so itself), for float32 weights;
              fp32 on all others. 2-d convolutions are laid out channels last.
     """
+    checks.module("model", model, wrapped=True)
     device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
     if _dtype(model) != torch.float32:
         return Precision()

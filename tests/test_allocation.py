@@ -140,7 +140,7 @@ class TestScan:
             ({"parameter": "threshold"}, "values is None; give the values of threshold"),
             ({"setting": {"rank": 3}}, "no parameter 'rank'"),
             ({"steps": -1}, "steps is -1"),
-            ({"model": 3}, "model is a int"),
+            ({"model": 3}, "model is 3; give a torch.nn.Module"),
             ({"model": nn.Flatten()}, "no such layer"),
             ({"data": 3}, "data is a int"),
         ],
@@ -319,7 +319,7 @@ class TestSparsities:
         for given, told in [((net, 90), "0.9"), ((net, 0.9, "best"), "rule is"), ((net, 0.9, "lamp", ["8"]), "'8'")]:
             with pytest.raises(ValueError, match=told):
                 cl.allocation.sparsities(*given)
-        with pytest.raises(ValueError, match="model is a int"):
+        with pytest.raises(ValueError, match="model is 3; give a torch.nn.Module"):
             cl.allocation.sparsities(3, 0.9)
 
 

@@ -455,7 +455,7 @@ BAD = {
     "from 1": (
         lambda i, y: (i, y + 1),
         {},
-        r"labels run from 1 to 3; count the classes from 0 \(labels - 1\), or name",
+        r"labels run from 1 to 3; count the classes from 0 \(labels - 1\)",
     ),
     "a column": (lambda i, y: (i, y[:, None]), {}, r"labels have shape \(60, 1\) .*labels\[:, 0\]"),
     "ragged": (lambda i, y: ([[1.0], [1.0, 2.0]], [0, 1]), {}, "images cannot be made one tensor"),

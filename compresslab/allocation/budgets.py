@@ -10,7 +10,6 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from compresslab import checks
 from compresslab import layers as network
@@ -162,8 +161,7 @@ def sparsities(model, sparsity, rule="lamp", layers=None):
 
 
 def _weights(model, names):
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
+    checks.module("model", model)
     return [one for one in network.distinct_weights(model, names) if one.value.numel()]
 
 

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import nn
-
 from compresslab import checks, fingerprints, models, techniques
 from compresslab import layers as network
 from compresslab.recipe import Recipe
@@ -86,8 +84,7 @@ def apply(model, shares, technique="zero_pruning", images=None, parameter=None, 
     technique = layerwise(technique)
     if not isinstance(shares, Mapping):
         raise ValueError(f"shares is {shares!r}; give a dict of layer -> value, as allocate returns")
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {model!r}; give a torch.nn.Module")
+    checks.module("model", model)
     compressed = network.duplicate(model)
     for one in _calls(parameter_of(technique, parameter), shares, setting):
         compressed = technique.apply(compressed, *([] if images is None else [images]), **one)
@@ -185,8 +182,7 @@ class _Plan:
 def _plan(technique, model, layers, parameter):
     name = model if isinstance(model, str) else None
     model = models.build(model, seed=0) if name else model
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {model!r}; give a torch.nn.Module or the name of a reference network")
+    checks.module("model", model, also=" or the name of a reference network")
     name = name or (name_of(model) if name_of(model) in models.names() else None)
     shapes, chosen = _shapes(model), parameter_of(technique, parameter)
     names = list(shapes) if layers is None else [one for one in shapes if one in network.weight_layers(model, layers)]

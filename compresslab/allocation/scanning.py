@@ -7,12 +7,11 @@ import itertools
 import warnings
 
 import pandas as pd
-from torch import nn
 from tqdm.auto import tqdm
 
+from compresslab import checks, measure, models, storage, sweep
 from compresslab import data as datasets
 from compresslab import layers as network
-from compresslab import measure, models, storage, sweep
 from compresslab.allocation.layerwise import layerwise, parameter_of
 from compresslab.trial import checked
 
@@ -90,8 +89,7 @@ def _own_bytes(trial, name, model, data):
 
 def _chosen(model, names):
     """Name of a layer -> how many of its weights are not zero."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module or the name of a pretrained network")
+    checks.module("model", model, also=" or the name of a pretrained network")
     found = {one.names[0]: int(one.value.count_nonzero()) for one in network.distinct_weights(model, names)}
     if not found:
         raise ValueError(f"layers is {names!r}; the model has no such layer with weights (Linear, Conv)")

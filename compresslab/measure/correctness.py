@@ -40,6 +40,7 @@ def predictions(model, images):
     returns  (N,) int64 tensor on the CPU; -1 where the model's output is nan (it gives no answer), with a warning
     raises   ValueError if there are no images, or if the model does not answer with logits (N, classes)
     """
+    checks.module("model", model, wrapped=True)
     images = torch.as_tensor(images)
     return _answers(_logits(model, data.split_of((images, torch.zeros(images.shape[:1])))))
 
@@ -71,7 +72,7 @@ def per_class(model, split, reference=None):
     frame = pd.DataFrame({"class": range(classes), "count": counts, "accuracy": _rates(answers, labels, counts)})
     if reference is None:
         return frame
-    before, _, others = _answers_and_labels(reference, split)
+    before, _, others = _answers_and_labels(reference, split, "reference")
     if others != classes:
         raise ValueError(f"reference has {others} classes and model has {classes}; compare models of the same task")
     reference_accuracy = _rates(before, labels, counts)
@@ -81,7 +82,7 @@ def per_class(model, split, reference=None):
 def changed_predictions(model, reference, split):
     """The images that the model answers differently than the reference: `Changes`; errors as in `accuracy`."""
     after, labels, _ = _answers_and_labels(model, split)
-    before, _, _ = _answers_and_labels(reference, split)
+    before, _, _ = _answers_and_labels(reference, split, "reference")
     changed = after != before
     return Changes(
         count=int(changed.sum()),
@@ -92,9 +93,9 @@ def changed_predictions(model, reference, split):
     )
 
 
-def _answers_and_labels(model, split):
+def _answers_and_labels(model, split, name="model"):
     """Answers (N,), labels (N,) as arrays, and the number of classes, after checking that the labels are classes."""
-    checks.module("model", model, wrapped=True)
+    checks.module(name, model, wrapped=True)
     split = data.split_of(split)
     first, rest, labels = _logits(model, split[:FIRST]), split[FIRST:], split.labels.cpu().numpy()
     classes = first.shape[1]

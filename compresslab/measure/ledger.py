@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from compresslab import layers, storage
+from compresslab import checks, layers, storage
 
 HEADER, WHOLE = ".header", ".clab file"  # rows of a breakdown: no name of a tensor begins with a dot
 _GZIP_LEVEL = 6  # what the gzip command uses
@@ -78,7 +78,7 @@ class SizeLedger:
 _ROWS = (
     ("parameters", "parameters", "numbers in weights and biases, zeros included"),
     ("nonzeros", "nonzeros", "those that are not zero: a count, not a size, it leaves out where they are"),
-    ("dense fp32", "dense_bytes", "4 bytes for every number: the size that the others are compared with"),
+    ("dense fp32", "dense_bytes", "4 bytes for every number, whatever its precision is now"),
     ("torch.save", "torch_save_bytes", "torch.save(state_dict): zeros take as much room as any other number"),
     ("torch.save + gzip", "gzip_bytes", "the same bytes zipped: runs of zeros shrink, the other numbers hardly do"),
     ("CSR", "csr_bytes", "nonzeros and their column and row indices: pays only above 50% zeros"),
@@ -100,7 +100,7 @@ def sizes(model):
 
     returns  SizeLedger
     """
-    state = layers.plain(model).state_dict()
+    state = layers.plain(checks.module("model", model)).state_dict()
     saved = _torch_saved(state)
     tensors, parts = _distinct(state), storage.breakdown(model)
     return SizeLedger(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresslab import data, layers, train
+from compresslab import checks, data, layers, train
 from compresslab.measure.inputs import batch, evaluating, refusal, sample_shape
 
 
@@ -30,6 +30,7 @@ def macs(model, images=None):
     returns  int
     raises   ValueError if the model does not take these inputs, or computes in a way that torch cannot count
     """
+    checks.module("model", model)
     with evaluating(model), torch.no_grad():
         inputs = _one(model, images)
         counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)

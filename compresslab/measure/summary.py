@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import pandas as pd
 
-from compresslab import data
+from compresslab import checks, data
 from compresslab.measure.correctness import accuracy
 from compresslab.measure.ledger import SizeLedger, sizes
 from compresslab.measure.operations import macs
@@ -39,6 +39,7 @@ def measure(model, split, batch_size=1, threads=1):
     returns     Measurement
     raises      ValueError as `accuracy` and `latency`
     """
+    checks.module("model", model)
     split = data.split_of(split)
     shape = tuple(split.images.shape[1:])
     return Measurement(

@@ -143,7 +143,7 @@ class _Timer:
 
 def _ready(model, batch_size, shape):
     """A `_Timer` of the plain model in eval mode, warmed up, with as many calls in a timing as it needs."""
-    model = layers.plain(model).eval()
+    model = layers.plain(checks.module("model", model, wrapped=True)).eval()
     timer = _Timer(model, batch(model, sample_shape(model, shape), batch_size))
     quickest, start = math.inf, time.perf_counter_ns()
     while quickest == math.inf or time.perf_counter_ns() - start < _WARM_UP:

@@ -26,7 +26,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
-from torch import nn
 from tqdm.auto import tqdm
 
 from compresslab import checks, measure, models, sweep, train
@@ -145,8 +144,7 @@ def _loaded(model, data, names):
         raise ValueError(f"data is a {type(data).__name__}; give a whole data set, as cl.data.load returns")
     if isinstance(model, str):
         names, model = {"model": model} | names, models.pretrained(model, data.name)
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module or the name of a pretrained network")
+    checks.module("model", model, also=" or the name of a pretrained network")
     return model, data, names
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from compresslab import layers
+from compresslab import checks, layers
 from compresslab.storage import architecture, books, codes, roundings, streams, tensors
 from compresslab.storage.container import CorruptFileError
 
@@ -85,8 +85,7 @@ class Content:
 
 def check_model(model):
     """Raise ValueError for a model that cannot be saved: not a module, not ready, or with state that is not tensors."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give an nn.Module")
+    checks.module("model", model)
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"module {name!r} is compiled by torch.jit; save the module that it was made from")

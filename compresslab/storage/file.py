@@ -3,8 +3,6 @@
 import warnings
 from dataclasses import dataclass
 
-from torch import nn
-
 from compresslab import checks, layers
 from compresslab.storage import (
     architecture,
@@ -119,8 +117,8 @@ def _copied(model):
 
 def loads(blob, into=None, max_bytes=None):
     """The model in the bytes of a file; as `load`."""
-    if into is not None and not isinstance(into, nn.Module):
-        raise ValueError(f"into is {into!r}; give an nn.Module with the tensors of the file")
+    if into is not None:
+        checks.module("into", into, also=" with the tensors of the file")
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ValueError(f"blob is a {type(blob).__name__}; give the bytes of a .clab file")
     limit = 2**26 + 1024 * len(blob) if max_bytes is None else checks.integer("max_bytes", max_bytes, 0)

@@ -144,8 +144,7 @@ def _check_bool(name, value):
 
 def _groups(model, images, layers):
     """The groups whose neurons may go, and what is left alone with the reason: dict of name -> reason."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {model!r}; give a torch.nn.Module")
+    checks.module("model", model)
     if any(weight.is_meta for weight in model.parameters()):
         raise ValueError("model is on the meta device, its weights have no values; load them first")
     chosen = weight_layers(model, layers)

@@ -157,8 +157,7 @@ def _checked_setting(images, rank, energy, method, layers, fresh, seed):
 
 
 def _checked_model(model):
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {model!r}; give a torch.nn.Module")
+    checks.module("model", model)
     return model
 
 

@@ -190,8 +190,7 @@ class _Study:
 
 def _studies(model, images, layers, calibration_size, merge):
     """A _Study of each group of neurons that can be pruned, and layer name -> reason for what is left alone."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {model!r}; give a torch.nn.Module")
+    checks.module("model", model)
     images = _calibration(images, calibration_size)
     if not weight_layers(model, layers):
         raise ValueError("model has no Linear or Conv layer, whose neurons could be removed")

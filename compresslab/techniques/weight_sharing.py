@@ -14,7 +14,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.utils import parametrize
 
 from compresslab import checks
@@ -152,8 +151,7 @@ def _check_bits(bits, biases):
 
 
 def _checked_model(model, layers):
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {model!r}; give a torch.nn.Module")
+    checks.module("model", model)
     if not weight_layers(model, layers):
         known = ", ".join(kind.__name__ for kind in TYPES)
         found = ", ".join(sorted({type(module).__name__ for module in model.modules()}))

@@ -193,8 +193,7 @@ def _check_setting(sparsity, threshold, scope, criterion, seed):
 
 
 def _check_model(model, layers):
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {model!r}; give a torch.nn.Module")
+    checks.module("model", model)
     if not weight_layers(model, layers):
         prunable = ", ".join(kind.__name__ for kind in TYPES)
         found = ", ".join(sorted({type(module).__name__ for module in model.modules()}))

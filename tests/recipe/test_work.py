@@ -272,7 +272,7 @@ def test_distillation_learns_in_its_own_way(net, data):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"model": 3}, "model is a int"),
+        ({"model": 3}, "model is 3; give a torch.nn.Module"),
         ({"data": torch.zeros(3)}, "data is a Tensor"),
         ({"seed": -1}, "seed is -1"),
         ({"data": "imagenet"}, "imagenet"),
