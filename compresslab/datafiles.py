@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import hashlib
 import socket
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -105,29 +106,42 @@ def _cifar10_root(folders):
     """Folder to give to torchvision's CIFAR10: the one that has it, or else the user's cache."""
     from torchvision.datasets import CIFAR10
 
-    own = paths.home() / "CIFAR10"
     places = [place for folder in folders for place in (folder / "CIFAR10", folder)]
     for place in places:
         if (place / CIFAR10.base_folder).is_dir():
             return place
-        if (place / CIFAR10.filename).is_file() and not (own / CIFAR10.base_folder / "batches.meta").is_file():
-            _unpack_cifar10(place / CIFAR10.filename, own)
-    return own
+        if (place / CIFAR10.filename).is_file():
+            own = _cifar10_home()
+            if not (own / CIFAR10.base_folder / "batches.meta").is_file():
+                _unpack_cifar10(place / CIFAR10.filename, own)
+    return _cifar10_home()
+
+
+def _cifar10_home():
+    return paths.home() / "CIFAR10"
 
 
 def _unpack_cifar10(archive, folder):
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import calculate_md5, extract_archive
 
-    if (found := calculate_md5(archive)) != CIFAR10.tgz_md5:
+    if (found := _md5(archive)) != CIFAR10.tgz_md5:
         raise ValueError(_damaged(archive, f"it has MD5 {found}", CIFAR10.tgz_md5))
-    extract_archive(archive, folder)
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+
+
+def _md5(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _read_cifar10(root):
     from torchvision.datasets import CIFAR10
 
-    own = paths.home() / "CIFAR10"
+    try:
+        own = _cifar10_home()
+    except OSError:  # no home, so root is in a data folder
+        own = "the folder CIFAR10 of COMPRESSLAB_HOME"
     try:
         with _patience(seconds=20):  # nothing is written but into the user's cache
             parts = [CIFAR10(root, train=train, download=root == own) for train in (True, False)]
@@ -146,12 +160,11 @@ def _read_cifar10(root):
 def _cifar10_damage(root):
     """Which file of an unpacked CIFAR-10 is not as it should be, with its expected checksum."""
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import calculate_md5
 
     known = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
     for name, expected in known:
         file = root / CIFAR10.base_folder / name
-        found = f"has MD5 {calculate_md5(file)}" if file.is_file() else "is missing"
+        found = f"has MD5 {_md5(file)}" if file.is_file() else "is missing"
         if found != f"has MD5 {expected}":
             return f"{file} {found}, expected MD5 {expected}"
     return f"{root} cannot be read"

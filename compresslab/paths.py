@@ -15,7 +15,7 @@ def data_folders():
     inside an installed package, and `data` in the working folder and the folders above it (a notebook's, nbval's).
     """
     if named := os.environ.get("COMPRESSLAB_DATA"):
-        return [Path(named).expanduser()]
+        return [Path(os.path.expanduser(named))]
     here = Path.cwd()
     return [PACKAGE.parent / "data", PACKAGE / "shipped", *(folder / "data" for folder in (here, *here.parents))]
 
@@ -37,10 +37,18 @@ def find_data(relative):
 
 
 def home():
-    """Folder for what is written: the journal, the calibration, downloads.
+    """Return the folder for what is written: the journal, downloads. It is made at its first use.
 
-    COMPRESSLAB_HOME, or the user's cache folder; made on first use.
+    COMPRESSLAB_HOME, or the user's cache folder.
+    raises  OSError that names COMPRESSLAB_HOME where there is no such folder and none can be made
     """
-    folder = Path(os.environ.get("COMPRESSLAB_HOME") or platformdirs.user_cache_dir("compresslab")).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    hint = "set COMPRESSLAB_HOME to a folder you can write to"
+    try:
+        folder = Path(os.environ.get("COMPRESSLAB_HOME") or platformdirs.user_cache_dir("compresslab")).expanduser()
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+        raise FileNotFoundError(f"this user has no home folder; {hint}") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{folder} cannot be made ({error.strerror}); {hint}") from error
     return folder

@@ -1,4 +1,4 @@
-"""The outside of a .clab file: magic, version, header, two payload sections, checksum; and the atomic write.
+"""The outside of a .clab file: magic, version, header, two payload sections, checksum.
 
     magic "CLAB" · version, 4 (1 byte) · header · length of the bytes section (varint) · bytes section · output of the
     range coder, to the end · first 4 bytes of the SHA-256 of everything before
@@ -14,18 +14,17 @@ Version 3, which is read, differs by its dictionary alone. Versions 1 and 2, whi
 where a header whose two lengths are the same is stored as it is. Nothing may be left over.
 """
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import secrets
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from compresslab import writing
 from compresslab.storage.deflate import deflate
 
 MAGIC = b"CLAB"
@@ -273,7 +272,7 @@ def read_file(path):
 
 
 def write_file(path, blob):
-    """Write `blob` to `path` whole or not at all: under a temporary name in the same folder, synced, then renamed.
+    """Write `blob` to `path` whole or not at all.
 
     raises  OSError naming `path` (missing or read-only folder, a folder in its place, full disk); what was there stays
     """
@@ -284,23 +283,11 @@ def write_file(path, blob):
         raise OSError(22, "path is not a regular file", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(2, f"folder {target.parent} does not exist; make it first", str(path))
-    temporary = target.parent / f".clab-{secrets.token_hex(8)}.tmp"
     try:
-        _write_synced(temporary, blob)
-        os.replace(temporary, target)
+        writing.write_file(target, blob)
     except OSError as error:
         reason = f"could not save ({error.strerror}); an earlier file is unchanged"
         raise OSError(error.errno, reason, str(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _write_synced(path, blob):
-    with open(path, "xb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def checksum(body, size):

@@ -8,7 +8,7 @@ import heapq
 
 import numpy as np
 
-from compresslab.storage.contexts import compiled
+from compresslab.storage.compiling import kept_on_disk
 
 WINDOW, SHORTEST, LONGEST, END = 2**15, 3, 258, 256
 TRIES, ROUNDS = 64, 2  # earlier places looked at for a match; choices after the first
@@ -43,7 +43,7 @@ def _costs(symbols, distances):
     return symbols[:END], of_lengths, distances[_DISTANCE_CODE] + np.array(_DISTANCE_BITS)[_DISTANCE_CODE]
 
 
-@compiled
+@kept_on_disk
 def _chosen(data, start, literals, lengths, distances):
     """(steps, 2): length, 1 for a literal, and distance of each step of the cheapest way from `start` to the end."""
     size = len(data)

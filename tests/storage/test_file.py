@@ -3,6 +3,7 @@
 import copy
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import compresslab as cl
-from compresslab import codebooks, grids, layers
+from compresslab import codebooks, grids, layers, writing
 from compresslab.storage import container
 from compresslab.storage.deflate import deflate
 
@@ -360,7 +361,7 @@ def test_the_file_follows_the_mask_down():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (3, "model is a int"),
+        (3, "model is 3; give a torch.nn.Module"),
         (nn.LazyLinear(3), "lazy"),
         (nn.Linear(2, 2, device="meta"), "meta"),
     ],
@@ -408,7 +409,13 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if step == "write":
-        monkeypatch.setattr(container, "_write_synced", lambda where, blob: (where.write_bytes(blob[:9]), full()))
+
+        class Full(io.FileIO):
+            def write(self, content):
+                super().write(content[:9])
+                full()
+
+        monkeypatch.setattr(writing, "open", Full, raising=False)
     else:
         monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match=r"No space left.*unchanged.*net\.clab") as caught:
