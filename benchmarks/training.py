@@ -55,7 +55,6 @@ def our_epoch(model, split):
 
 def compare(name, dataset, split, rounds):
     """One row of the table."""
-    cl.train.calibrate(cl.models.build(name), split.images, 512)
     tutorial, ours = [], []
     for seed in range(rounds):
         tutorial.append(tutorial_epoch(cl.models.build(name, seed), dataset))

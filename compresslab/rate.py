@@ -88,13 +88,13 @@ def trained_layers(model):
 
 @contextlib.contextmanager
 def rounded(found, model, data, **options):
-    """The run of `train.fit(model, data, **options)`, for layers that were given parametrizations.
+    """The run of `train.fit(model, data, **options)` for layers that were given parametrizations; lr 2e-3 by default.
 
     At the end their tensors are ordinary ones of the values they had; where fit refuses the options, as before.
     """
     begun = False
     try:
-        with contextlib.closing(train.fit(model, data, **options)) as run:
+        with contextlib.closing(train.fit(model, data, **{"lr": 2e-3} | options)) as run:
             begun = True
             yield run
     finally:

@@ -18,12 +18,15 @@ from tqdm.auto import tqdm
 
 from compresslab import activations, checks
 from compresslab.data import split_of
-from compresslab.layers import as_inputs, duplicate, modes_kept, plain
+from compresslab.layers import as_inputs, detach_left_behind, duplicate, left_behind, modes_kept, plain
 
 ARITHMETIC = ("fp32", "bf16")
 BETAS = (0.8, 0.99)  # Adam's; a run of 50 steps is over before a longer memory has forgotten the damage
 WARM_UP = 0.1  # share of the steps over which the learning rate rises
 LOWEST_LR = 6.25e-5  # where the search for a learning rate ends; it goes up by doubling
+SHORT = 60  # steps of a run whose learning rate is judged after a single step
+TRIAL_STEPS = 5  # after which a rate is judged in longer runs: what a fresh deep network bears shows after some steps
+LONG = 500  # steps of a run from where on the rate falls as one over the square root of their number
 LR_IMAGES = 64  # images, at least, whose loss judges a learning rate
 
 
@@ -138,7 +141,8 @@ def fit(
     steps       number of batches instead of `epochs`
     seed        order of the batches and dropout: private generators, torch's global one is left alone
     lr          learning rate at its peak, after a tenth of the steps; it falls linearly to 0 from there. By default it
-                is found on the first batches: as large as the damage to the model is, small where there is none
+                is found on the first batches: as large as the damage to the model is, small where there is none, and
+                lower in runs of over 500 steps
     batch_size  images a step; by default 256, fewer (16 at least) where the data would give under 64 steps an epoch
     loss        loss(model, images, labels) -> scalar tensor; a teacher lives in here. It decides what outputs and
                 targets may be. The parameters of a loss that is an nn.Module are trained along, in place
@@ -203,7 +207,8 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
 
         batches = _batches(len(labels), batch_size, order, device)
         if lr is None:
-            lr = _find_lr(own, loss_of, batches, chance) if steps else 0.0
+            lr = _find_lr(own, loss_of, batches, chance, 1 if steps <= SHORT else TRIAL_STEPS) if steps else 0.0
+            lr *= min(1.0, math.sqrt(LONG / max(1, steps)))
         optimizer = adam(own, lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_peak(step, steps))
         for step in range(steps):
@@ -211,7 +216,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
                 batches = _batches(len(labels), batch_size, order, device)
             batch_loss = loss_of(batches[step % per_epoch])
             optimizer.zero_grad()
-            batch_loss.backward()
+            _go_back(batch_loss, model)
             optimizer.step()
             schedule.step()
             bar.update()
@@ -230,68 +235,68 @@ def _batches(count, batch_size, order, device):
 
 def _share_of_peak(step, steps):
     """Return the learning rate of a step (from 0) as a fraction of its peak: up over WARM_UP, then down to 0."""
-    rising = WARM_UP * steps
-    return (step + 1) / (rising + 1) if step < rising else (steps - step) / (steps - rising)
+    rising = int(WARM_UP * steps)
+    return (step + 1) / (rising + 1) if step < rising else (steps - step) / max(1, steps - rising)
 
 
-def _find_lr(own, loss_of, batches, chance):
-    """Find the learning rate that lowers the loss most, along the step that Adam would take first.
+def _find_lr(own, loss_of, batches, chance, trial_steps):
+    """Find the learning rate after whose first steps the loss of other images is least.
 
-    own      nn.Module that holds all that is trained; it is left as it was
-    loss_of  loss_of(batch) -> scalar tensor
-    batches  of the first epoch: two give the direction, others the loss, so that noise alone leads nowhere
-    chance   draws the same random numbers (dropout) for every rate
-    returns  float, 6e-5 to 0.13; 0.002 where no rate makes a difference
+    own          nn.Module that holds all that is trained; it is left as it was
+    loss_of      loss_of(batch) -> scalar tensor
+    batches      of the first epoch; the last ones judge
+    chance       draws the same random numbers (dropout) for every rate
+    trial_steps  Adam's steps with each rate, 1 or more
+    returns      float, 6e-5 to 0.13; 0.002 where no rate makes a difference
 
-    Only where the loss is lowest counts, so its scale and its meaning do not matter.
+    Only where the loss is least counts, so its scale and its meaning do not matter.
     """
     weights = [weight for weight in own.parameters() if weight.requires_grad]
     buffers, drawn = [(buffer, buffer.clone()) for buffer in own.buffers()], chance.states
-    directions = _first_direction(own, weights, loss_of, batches[:2])
     start = [weight.detach().clone() for weight in weights]
-    count = max(1, LR_IMAGES // len(batches[0]))
-    judges = batches[2 : 2 + count] or batches[:1]
-    seen = {}
+    judges = batches[-1 - max(1, LR_IMAGES // len(batches[0])) :][:-1] or batches  # the last batch may be short
+    first, seen = _mean_gradients(own, weights, loss_of, batches[:2]), {}
 
-    @torch.no_grad()
-    def loss_at(power):
-        if power not in seen:
-            chance.states = drawn
-            for weight, origin, direction in zip(weights, start, directions, strict=True):
-                weight.copy_(torch.add(origin, direction, alpha=-LOWEST_LR * 2.0**power))
-            value = sum(loss_of(batch).item() for batch in judges)
-            seen[power] = value if math.isfinite(value) else math.inf
-        return seen[power]
-
-    try:
-        return LOWEST_LR * 2.0 ** _find_minimum(loss_at, 4, 0, 11)
-    finally:
+    def restore():
         chance.states = drawn
         with torch.no_grad():
             for weight, origin in zip(weights, start, strict=True):
                 weight.copy_(origin)
+
+    def loss_after(power):
+        if power not in seen:
+            restore()
+            optimizer = adam(own, LOWEST_LR * 2.0**power)
+            for step in range(trial_steps):
+                if step == 0:
+                    for weight, gradient in zip(weights, first, strict=True):
+                        weight.grad = gradient
+                else:
+                    optimizer.zero_grad()
+                    _go_back(loss_of(batches[step % len(batches)]), own[0])
+                optimizer.step()
+            with torch.no_grad():
+                value = sum(loss_of(batch).item() for batch in judges)
+            seen[power] = value if math.isfinite(value) else math.inf
+        return seen[power]
+
+    try:
+        return LOWEST_LR * 2.0 ** _find_minimum(loss_after, 5, 0, 11)
+    finally:
+        restore()
+        own.zero_grad()
+        with torch.no_grad():
             for buffer, before in buffers:  # running statistics; what did not change is not written
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
 
 
-def _first_direction(own, weights, loss_of, batches):
-    """Return Adam's first step for the gradients of several batches, a tensor a weight: entries from -1 to 1, near 0
-    where the batches disagree.
-    """
-    sums = [torch.zeros_like(weight) for weight in weights]
-    squares = [torch.zeros_like(weight) for weight in weights]
-    for batch in batches:
-        own.zero_grad()
-        loss_of(batch).backward()
-        for weight, total, square in zip(weights, sums, squares, strict=True):
-            if weight.grad is not None:
-                total.add_(weight.grad)
-                square.addcmul_(weight.grad, weight.grad)
+def _mean_gradients(own, weights, loss_of, batches):
+    """Return the gradients of several batches together, a tensor a weight; None for a weight that has none."""
     own.zero_grad()
-    for total, square in zip(sums, squares, strict=True):
-        total.div_(square.mul_(len(batches)).sqrt_().clamp_(min=torch.finfo(square.dtype).tiny))
-    return sums
+    for batch in batches:
+        _go_back(loss_of(batch), own[0])
+    return [weight.grad for weight in weights]
 
 
 def _find_minimum(value_at, start, lowest, highest):
@@ -315,6 +320,7 @@ def _trainable(model, device, precision):
             yield model.train().to(device, memory_format=precision.layout)
         finally:
             model.to(origin, memory_format=torch.contiguous_format)
+            detach_left_behind(model)
 
 
 def adam(model, lr):
@@ -389,6 +395,16 @@ def _loss_of(loss, model, images, targets):
     if not isinstance(value, torch.Tensor) or value.numel() != 1 or value.requires_grad != torch.is_grad_enabled():
         raise ValueError(f"loss returned {checks.words(value)}; it must return a scalar tensor that has a gradient")
     return value
+
+
+def _go_back(loss, model):
+    """Compute the gradients of a loss; raises ValueError that names what a model keeps from an earlier step."""
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        names = [path for path, _ in left_behind(model)]
+        hint = f"; the model keeps tensors of earlier steps in {names[0]!r}: detach them" if names else ""
+        raise ValueError(f"the loss has no gradient: {checks.reason(error)}{hint}") from error
 
 
 class _PrivateChance:

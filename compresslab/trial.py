@@ -17,7 +17,6 @@ import compresslab
 from compresslab import checks, fingerprints, layers, models, techniques, train
 from compresslab.journal import Result, plain
 
-_FIT = inspect.signature(train.fit).parameters
 LARGEST_SEED = 2**63 - 1  # what SQLite keeps and torch takes
 
 
@@ -30,7 +29,7 @@ class Trial:
     steps, epochs   length of the retraining: one of the two, or neither for one epoch; 0 for none
     seed            of the retraining, and of a technique that takes one
     precision       "auto" or a name that `train.fit` knows
-    lr, batch_size  as in `train.fit`; no lr for the technique's own, or else the default there
+    lr, batch_size  as in `train.fit`; no lr for the technique's own, or else the one that is found there
     """
 
     technique: object
@@ -57,15 +56,11 @@ def checked(trial, data):
     seed = checks.integer("seed", trial.seed, 0, LARGEST_SEED)
     if trial.precision != "auto":
         train.Precision.named(trial.precision)
-    lr = checks.real("lr", default_lr(technique) if trial.lr is None else trial.lr, 0, math.inf)
+    lr = technique.lr if trial.lr is None else trial.lr
+    lr = None if lr is None else float(checks.real("lr", lr, 0, math.inf))
     setting = complete_setting(technique, trial.setting)
     length = {"steps": steps, "epochs": None, "batch_size": batch_size}
     return replace(trial, technique=technique, setting=setting, seed=seed, lr=lr, **length)
-
-
-def default_lr(technique):
-    """Learning rate of the retraining after a technique, unless a Trial has its own."""
-    return _FIT["lr"].default if technique.lr is None else technique.lr
 
 
 def resolved(trial, model, data):
@@ -73,8 +68,7 @@ def resolved(trial, model, data):
     trial = checked(trial, data)
     if trial.precision != "auto" or trial.steps == 0:
         return trial
-    chosen = train.calibrate(model, data.train.images, trial.batch_size, _device(model))
-    return replace(trial, precision=chosen.name)
+    return replace(trial, precision=train.choose_precision(model, _device(model)).name)
 
 
 def blank_results(trial, model, data, names):
@@ -96,7 +90,7 @@ def blank_results(trial, model, data, names):
         model_fingerprint=fingerprints.of_model(model),
         data_fingerprint=data.fingerprint,
     )
-    training = {"precision": trial.precision, "lr": float(trial.lr), "batch_size": trial.batch_size}
+    training = {"precision": trial.precision, "lr": trial.lr, "batch_size": trial.batch_size}
     return one_shot, replace(one_shot, stage="retrained", steps=trial.steps, **training)
 
 

@@ -166,8 +166,8 @@ class Rescaled(nn.Module):
 def test_the_parameters_of_a_loss_are_trained_along(net, blobs):
     twin, before = cl.layers.duplicate(net), weights(net)
     loss, again = Rescaled(), Rescaled()
-    fit(net, blobs, epochs=5, loss=loss)
-    fit(twin, blobs, epochs=5, loss=again)
+    fit(net, blobs, epochs=5, loss=loss, lr=2e-3)
+    fit(twin, blobs, epochs=5, loss=again, lr=2e-3)
     assert loss.factor.item() > 1.001  # surer is better, once the answers are right
     assert not torch.equal(weights(net), before)
     assert torch.equal(weights(net), weights(twin)) and torch.equal(loss.factor, again.factor)
@@ -179,7 +179,7 @@ def test_a_batch_never_holds_one_image_alone(blobs):
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("precision", ["fp32", "medium", "bf16", "fp32+channels_last", "bf16+channels_last"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp32+channels_last", "bf16+channels_last"])
 def test_every_precision_trains_a_convolution(precision):
     images, labels = torch.rand(64, 1, 8, 8), torch.arange(64) % 2
     images[labels == 1] += 1
@@ -192,21 +192,64 @@ def test_every_precision_trains_a_convolution(precision):
     assert model[0].weight.dtype == torch.float32 and model[0].weight.is_contiguous()
 
 
-def test_calibration_is_kept_for_the_next_run(net, blobs, tmp_path, monkeypatch):
-    monkeypatch.setenv("COMPRESSLAB_HOME", str(tmp_path))
-    monkeypatch.setattr(train, "_calibrated", {})
-    chosen = train.calibrate(net, blobs[0])
-    assert chosen.name in {train.Precision(kind).name for kind in train.ARITHMETIC}
-    monkeypatch.setattr(train, "_calibrated", {})
-    monkeypatch.setattr(train, "_fastest", lambda *_: pytest.fail("timed again"))
-    assert train.calibrate(net, blobs[0]) == chosen
+@pytest.mark.parametrize("has_amx", [False, True])
+def test_precision_goes_by_what_the_processor_has(net, monkeypatch, has_amx):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx, "avx512_bf16": True})
+    arithmetic = "bf16" if has_amx else "fp32"
+    assert train.choose_precision(net, "cpu").name == arithmetic
+    assert train.choose_precision(nn.Conv2d(1, 2, 3), "cpu").name == f"{arithmetic}+channels_last"
+    assert train.choose_precision(nn.Linear(8, 3).double(), "cpu").name == "fp32"
 
 
-def test_a_damaged_calibration_is_made_again(net, blobs, tmp_path, monkeypatch):
-    monkeypatch.setenv("COMPRESSLAB_HOME", str(tmp_path))
-    monkeypatch.setattr(train, "_calibrated", {})
-    (tmp_path / "calibration.json").write_text("{half")
-    assert isinstance(train.calibrate(net, blobs[0]), train.Precision)
+def test_a_processor_of_which_nothing_is_known_computes_in_fp32(net, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert train.choose_precision(net, "cpu").name == "fp32"
+
+
+def found_lr(model, data, **settings):
+    return next(iter(train.fit(model, data, precision="fp32", **({"steps": 50} | settings)))).lr
+
+
+@pytest.mark.parametrize("steps", [50, 100], ids=["judged after one step", "judged after some steps"])
+def test_the_rate_that_is_found_grows_with_the_damage(blobs, steps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    fresh = found_lr(model, blobs, steps=steps)
+    trained = train.finetune(model, blobs, steps=2000, precision="fp32")
+    damaged = cl.layers.duplicate(trained)
+    with torch.no_grad():
+        for weight in damaged.parameters():
+            weight.copy_(torch.randn_like(weight) * weight.std())
+    assert found_lr(trained, blobs, steps=steps) < min(fresh, found_lr(damaged, blobs, steps=steps))
+
+
+@pytest.mark.parametrize("scale, shift", [(1e-3, 0.0), (1e4, 0.0), (1.0, -50.0)])
+def test_the_rate_does_not_depend_on_the_scale_of_the_loss(net, blobs, scale, shift):
+    def loss(model, images, labels):
+        return scale * functional.cross_entropy(model(images), labels) + shift
+
+    assert found_lr(net, blobs, loss=loss) == pytest.approx(found_lr(cl.layers.duplicate(net), blobs), rel=0.05)
+
+
+def test_finding_a_rate_leaves_weights_statistics_and_random_numbers(blobs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
+    lr = found_lr(cl.layers.duplicate(model), blobs, steps=40)
+    found = train.finetune(model, blobs, steps=40, precision="fp32")
+    given = train.finetune(model, blobs, steps=40, precision="fp32", lr=lr)
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in given.state_dict().items())
+
+
+def test_a_loss_that_no_rate_changes_trains_with_a_usual_one(blobs):
+    model = nn.Linear(8, 3)
+    assert 1e-3 <= found_lr(model, blobs, loss=lambda model, images, labels: 0 * model(images).sum()) <= 4e-3
+
+
+def test_a_tenth_of_the_steps_rises_to_the_peak_then_the_rate_falls_to_nothing():
+    shares = [train._share_of_peak(step, 100) for step in range(100)]
+    assert shares.index(max(shares)) == 10 and max(shares) == 1
+    assert 0 < shares[0] < 0.1 and 0 < shares[-1] < 0.02
+    assert all(train._share_of_peak(0, steps) > 0 for steps in (1, 2, 3))
 
 
 def test_evaluate_equals_a_forward_pass_and_leaves_the_model(blobs):
@@ -460,5 +503,5 @@ def test_labels_that_are_no_classes_are_refused(net, blobs, change, message):
 
 
 def test_bytes_are_no_words():
-    with pytest.raises(ValueError, match="begins with an embedding takes whole numbers"):
+    with pytest.raises(ValueError, match="RuntimeError: .*indices"):
         fit(WORDS, (torch.randint(9, (64, 5)).byte(), torch.zeros(64, 5).long()), loss=next_words)

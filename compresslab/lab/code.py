@@ -26,8 +26,9 @@ def reproduce(technique, choice, result):
     lines += _imports(technique)
     lines += ["with cl.train.threads(1):", f"    small = {_call(technique, choice, result)}"]
     if result.steps:
-        training = {"steps": result.steps, "seed": result.seed, "lr": result.lr, "batch_size": result.batch_size}
-        training |= {"precision": result.precision, "bar": False}
+        training = {"steps": result.steps, "seed": result.seed}
+        training |= {} if result.lr is None else {"lr": result.lr}
+        training |= {"batch_size": result.batch_size, "precision": result.precision, "bar": False}
         split = "data.train"
         if technique.training:
             split = "split"

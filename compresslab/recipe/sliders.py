@@ -17,7 +17,7 @@ from compresslab.techniques import Control
 from compresslab.trial import complete_setting, takes_seed
 
 LONGEST, EPOCHS = 500, 5.0  # steps, or epochs, at the right end of a retraining's slider, unless it begins beyond
-USUAL = 50_000 / 512  # steps in an epoch of the data that come with the package
+USUAL = 50_000 / 256  # steps in an epoch of the data that come with the package
 
 
 def as_technique(steps):

@@ -155,11 +155,12 @@ def _check_retraining(setting):
         raise ValueError(f"retrain has {lost[0]}={setting[lost[0]]!r} and no teacher; add teacher=True")
 
 
-def _check_values(epochs=0, steps=0, lr=0, batch_size=1, precision="auto", teacher=False, **teaching):
+def _check_values(epochs=0, steps=0, lr=None, batch_size=1, precision="auto", teacher=False, **teaching):
     """Raise ValueError for what `train.fit` and `knowledge.loss` do not take."""
     checks.real("epochs", epochs, 0, math.inf)
     checks.integer("steps", steps, 0)
-    checks.real("lr", lr, 0, math.inf)
+    if lr is not None:
+        checks.real("lr", lr, 0, math.inf)
     checks.integer("batch_size", batch_size, 1)
     if precision != "auto":
         train.Precision.named(precision)

@@ -82,7 +82,7 @@ class Technique:
                  `train.fit`, the compressed model is trained; None for all of the split and cross entropy. Called anew
                  for each training, so that a loss with parameters of its own begins fresh
     steps        retraining steps that the lab begins with; None leaves it to the lab
-    lr           of that retraining, where the default of `train.fit` is not right
+    lr           of that retraining, where the one that `train.fit` finds is not right
     longer       in idle time the lab trains the chosen point once more, for so many times the steps: for models that
                  begin with fresh weights, and have not learned all they can in a second; 1 for never
     before       before(model, data, setting, seed, journal), a generator of events that returns the model which `apply`
