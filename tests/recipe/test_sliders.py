@@ -28,7 +28,7 @@ def test_controls():
     assert [control.name for control in controls] == ["threshold_1", "retrain", "threshold_2"]
     assert (controls[1].default, controls[1].high, controls[1].unit) == (9, 9, "epochs")
     assert (twice.as_technique().steps, twice.as_technique().name.count("retrain")) == (0, 1)
-    assert cl.Recipe(["zero_pruning", "retrain"]).as_technique().steps == 98  # an epoch of the data that come along
+    assert cl.Recipe(["zero_pruning", "retrain"]).as_technique().steps == 196  # an epoch of the data that come along
 
 
 @pytest.mark.parametrize(
