@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from compresslab import data, models, paths, train
 
-EPOCHS = {"article_mlp": 15, "lenet_300_100": 15, "lenet_5": 8}
-BATCH_SIZE = 128
+SETTINGS = dict(epochs=15, batch_size=128)
 DROPOUT = {"article_mlp": {"fc1": 0.2}, "lenet_300_100": {"fc1": 0.2}, "lenet_5": {"fc1": 0.3, "fc2": 0.3}}
 PRECISION = {"article_mlp": "fp32", "lenet_300_100": "fp32", "lenet_5": "fp32+channels_last"}
 WEIGHT_DECAY = 1e-4  # times half the squared distance
@@ -31,7 +30,7 @@ def make(name, dataset, folder):
     """Train one baseline and write it to `folder`/baselines; returns a line of what was measured."""
     sets = data.load(dataset)
     model = models.build(name, seed=SEED)
-    told = {"epochs": EPOCHS[name], "batch_size": BATCH_SIZE, "seed": SEED, "precision": PRECISION[name]}
+    told = SETTINGS | {"seed": SEED, "precision": PRECISION[name]}
     with train.threads(1):
         for _ in train.fit(model, sets.train, loss=regularized(model, name, dataset), device="cpu", **told):
             pass
