@@ -9,7 +9,11 @@ Source: Han et al. 2015, arXiv:1506.02626, section 3.3 (retraining keeps the rem
 
 import contextlib
 import copy
+from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 
 import torch
 from torch import nn
@@ -34,6 +38,8 @@ POOLS = {  # of each channel by itself: class -> dimensions of its maps
     for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg")
     for dimensions in (1, 2, 3)
 }
+
+_WITHOUT_TENSORS = (str, bytes, int, float, type(None), type, FunctionType, ModuleType)
 
 
 class Mask(nn.Module):
@@ -238,16 +244,26 @@ def duplicate(model):
 
     Unlike copy.deepcopy it copes with tensors that a forward pass left behind, and a parametrized layer's copy gets
     a class of its own (torch's parametrizations live in the class, which deepcopy shares).
+
+    raises  ValueError that names an attribute which cannot be copied, such as a lock
     """
     for name, module in checks.module("model", model, wrapped=True).named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"module {name!r} is compiled by torch.jit; give the module that it was made from")
-    leftover = {id(one): one for module in model.modules() for one in vars(module).values() if _in_graph(one)}
-    twin = copy.deepcopy(model, {key: one.detach().clone() for key, one in leftover.items()})
+    try:
+        twin = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, tensor in left_behind(model)})
+    except Exception as error:  # a module may hold anything: a lock, a file, a generator
+        hint = f"model holds something that cannot be copied{_named_uncopyable(model)}"
+        raise ValueError(f"{hint}: {checks.reason(error)}") from error
+    uses = Counter(id(weight) for _, module in _walk(twin) for weight in module._parameters.values())
     for _, module in _walk(twin):
         _give_own_class(module)
         for name in _pruned_by_torch(module):
+            weight = module._parameters[f"{name}_orig"]
+            values = weight.detach().clone()
             set_mask(module, get_mask(module, name), name)
+            if uses[id(weight)] > 1:  # who shares it is not masked
+                weight.data.copy_(values)
     return twin
 
 
@@ -301,20 +317,15 @@ def modes_kept(model):
 
 
 def as_inputs(model, images, device=None):
-    """Images as a model takes them: of its weights' dtype; int64 for one that begins with an embedding, and of whole
-    numbers for one that has any; on `device`, None for the model's own. A copy only where something changes.
-
-    raises  ValueError for fractions that would become whole numbers
+    """Images as a model takes them: of its weights' dtype; where it begins with an embedding whole numbers as int64,
+    where it has one int64 as it is; on `device`, None for the model's own. A copy only where something changes.
     """
     checks.module("model", model, wrapped=True)
     tables = nn.Embedding | nn.EmbeddingBag
     weight = next((one for one in [*model.parameters(), *model.buffers()] if one.is_floating_point()), torch.empty(0))
     first = next((part for part in model.modules() if _is_layer_with_tensors(part)), None)
     has_table = any(isinstance(part, tables) for part in model.modules())
-    words = isinstance(first, tables) or (has_table and not images.is_floating_point())
-    if words and images.is_floating_point() and (odd := images[images % 1 != 0]).numel():
-        hint = "a model that begins with an embedding takes whole numbers (int64; uint8 is divided by 255)"
-        raise ValueError(f"images hold {odd[0].item():.4g}; {hint}")
+    words = has_table and (not images.is_floating_point() or (isinstance(first, tables) and not (images % 1).any()))
     return images.to(device or weight.device, torch.int64 if words else weight.dtype)
 
 
@@ -479,8 +490,61 @@ def _give_own_class(module):
         module.__class__ = type(shared.__name__, shared.__bases__, body)
 
 
-def _in_graph(value):
-    return isinstance(value, torch.Tensor) and not value.is_leaf
+def left_behind(model):
+    """Find the tensors of a graph that a forward left in a model: in attributes, in containers and objects they hold.
+
+    returns  list of (path of the attribute, tensor)
+    """
+    found, seen = [], {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            tensors = [] if name == "_modules" else _graph_tensors(value, seen)
+            found += [(f"{path}.{name}" if path else name, tensor) for tensor in tensors]
+    return found
+
+
+def detach_left_behind(model):
+    """Take the tensors that a forward left in a model out of their graph, in place: it can be copied, and is freed."""
+    for _, tensor in left_behind(model):
+        with contextlib.suppress(RuntimeError):  # a view stays
+            tensor.detach_()
+
+
+def _graph_tensors(value, seen):
+    """Tensors that are no leaves of their graph, in a value or in what it holds; seen  id -> value seen before."""
+    found, waiting = [], [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, _WITHOUT_TENSORS):
+            continue
+        seen[id(value)] = value  # held, so that no id is used again
+        if isinstance(value, torch.Tensor):
+            found += [] if value.is_leaf else [value]
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset, deque)):
+            waiting += value
+        elif isinstance(value, MethodType):
+            waiting.append(value.__self__)
+        elif isinstance(value, partial):
+            waiting += [value.func, value.args, value.keywords]
+        else:
+            slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+            waiting += [getattr(value, name, None) for name in slots if isinstance(name, str)]
+            waiting.append(getattr(value, "__dict__", None))
+    return found
+
+
+def _named_uncopyable(model):
+    """Return the first attribute of a model that cannot be copied, in words."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                memo = {id(tensor): tensor for tensor in _graph_tensors(value, {})}
+                copy.deepcopy(value if name != "_modules" else None, memo)
+            except Exception:
+                return f" in attribute {f'{path}.{name}' if path else name!r}"
+    return ""
 
 
 def _checked(layers, names, model):

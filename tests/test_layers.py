@@ -1,7 +1,11 @@
 """Looking into a model, and masks that keep zeros zero, on every kind of module that holds a weight."""
 
+import collections
 import copy
+import functools
 import math
+import threading
+import types
 
 import pytest
 import torch
@@ -359,6 +363,118 @@ def test_duplicate_copes_with_what_a_forward_pass_left_behind():
     output = model(torch.randn(2, 3))
     assert torch.equal(cl.layers.duplicate(model).last, output)
     assert model.last is output
+
+
+class Kept(nn.Module):
+    """Remembers its outputs in `seen`."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.inner, self.seen, self.keep = nn.Linear(6, 3), [], keep
+
+    def forward(self, images):
+        output = self.inner(images)
+        self.keep(self, output)
+        return output
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+
+def keep_in_object(model, output):
+    model.seen = Slotted()
+    model.seen.value = output
+
+
+KEEPS = {
+    "list": lambda model, output: model.seen.append(output),
+    "dict": lambda model, output: setattr(model, "seen", {"output": [output]}),
+    "deque": lambda model, output: setattr(model, "seen", collections.deque([(output,)], 2)),
+    "object": lambda model, output: setattr(model, "seen", types.SimpleNamespace(output=output)),
+    "slots": keep_in_object,
+    "bound method": lambda model, output: setattr(model, "seen", [output].append),
+    "partial": lambda model, output: setattr(model, "seen", functools.partial(print, output)),
+    "hook": lambda model, output: setattr(model, "seen", []),
+}
+
+
+@pytest.mark.parametrize("name", KEEPS)
+def test_models_that_remember_activations_are_copied_trained_and_measured(name):
+    model, images, labels = Kept(KEEPS[name]), torch.rand(40, 6), torch.arange(40) % 3
+    if name == "hook":
+        model.inner.register_forward_hook(functools.partial(lambda seen, *_: seen.append(_[-1]), []))
+    model(images)
+    trained = cl.train.finetune(model, (images, labels), steps=3, bar=False)
+    copy.deepcopy(trained)
+    assert cl.measure.accuracy(cl.zero_pruning.prune(model, 0.5), (images, labels)) >= 0
+    assert torch.equal(cl.train.evaluate(cl.layers.duplicate(model), images), cl.train.evaluate(model, images))
+
+
+def test_tensors_of_an_earlier_step_are_named_where_they_stop_a_training():
+    def add_up(model, output):
+        model.seen = [*model.seen, output.mean()]
+        output += sum(model.seen)
+
+    with pytest.raises(ValueError, match="the loss has no gradient: .*earlier steps in 'seen': detach them"):
+        cl.train.finetune(Kept(add_up), (torch.rand(40, 6), torch.arange(40) % 3), steps=3, bar=False)
+
+
+def test_what_cannot_be_copied_is_named():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].lock = threading.Lock()
+    with pytest.raises(ValueError, match="cannot be copied in attribute '?0.lock'?: TypeError"):
+        cl.zero_pruning.prune(model, 0.5)
+
+
+class Sequence(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        torch.manual_seed(0)
+        self.part, self.head = part, nn.Linear(8, 3)
+
+    def forward(self, images):
+        sequence = images[:, None].expand(-1, 3, -1)
+        attends = isinstance(self.part, nn.MultiheadAttention)
+        return self.head(self.part(*[sequence] * (3 if attends else 1))[0].mean(1))
+
+
+class Twins(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.part, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.part.weight = self.first.weight
+
+    def forward(self, images):
+        return self.head(self.part(self.first(images).relu()))
+
+
+PRUNED_PARTS = {
+    "LSTM": (lambda: Sequence(nn.LSTM(8, 8, batch_first=True)), "weight_hh_l0"),
+    "two-way LSTM": (lambda: Sequence(nn.LSTM(8, 4, 2, batch_first=True, bidirectional=True)), "weight_ih_l1_reverse"),
+    "GRU": (lambda: Sequence(nn.GRU(8, 8, batch_first=True)), "weight_ih_l0"),
+    "attention": (lambda: Sequence(nn.MultiheadAttention(8, 2, batch_first=True)), "in_proj_weight"),
+    "tied": (Twins, "weight"),
+}
+
+
+@pytest.mark.parametrize("make, name", PRUNED_PARTS.values(), ids=PRUNED_PARTS.keys())
+def test_what_torch_pruned_trains_and_keeps_its_zeros_wherever_it_goes(make, name, tmp_path):
+    model, images, labels = make(), torch.rand(40, 8), torch.arange(40) % 3
+    torch_prune.l1_unstructured(model.part, name, 0.5)
+    model(images)
+    zeros, before = getattr(model.part, name) == 0, getattr(model.part, name).clone()
+    assert torch.equal(cl.train.evaluate(cl.layers.duplicate(model), images), cl.train.evaluate(model, images))
+    trained = cl.train.finetune(model, (images, labels), steps=3, bar=False)
+    again = cl.train.finetune(copy.deepcopy(trained), (images, labels), steps=3, bar=False)
+    cl.save(again, tmp_path / "net.clab")
+    loaded = cl.load(tmp_path / "net.clab")
+    assert torch.equal(cl.train.evaluate(loaded, images), cl.train.evaluate(again, images))
+    for one in (trained, again, loaded, cl.train.finetune(loaded, (images, labels), steps=3, bar=False)):
+        weight = getattr(one.part, name)
+        assert not weight[zeros].any() and not torch.equal(weight, before)
 
 
 def test_plain_has_the_names_and_outputs_of_an_ordinary_model():

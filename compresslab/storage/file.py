@@ -92,7 +92,7 @@ def breakdown(model, fold=True):
 def _dumped(model, fold):
     """The bytes of a file, its breakdown, and why it holds tensors only (None if it does not)."""
     content.check_model(model)
-    flat = _copied(model)
+    flat = layers.plain(model)
     inputs.settle(flat)
     masks = content.masks(model, flat)
     if fold:
@@ -105,14 +105,6 @@ def _dumped(model, fold):
     except (NotPlainError, CorruptFileError) as error:  # no words for its architecture, or not what they stand for
         return *_packed(flat, masks, rounded, None, {}), str(error)
     return *packed, None
-
-
-def _copied(model):
-    """layers.plain(model); raises ValueError for a model that cannot be copied."""
-    try:
-        return layers.plain(model)
-    except Exception as error:  # a module may hold anything: a lock, a file, a generator
-        raise ValueError(f"model holds something that cannot be copied, and so not be saved: {error}") from error
 
 
 def loads(blob, into=None, max_bytes=None):

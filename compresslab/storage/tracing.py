@@ -12,6 +12,7 @@ import dis
 import inspect
 import sys
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -180,7 +181,8 @@ def _graphs(module):
         with torch.inference_mode(), torch.autocast("cpu"):
             again = {mode: _trace(module, mode, without=traces[mode].replaced) for mode in (True, False)}
         if any(again[mode].graph != traces[mode].graph for mode in (True, False)):
-            raise NotPlainError("forward depends on whether there are gradients or autocast")
+            kept = "".join(f"what it keeps in {path!r}, or on " for path in traces[True].replaced[:1])
+            raise NotPlainError(f"forward depends on {kept}whether there are gradients or autocast")
     (train, constants), (evaluation, others) = ((traces[mode].graph, traces[mode].constants) for mode in (True, False))
     if constants.keys() != others.keys() or not all(_alike(constants[name], others[name]) for name in constants):
         raise NotPlainError("forward uses tensors that differ from call to call")
@@ -213,7 +215,7 @@ _CALLS = {one.__call__ for one in (nn.Module, nn.ParameterList, nn.ParameterDict
 
 @dataclass(frozen=True)
 class _Trace:
-    """A graph, the tensors it uses that are not parameters or buffers, and paths of attributes that were replaced."""
+    """A graph, the tensors it uses that are not parameters or buffers, and paths of attributes that it changed."""
 
     graph: dict
     constants: dict
@@ -223,13 +225,16 @@ class _Trace:
 def _trace(module, training, without=None):
     """The _Trace of a module in one mode.
 
-    without  paths of attributes that an earlier trace replaced: now they are missing, in case it had read them before.
-             If given, forward may switch gradients and autocast
+    without  paths of attributes that an earlier trace changed: now they are empty or missing, in case it had read them
+             before. If given, forward may switch gradients and autocast
     """
     twin = copy.deepcopy(module).train(training)
     for path, _, name in (one.rpartition(".") for one in without or ()):
-        delattr(twin.get_submodule(path), name)
+        holder = twin.get_submodule(path)
+        clear = getattr(getattr(holder, name), "clear", None)
+        clear() if callable(clear) else delattr(holder, name)
     tensors, before = _tensors(twin), _attributes(twin)
+    contents = {path: _contents(value) for path, value in before.items()}
     try:
         with _NoChance():
             traced = _Tracer(switches=without is not None).trace(twin)
@@ -240,8 +245,9 @@ def _trace(module, training, without=None):
     if lost := [path for path, now in _tensors(twin).items() if not _in_place(now, path, tensors.get(path))]:
         raise NotPlainError(f"forward puts another tensor in the place of {lost[0]!r}")
     after = _attributes(twin)
-    replaced = [path for path, value in before.items() if _is_state(value) and not _same(value, after.get(path))]
-    return _Trace(*_encoded(traced, twin), replaced)
+    changed = [path for path, value in before.items() if _is_state(value) and not _same(value, after.get(path))]
+    changed += [path for path, held in contents.items() if held is not None and _differ(held, after.get(path))]
+    return _Trace(*_encoded(traced, twin), changed)
 
 
 def _tensors(module):
@@ -265,11 +271,29 @@ def _in_place(value, path, before):
 
 def _attributes(module):
     """Path -> value of the attributes of modules that are not standard."""
-    found = {}
+    found, hidden = {}, vars(nn.Module())
     for path, one in module.named_modules():
         if standard_name(one) is None:
-            found |= {f"{path}.{name}" if path else name: value for name, value in vars(one).items()}
+            own = {name: value for name, value in vars(one).items() if name not in hidden}
+            found |= {f"{path}.{name}" if path else name: value for name, value in own.items()}
     return found
+
+
+def _contents(value):
+    """What a container or an object of the user's own holds, as a list; None for anything else."""
+    if isinstance(value, (list, set, deque)):
+        return list(value)
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, (nn.Module, torch.Tensor)) or callable(value):
+        return None
+    return [*vars(value).values()] if hasattr(value, "__dict__") else None
+
+
+def _differ(held, now):
+    """Whether a container holds other things than those, its `_contents`."""
+    found = _contents(now)
+    return found is None or len(found) != len(held) or not all(map(_same, held, found))
 
 
 def _is_state(value):
@@ -277,7 +301,7 @@ def _is_state(value):
 
 
 def _same(value, now):
-    return now is value or (type(now) is type(value) and not isinstance(value, torch.Tensor) and now == value)
+    return now is value or (type(now) is type(value) and type(now) in (bool, int, float, str) and now == value)
 
 
 def _encoded(traced, twin):

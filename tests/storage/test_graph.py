@@ -328,6 +328,41 @@ def test_a_forward_that_keeps_what_it_saw_can_be_traced():
     assert cl.storage.loads(cl.storage.dumps(model))(batch).shape == (3, 6)
 
 
+class Keeping(Net):
+    """Keeps what it saw in a list, a dict or an object; `read` says what of it the outputs depend on."""
+
+    def __init__(self, keep, read):
+        super().__init__()
+        self.seen, self.keep, self.read = [], keep, read
+
+    def forward(self, x):
+        self.seen = self.keep(self.seen, self.fc2(functional.relu(self.fc1(x))))
+        return self.read(self.seen)
+
+
+def appended(seen, value):
+    seen.append(value)
+    return seen
+
+
+def longer(seen, value):
+    return [*seen, value]
+
+
+@pytest.mark.parametrize("keep", [appended, longer])
+def test_a_list_of_what_was_seen_is_no_part_of_the_function_unless_it_is_read(keep, tmp_path):
+    batch = torch.ones(2, 8)
+    model = Keeping(keep, lambda seen: seen[-1])
+    model(batch)
+    assert torch.equal(cl.storage.loads(cl.storage.dumps(model))(batch), model(batch))
+    model = Keeping(keep, lambda seen: torch.stack(seen).mean(0))
+    model(batch)
+    with pytest.raises(ValueError, match="tensors only"):
+        cl.storage.loads(cl.storage.dumps(model))
+    with pytest.warns(UserWarning, match="tensors only.*'seen'"):
+        cl.save(model, tmp_path / "n.clab")
+
+
 def test_parts_in_different_modes_are_not_merged():
     model = Residual()
     model.blocks[0].eval()
