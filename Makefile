@@ -5,7 +5,8 @@
 # Options: SOLVED=1                         make lab opens the notebooks themselves, with their solutions
 #          ARGS="--port=8890 --no-browser"  passed on to jupyter lab
 #          PYTHON=python3.12                the Python to set up with (3.11 or newer)
-#          TORCH=cpu                        at the first time: PyTorch's own CPU builds, far smaller (Linux, no GPU)
+#          TORCH=cpu                        at the first time: PyTorch's own CPU builds, far smaller (Linux, no GPU);
+#                                           cpu-oldest: the oldest of them that the package supports
 
 PYTHON ?=
 TORCH ?=

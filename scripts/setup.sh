@@ -1,7 +1,8 @@
 #!/bin/sh
 # Sets up .venv in the checkout: makes it, repairs it, updates it. Silent and quick when there is nothing to do.
 #   PYTHON  the Python to make it with, 3.11 or newer; if empty, the first one found
-#   TORCH   "cpu": PyTorch's own CPU builds of torch and torchvision, which uv knows where to find; if empty, pip's usual
+#   TORCH   "cpu": PyTorch's own CPU builds of torch and torchvision, which uv knows where to find; if empty, pip's usual;
+#           "cpu-oldest": the oldest CPU builds that pyproject.toml allows
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -43,8 +44,8 @@ make_venv() {
 }
 
 case "${TORCH:-}" in
-    "" | cpu) ;;
-    *) stop "TORCH is $TORCH; leave it out for pip's usual torch, or give TORCH=cpu for the CPU build" ;;
+    "" | cpu | cpu-oldest) ;;
+    *) stop "TORCH is $TORCH; leave it out for pip's usual torch, or give TORCH=cpu (CPU build) or TORCH=cpu-oldest" ;;
 esac
 
 if [ ! -e .venv ]; then
@@ -55,8 +56,8 @@ elif [ -e "$unfinished" ]; then
 elif ! new_enough "$python" || ! "$python" -c 'import pip' 2> /dev/null; then
     say ".venv is half made, or its Python is gone or older than 3.11: making it again"
     make_venv
-elif [ "${TORCH:-}" = cpu ] && [ -f "$ready" ] && ! recorded "torch cpu"; then
-    say "TORCH=cpu: making .venv again, with the CPU build of torch"
+elif [ -n "${TORCH:-}" ] && [ -f "$ready" ] && ! recorded "torch $TORCH"; then
+    say "TORCH=$TORCH: making .venv again, with the CPU build of torch"
     make_venv
 elif recorded "$here" && recorded "$wanted"; then
     exit 0
@@ -64,10 +65,15 @@ fi
 
 say "installing the packages into .venv; the first time takes some minutes and a few GB"
 touch "$unfinished"
-torch=$(if [ "${TORCH:-}" = cpu ] || recorded "torch cpu"; then echo cpu; else echo default; fi)
+torch=${TORCH:-default}
+for kind in cpu cpu-oldest; do
+    if [ -z "${TORCH:-}" ] && recorded "torch $kind"; then torch=$kind; fi
+done
 pip="$python -m pip install --disable-pip-version-check"
 cpu_torch() {  # uv knows the address of PyTorch's CPU builds
-    $pip uv && "$python" -m uv pip install --python "$python" --torch-backend cpu "torch>=2.11" torchvision
+    resolution=$(if [ "$torch" = cpu-oldest ]; then echo lowest-direct; else echo highest; fi)
+    $pip uv && "$python" -m uv pip install --python "$python" --torch-backend cpu --resolution "$resolution" \
+        "torch>=2.11" "torchvision>=0.26"
 }
 if { [ "$torch" = default ] || cpu_torch; } &&
     $pip --editable ".[test]"; then

@@ -1,6 +1,7 @@
 """`make lab` and `make test` set themselves up: what they do and what they say, with a Python that only pretends."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -211,6 +212,27 @@ def test_cpu_build_of_torch_on_request(checkout):
     assert "--torch-backend" not in rest
     assert checkout.make("setup") == (0, "")  # kept, not exchanged for the default
     assert checkout.make("setup", "TORCH=cpu") == (0, "")
+
+
+def test_oldest_cpu_build_on_request(checkout):
+    status, said = checkout.make("setup", "TORCH=cpu-oldest")
+    _, torch, rest = checkout.installed()
+    assert status == 0, said
+    assert "--torch-backend cpu --resolution lowest-direct torch>=2.11 torchvision>=0.26" in torch
+    assert "--resolution" not in rest
+    assert checkout.make("setup") == (0, "")  # kept, not exchanged for the default
+    with open(checkout.folder / "pyproject.toml", "a") as file:
+        file.write("# changed\n")
+    assert checkout.make("setup")[0] == 0
+    assert "lowest-direct" in checkout.installed()[1]
+    assert "making .venv again, with the CPU build" in checkout.make("setup", "TORCH=cpu")[1]
+    assert "--resolution highest" in checkout.installed()[1]
+
+
+def test_the_oldest_build_is_what_the_package_asks_for():
+    asked = re.findall(r'"((?:torch|torchvision)>=[\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert len(asked) == 2
+    assert all(f'"{bound}"' in (ROOT / "scripts/setup.sh").read_text() for bound in asked)
 
 
 def test_cpu_build_after_the_default_is_made_again(checkout):
