@@ -6,6 +6,8 @@ probabilities. Each call of the range coder takes a block of entries, whose prob
 all blocks before it.
 """
 
+import bisect
+import functools
 import math
 from dataclasses import dataclass
 
@@ -25,16 +27,20 @@ RANK_SCALE = 14_000
 DEPTH = 4  # how many times fewer blocks there are of sizes, which take several decisions
 
 
+_KEPT = 2**20  # bits that are remembered of a matrix at most; they take 3 bytes each
+_LOG2 = np.log2(np.arange(1, contexts.ONE) / contexts.ONE)
+
+
 @dataclass(frozen=True)
 class Coded:
-    """Bits and their probabilities, ready for the range coder, and what they will cost there (bits)."""
+    """Bits (bool) and their probabilities over 2**16 (uint16), and what they will cost in the range coder (bits)."""
 
     bits: np.ndarray
     probabilities: np.ndarray
     cost: float
 
     def write(self, writer):
-        writer.bits(self.bits, self.probabilities)
+        writer.bits(self.bits, self.probabilities / contexts.ONE)
 
 
 def plan_field(kept, frame, prior):
@@ -43,18 +49,8 @@ def plan_field(kept, frame, prior):
     kept   bool array, flat;  frame  Frame;  prior  as from `priors`, for the columns, or None
     returns  cost in bits, symbols (as a reader's budget counts them), and a function of a writer
     """
-    turned = frame.turned(kept)
-    line_prior, place_prior = _sides(frame, prior)
-    live = turned.any(axis=1), turned.any(axis=0)
-    flags = [not one.all() for one in live]
-    parts = [
-        _coded_vector(one, lag, own)
-        for one, lag, own, some in zip(live, (frame.lag, 0), (line_prior, place_prior), flags, strict=True)
-        if some
-    ]
-    field = Field(frame, tuple(map(np.flatnonzero, live)), (line_prior, place_prior))
-    parts.append(field.encode(turned[live[0]][:, live[1]].reshape(-1)))
-
+    code = _code_field if len(kept) <= _KEPT else _code_field.__wrapped__
+    flags, parts = code(np.packbits(kept).tobytes(), frame, None if prior is None else prior.tobytes())
     cost, count = 3 + sum(one.cost for one in parts), sum(symbols(len(one.bits)) for one in parts)
 
     def write(writer):
@@ -64,6 +60,24 @@ def plan_field(kept, frame, prior):
         writer.owe(count, cost)
 
     return cost, count, write
+
+
+@functools.lru_cache(maxsize=16)  # a retrained model's positions are those of the one-shot model
+def _code_field(packed, frame, prior):
+    """Return whether dead lines and dead places are told, and the list of Coded of a field; arguments as bytes."""
+    kept = np.unpackbits(np.frombuffer(packed, np.uint8), count=frame.rows * frame.columns).view(bool)
+    turned = frame.turned(kept)
+    sides = _sides(frame, None if prior is None else np.frombuffer(prior, np.uint8))
+    live = turned.any(axis=1), turned.any(axis=0)
+    flags = [not one.all() for one in live]
+    parts = [
+        _coded_vector(one, lag, own)
+        for one, lag, own, some in zip(live, (frame.lag, 0), sides, flags, strict=True)
+        if some
+    ]
+    field = Field(frame, tuple(map(np.flatnonzero, live)), sides)
+    parts.append(field.encode(turned[live[0]][:, live[1]].reshape(-1)))
+    return flags, parts
 
 
 def read_field(reader, frame, prior):
@@ -108,8 +122,8 @@ def priors(counts, columns):
         return None
     total, (kinds, which) = int(counts.sum()), np.unique(counts, return_inverse=True)
     limits = [total * total << 64 + one for one in range(1 - PRIOR, PRIORS - PRIOR)]
-    squares = [(int(one) * len(counts)) ** 2 << 64 for one in kinds]
-    found = [1 + sum(square >= limit for limit in limits[1:]) if square else 0 for square in squares]
+    squares = [(one * len(counts)) ** 2 << 64 for one in kinds.tolist()]
+    found = [bisect.bisect_right(limits, square, lo=1) if square else 0 for square in squares]
     return np.repeat(np.array(found, dtype=np.uint8)[which.reshape(-1)], columns // len(counts))
 
 
@@ -121,7 +135,7 @@ class Field:
 
     def __init__(self, frame, live, priors):
         self._frame, self._known, self._count = frame, _padded(frame, np.uint8), len(live[0]) * len(live[1])
-        basic = [1, 8, frame.pad, frame.group, 0, 0, 0, 0]
+        basic = [1, 8, frame.pad, 0, 0, 0, 0, 0]
         size, scale = block(self._count), FIELD_SCALE
         self._state = _state(frame, basic, contexts.FIELD_CONTEXTS, 1, size, scale, scale, live, priors)
 
@@ -149,12 +163,10 @@ def plan_ranks(ranks, values, negatives, kept, frame):
     negatives  how many of the values are below zero;  kept  flat bool array, or None for all
     returns  cost in bits, symbols, and a function of a writer
     """
-    matrix = np.zeros(frame.rows * frame.columns, dtype=np.int32)
-    matrix[slice(None) if kept is None else kept] = ranks
-    state = Ranks(frame, kept, values, negatives)
-    parts = state.encode(frame.turned(matrix)[tuple(state.at)])
-
-    cost, count = sum(part.cost for part in parts), rank_symbols(state.at.shape[1], values)
+    code = _code_ranks if len(ranks) * (values - 1).bit_length() <= _KEPT else _code_ranks.__wrapped__
+    packed = None if kept is None else np.packbits(kept).tobytes()
+    parts = code(ranks.astype(np.uint8).tobytes(), values, negatives, packed, frame)
+    cost, count = sum(part.cost for part in parts), rank_symbols(len(ranks), values)
 
     def write(writer):
         for part in parts:
@@ -162,6 +174,18 @@ def plan_ranks(ranks, values, negatives, kept, frame):
         writer.owe(count, cost)
 
     return cost, count, write
+
+
+@functools.lru_cache(maxsize=8)  # a retrained model with a codebook has the assignments of the one-shot model
+def _code_ranks(ranks, values, negatives, packed, frame):
+    """Return the list of Coded of ranks; `ranks` and what is kept as bytes."""
+    count, kept = frame.rows * frame.columns, None
+    if packed is not None:
+        kept = np.unpackbits(np.frombuffer(packed, np.uint8), count=count).view(bool)
+    matrix = np.zeros(count, dtype=np.int32)
+    matrix[slice(None) if kept is None else kept] = np.frombuffer(ranks, np.uint8)
+    state = Ranks(frame, kept, values, negatives)
+    return state.encode(frame.turned(matrix)[tuple(state.at)])
 
 
 def read_ranks(reader, values, negatives, kept, frame):
@@ -248,8 +272,9 @@ class Ranks:
 
 def coded(bits, probabilities):
     """A Coded of bits (int32) and their probabilities (float64)."""
-    share = np.where(bits, probabilities, 1 - probabilities)
-    return Coded(bits, probabilities, -float(np.log2(share).sum()))
+    bits, probabilities = bits.astype(bool), (probabilities * contexts.ONE).astype(np.uint16)
+    shares = np.where(bits, probabilities, -probabilities)  # 2**16 less the probability, in 16 bits
+    return Coded(bits, probabilities, -float(_LOG2[shares - 1].sum()))
 
 
 def _state(frame, basic, kinds, nodes, size, scale, last=0, live=((), ()), priors=(0, 0)):
@@ -258,8 +283,9 @@ def _state(frame, basic, kinds, nodes, size, scale, last=0, live=((), ()), prior
     kinds  number of contexts of each kind, for each of so many nodes;  size  of a block
     scale  weights of counters at first;  last  that of the input behind them
     """
-    of_lines, of_places = np.zeros((frame.lines, 3)), np.zeros((frame.places, 5))
+    of_lines, of_places = np.zeros((frame.lines, 4)), np.zeros((frame.places, 5))
     of_lines[:, 2], of_places[:, 4] = priors
+    of_lines[:, 3] = np.arange(frame.lines) // frame.group
     counters, weights = np.zeros((sum(kinds) * nodes, 2)), [*[scale] * len(kinds), last, 0]
     parts = [np.reshape(basic, (-1, 2)), frame.near, of_lines, of_places, *live, np.cumsum([0, *kinds[:-1]])]
     parts += [counters, weights, *(np.zeros((size, width)) for width in (4, *[len(kinds)] * 2, len(kinds) + 1))]

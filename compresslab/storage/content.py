@@ -28,7 +28,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from compresslab import checks, layers
+from compresslab import bars, checks, layers
 from compresslab.storage import architecture, books, codes, roundings, streams, tensors
 from compresslab.storage.container import CorruptFileError
 
@@ -118,7 +118,7 @@ def masks(model, flat):
         mask = layers.get_mask(model.get_submodule(path), own)
         if mask is not None:
             mask = first.setdefault(id(tensor), mask)
-            if not tensor.detach()[~mask].any():
+            if not (tensors.find_nonzeros(tensor) > mask.cpu().numpy()).any():
                 found[name] = mask
     return found
 
@@ -209,7 +209,7 @@ def read(parts, listed, allowance, model=None):
     masked = {index if (tied := listed[index].tied) is None else tied for index in sets["masked"]}
     forms, found = roundings.read_lists(parts.header, listed), {}
     _pay_parametrizations(allowance, [listed[index].name for index in {*sets["masked"], *forms}], model)
-    for index, entry in enumerate(listed):
+    for index, entry in enumerate(bars.over(listed, "reading tensors")):
         allowance.spend(TENSOR)
         allowance.keep(KEPT)
         if entry.tied is None:

@@ -13,8 +13,9 @@ same bytes on every machine.
 Mahoney 2005, "Adaptive weighing of context models for lossless data compression" (PAQ; the mixing is that of lpaq).
 """
 
-import numba
 import numpy as np
+
+from compresslab.storage.compiling import compiled, kept_on_disk
 
 ONE = 2**16  # of probabilities; those of counters are whole numbers over 2**22
 REACH = 2839  # most that stretch gives: ln(2**16) * 256
@@ -47,12 +48,10 @@ def _lookup():
 LOOKUP = _lookup()
 
 
-def compiled(function):
-    """Compiled by numba at its first call; kept on disk where there is a folder for that."""
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder that it may write to
-        return numba.njit(nogil=True, error_model="numpy")(function)
+@compiled
+def _quotient(number, divisor):
+    """Divide whole numbers, 0 or more and below 2**52 together, rounding down: exact, and faster than `//`."""
+    return np.int64(np.float64(number) / np.float64(divisor))
 
 
 @compiled
@@ -78,7 +77,7 @@ def _learn(b, bit, index, inputs, counters, weights, lookup):
     """Move weights and counters towards bit `b` of a block, after those before it."""
     mixed = _mixed(b, inputs, weights, lookup)
     last = inputs.shape[1]
-    error = ((bit << 16) - mixed) * (6 + ONE // (256 + weights[last]))  # faster at first
+    error = ((bit << 16) - mixed) * (6 + _quotient(ONE, 256 + weights[last]))  # faster at first
     for one in range(last):
         weights[one] += (inputs[b, one] * error + (1 << 20)) >> 21
     weights[last] += 1
@@ -119,14 +118,13 @@ def _index(b, kinds, offsets, nodes, node, last, index, inputs):
 
 
 @compiled
-def _density(count, total, pseudo, counts):
-    """Share of kept entries as a probability, with so many pseudo-entries of the matrix's own share."""
-    share = (count * ONE + counts[0] * ONE // counts[1] * pseudo) // (total + pseudo)
-    return min(ONE - 1, max(1, share))
+def _density(count, total, pseudo, mean):
+    """Share of kept entries as a probability, with so many pseudo-entries of share `mean`, that of the matrix."""
+    return min(ONE - 1, max(1, _quotient(count * ONE + mean * pseudo, total + pseudo)))
 
 
 @compiled
-def _line_density(line, near, counts, of_lines):
+def _line_density(line, near, mean, of_lines):
     """Density that a line's own entries so far, and those of the lines near it, suggest."""
     kept, total = 8 * of_lines[line, 0], 8 * of_lines[line, 1]
     for one in range(6):
@@ -134,7 +132,7 @@ def _line_density(line, near, counts, of_lines):
             worth = 4 if one <= UP else 2
             kept += worth * of_lines[line - near[one], 0]
             total += worth * of_lines[line - near[one], 1]
-    return _density(kept, total, 128, counts)
+    return _density(kept, total, 128, mean)
 
 
 @compiled
@@ -161,7 +159,7 @@ def _field_contexts(b, line, place, by_line, by_place, near, known, prior, group
     kinds[b, 5] = prior * 3 + by_place // 4
 
 
-@compiled
+@kept_on_disk
 def field_run(bits, every, known, pool, sizes, lookup, out):
     """Learn the bits of the block that was predicted last, and predict the next one.
 
@@ -171,13 +169,15 @@ def field_run(bits, every, known, pool, sizes, lookup, out):
     returns  how many were predicted last: 0 at the end
     """
     basic, near, (of_lines, of_places), (lines, places), (state, kinds, offsets), mixer = _parts(pool, sizes)
-    counts, pad, group_size, block = basic[0], basic[1, 0], basic[1, 1], len(state)
+    counts, pad, block = basic[0], basic[1, 0], len(state)
     counters, weights, index, inputs = mixer
     start, stop, width, total = basic[3, 0], basic[3, 1], len(places), len(lines) * len(places)
     while True:
         shift = 0 if every else start
+        row, column = start // width if width else 0, start % width if width else 0
         for entry in range(start, stop):
-            line, place, bit = lines[entry // width], places[entry % width], np.int64(bits[entry - shift])
+            line, place, bit = lines[row], places[column], np.int64(bits[entry - shift])
+            row, column = (row + 1, 0) if column + 1 == width else (row, column + 1)
             _learn(entry - start, bit, index, inputs, counters, weights, lookup)
             known[pad + line, place] = bit
             counts[0] += bit
@@ -186,17 +186,19 @@ def field_run(bits, every, known, pool, sizes, lookup, out):
             of_lines[line, 1] += 1
             of_places[place, 0] += bit
             of_places[place, 1] += 1
-            if of_places[place, 3] != line // group_size:
-                of_places[place, 2], of_places[place, 3] = 0, line // group_size
+            if of_places[place, 3] != of_lines[line, 3]:
+                of_places[place, 2], of_places[place, 3] = 0, of_lines[line, 3]
             of_places[place, 2] += bit
         start, stop = stop, min(total, stop + block)
-        base, before, by_line = lookup[_density(0, 0, 1, counts)], -1, 0
+        mean = _quotient(counts[0] * ONE, counts[1])
+        base, before, by_line = lookup[_density(0, 0, 1, mean)], -1, 0
         for entry in range(start, stop):
-            line, place, b = lines[entry // width], places[entry % width], entry - start
+            line, place, b = lines[row], places[column], entry - start
+            row, column = (row + 1, 0) if column + 1 == width else (row, column + 1)
             if line != before:
-                by_line, before = _step(lookup[_line_density(line, near, counts, of_lines)], base), line
-            density = lookup[_density(of_places[place, 0], of_places[place, 1], 12, counts)]
-            group = of_places[place, 2] if of_places[place, 3] == line // group_size else 0
+                by_line, before = _step(lookup[_line_density(line, near, mean, of_lines)], base), line
+            density = lookup[_density(of_places[place, 0], of_places[place, 1], 12, mean)]
+            group = of_places[place, 2] if of_places[place, 3] == of_lines[line, 3] else 0
             prior = of_lines[line, 2] + of_places[place, 4]
             _field_contexts(b, pad + line, place, by_line, _step(density, base), near, known, prior, group, kinds)
             _index(b, kinds, offsets, 1, 0, density, index, inputs)
@@ -221,10 +223,10 @@ def _usual(node, counters, lookup):
 @compiled
 def _fifth(total, count):
     """Mean of signs in five steps; 2 where there are as many of either."""
-    return min(4, max(0, (4 * total + 4 * count) // (2 * count))) if count else 2
+    return min(4, max(0, _quotient(2 * total + 2 * count, count))) if count else 2
 
 
-@compiled
+@kept_on_disk
 def signs_run(bits, every, at, known, pool, sizes, lookup, out):
     """The same for the signs of kept entries, 1 for those that are not negative.
 
@@ -267,7 +269,7 @@ def signs_run(bits, every, at, known, pool, sizes, lookup, out):
 @compiled
 def _size_step(total, count, mean):
     """Mean size beside the usual one (over 16), in nine steps; 4 is like it."""
-    return min(8, total * 64 // (count * mean)) if count else 4
+    return min(8, _quotient(total * 64, count * mean)) if count else 4
 
 
 @compiled
@@ -329,7 +331,7 @@ def _still_open(count, state):
     return left
 
 
-@compiled
+@kept_on_disk
 def sizes_run(bits, wanted, at, found, known, pool, sizes, lookup, out):
     """Learn the decisions that were predicted last about sizes of a block's entries, and predict the next ones.
 

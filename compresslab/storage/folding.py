@@ -138,10 +138,10 @@ def _is_by_unit(module, images):
 def _fold_link(link, model, flat, masks):
     """Fold the units of a link's first layer, unless it would lose all; returns whether anything changed."""
     first, second = flat.get_submodule(link.first), flat.get_submodule(link.second)
-    reading = second.weight.detach().unflatten(1, (-1, link.each)).transpose(0, 1).flatten(1)  # (units, weights)
-    fed = first.weight.detach().flatten(1).any(dim=1)
-    unread = ~reading.any(dim=1)
-    silent = ~fed & _is_zero(first.bias, link.between, len(fed))
+    fed, read = tensors.find_nonzeros(first.weight), tensors.find_nonzeros(second.weight)
+    fed = torch.from_numpy(fed.reshape(len(fed), -1).any(axis=1))
+    unread = ~torch.from_numpy(read.any(axis=0).reshape(len(fed), -1).any(axis=1))  # inputs, then units
+    silent = ~fed & _is_zero(first.bias, link.between, len(fed)).cpu()
     if (unread | silent).all():
         return False
     changed = _zero(link.first, "weight", unread, model, flat, masks)
@@ -167,14 +167,14 @@ def _zero(path, own, dead, model, flat, masks, dim=0):
     mask, rounding = masks.get(name), layers.get_rounding(model.get_submodule(path), own)
     if not dead.any() or mask is None and not _has_zero(rounding):
         return False
-    spread = dead.reshape([-1 if one == dim else 1 for one in range(tensor.dim())]).expand(tensor.shape)
-    held = tensor.detach() != 0 if mask is None else mask.to(tensor.device)
-    if not (held & spread).any():
+    places = dead.nonzero().flatten().to(tensor.device)
+    mask = None if mask is None else mask.to(tensor.device)
+    if not (tensor.detach() if mask is None else mask).index_select(dim, places).any():
         return False
     with torch.no_grad():
-        tensor.masked_fill_(spread, 0.0)
+        tensor.index_fill_(dim, places, 0.0)
     if mask is not None:
-        masks[name] = held & ~spread
+        masks[name] = mask.index_fill(dim, places, False)
     return True
 
 

@@ -27,6 +27,7 @@ TURNED = 2**16  # entries up to which both ways of going through a matrix are tr
 RARE = 1000  # beside contexts gaps are tried for fewer than one in so many
 MIDDLE, LEVELS = 16, 32
 ONE = 2**20  # odds of 1, in whole numbers
+_HEAD = 8 + 8 * 4  # bits of a plan with levels beside those of the levels and of the entries, about
 GRID = 2**16  # probabilities are whole numbers over this
 # Factor of each level times ONE; whole square roots, the same on every machine.
 FACTORS = np.array([0, *(math.isqrt(ONE * ONE * 2**level // 2**MIDDLE) for level in range(1, LEVELS))], dtype=np.int64)
@@ -44,7 +45,7 @@ def plan(kept, frame, writer):
     minority = min(count, len(kept) - count)
     plans = _plan_contexts(kept, frame, writer) if adaptive.fits(frame) else []
     rare = len(kept) // RARE if plans else _most_gaps(len(kept))
-    plans += _plan_odds(kept.reshape(frame.rows, -1))
+    plans += _plan_odds(kept.reshape(frame.rows, -1), min((one.bits for one in plans), default=math.inf))
     if minority <= rare:
         plans.append(_plan_gaps(kept, MOST if minority < count else FEW))
     return min(plans or [_plan_bitmap(kept)], key=lambda one: one.bits)
@@ -148,8 +149,8 @@ def _read_bitmap(reader, count):
     return np.unpackbits(packed, count=count).view(bool)
 
 
-def _plan_odds(matrix):
-    """Plans with a level for each row, each column, both, or neither."""
+def _plan_odds(matrix, least):
+    """Plans with a level for each row, each column, both, or neither; none that cannot take fewer bits than `least`."""
     in_rows, in_columns = np.count_nonzero(matrix, axis=1), np.count_nonzero(matrix, axis=0)
     count, live = int(in_rows.sum()), np.count_nonzero(in_rows) * np.count_nonzero(in_columns)
     flat_rows, flat_columns = (np.where(kept > 0, MIDDLE, 0).astype(np.uint8) for kept in (in_rows, in_columns))
@@ -163,10 +164,11 @@ def _plan_odds(matrix):
     joint = _kept_by_level(matrix, row_levels, column_levels)
     for rows in (row_levels, flat_rows):
         for columns in (column_levels, flat_columns):
+            sides = _entropy(rows) + _entropy(columns)
             ones = _merged(_merged(joint, rows is flat_rows, 0), columns is flat_columns, 1)
             every = np.outer(np.bincount(rows, minlength=LEVELS), np.bincount(columns, minlength=LEVELS))
             coded = _bits(ones, every, _probabilities(base))
-            if affordable(live, coded):
+            if _HEAD + sides + coded < least and affordable(live, coded):
                 yield _plan_levels(matrix, base, rows, columns, coded)
 
 
@@ -198,7 +200,7 @@ def _merged(counts, flat, axis):
 
 def _plan_levels(matrix, base, rows, columns, coded):
     sides = values.plan(rows, "unsigned"), values.plan(columns, "unsigned")
-    bits = 8 + 8 * 4 + coded + sides[0].bits + sides[1].bits
+    bits = _HEAD + coded + sides[0].bits + sides[1].bits
     return values.Plan(bits, lambda writer: _write_odds(writer, matrix, base, rows, columns, sides))
 
 
@@ -251,6 +253,13 @@ def _levels(kept, of, odds):
     """Level of each row (or column) that keeps `kept` of `of` entries, 0 where it keeps none."""
     factor = (kept + 0.4) / (of - kept + 0.4) / odds
     return np.where(kept > 0, np.clip(np.rint(2 * np.log2(factor)) + MIDDLE, 1, LEVELS - 1), 0).astype(np.uint8)
+
+
+def _entropy(levels):
+    """Bits that levels take at least, in any form."""
+    counts = np.bincount(levels, minlength=1)
+    counts = counts[counts > 0]
+    return float(counts @ np.log2(len(levels) / counts))
 
 
 def _bits(ones, every, probabilities):

@@ -1,6 +1,7 @@
 """Contexts: every field and every few values come back, cost what they should, and the same on every machine."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -230,9 +231,8 @@ def test_few_mantissa_bits_steps_and_symmetry_make_palettes_short():
 CODE = """
 import hashlib, sys, numpy as np
 if len(sys.argv) > 1:
-    from numba.core import caching
-    for one in (caching.CacheImpl, *caching.CacheImpl.__subclasses__()):
-        one._locator_classes = []
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file takes a byte, as on a full disk
 from compresslab.storage import adaptive, frames, streams
 writer, chance = streams.Writer(), np.random.default_rng(0)
 kept = chance.random(60 * 100) < 0.1
@@ -241,8 +241,38 @@ print(hashlib.sha256(writer.coded()).hexdigest())
 """
 
 
-def test_it_works_where_nothing_can_be_kept_on_disk():
-    """The package folder and the cache folder may be read-only: functions are compiled in memory then."""
-    runs = [[sys.executable, "-c", CODE, *more] for more in ([], ["no folder"])]
-    found = [subprocess.run(one, check=True, capture_output=True, text=True).stdout for one in runs]
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_it_works_where_nothing_can_be_kept_on_disk(tmp_path):
+    """On a full disk, functions are compiled in memory."""
+    empty = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [([], os.environ), (["full"], empty)]
+    found = [
+        subprocess.run([sys.executable, "-c", CODE, *more], check=True, capture_output=True, text=True, env=env).stdout
+        for more, env in runs
+    ]
     assert found[0] == found[1] and len(found[0]) == 65
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 2**40))
+def test_quotients_are_exact(number, divisor):
+    assert contexts._quotient(number, divisor) == number // divisor
+    assert contexts._quotient(number * divisor % 2**51, divisor) == number * divisor % 2**51 // divisor
+
+
+def test_what_was_coded_before_is_not_coded_again(monkeypatch):
+    """A retrained model keeps its positions, and the assignments of its codebooks; only values are new."""
+    frame, chance = Frame(30, 40), np.random.default_rng(0)
+    kept = chance.random(1200) < 0.2
+    ranks = chance.integers(0, 5, np.count_nonzero(kept))
+
+    def coded():
+        writer = streams.Writer()
+        adaptive.plan_field(kept, frame, None)[2](writer)
+        adaptive.plan_ranks(ranks, 5, 2, kept, frame)[2](writer)
+        return writer.coded()
+
+    before = coded()
+    for name in ("field_run", "signs_run", "sizes_run"):
+        monkeypatch.delattr(contexts, name)
+    assert coded() == before

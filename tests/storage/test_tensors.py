@@ -2,6 +2,7 @@
 
 import math
 
+import constriction
 import numpy as np
 import pytest
 import torch
@@ -245,3 +246,21 @@ def test_the_output_of_the_coder_is_cut_to_what_is_needed(bits):
     assert len(coded) <= len(writer.words()) * 4 and len(coded) < writer.bits_so_far() / 8 + 2.1  # a carry may cost one
     reader = streams.Reader(b"", np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4"), 1000)
     assert (reader.bits(share) == kept).all()
+
+
+def test_bits_are_coded_as_the_format_says():
+    """Pairs of probabilities give the bytes of constriction's Bernoulli model, for every probability there is."""
+    chance = np.random.default_rng(0)
+    probabilities = chance.permutation(np.arange(1, 2**16)) / 2**16
+    bits = chance.random(len(probabilities)) < probabilities
+    writer, encoder = streams.Writer(), constriction.stream.queue.RangeEncoder()
+    writer.bits(bits, probabilities)
+    encoder.encode(bits.astype(np.int32), constriction.stream.model.Bernoulli(perfect=False), probabilities)
+    assert np.array_equal(writer.words(), encoder.get_compressed())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
+def test_nonzeros_are_told_for_every_type(dtype):
+    numbers = torch.tensor([[0.0, 1.0, -0.0], [0.0, 0.0, 2.0]]).to(dtype)
+    assert tensors.find_nonzeros(numbers).tolist() == [[False, True, False], [False, False, True]]
+    assert tensors.find_nonzeros(torch.tensor(float("nan")))
