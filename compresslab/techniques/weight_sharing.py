@@ -29,9 +29,9 @@ from compresslab.layers import (
 )
 from compresslab.numerics.clustering import INITS, ROUNDS, kmeans
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
+from compresslab.techniques.quantization import noise_bars
 
 MOST_BITS = 8
-CLEAR = 100.0  # dB from where on no noise is to be seen
 
 
 def share(model, bits=4, init="linear", biases=False, iterations=ROUNDS, layers=None, seed=0):
@@ -170,10 +170,10 @@ def _check_values(weight):
         raise ValueError(f"layer {name!r} has weights that are not finite (nan or inf)")
 
 
-def anatomy(model, compressed, setting):
+def anatomy(model, compressed, setting, data=None):
     """Pictures of what a sharing did: weights and centroids of the largest layer, its codes' use, noise by layer.
 
-    model, compressed  before and after;  setting  what `share` was called with
+    model, compressed  before and after;  setting  what `share` was called with;  data  as in `quantization.noise_bars`
     returns            list of Picture, quick enough for every move of a slider; empty if no layer has weights
     """
     names = setting["bits"] if isinstance(setting.get("bits"), Mapping) else setting.get("layers")
@@ -184,7 +184,8 @@ def anatomy(model, compressed, setting):
         return []
     largest = max(range(len(before)), key=lambda index: before[index].value.numel())
     codebook = get_rounding(*after[largest].holders[0])
-    return [_histogram(before[largest], codebook), _use_bars(before[largest], codebook), _noise_bars(before, after)]
+    weights, use = _histogram(before[largest], codebook), _use_bars(before[largest], codebook)
+    return [weights, use, noise_bars(model, before, after, data)]
 
 
 def _histogram(weight, codebook, most=1_000_000):
@@ -213,18 +214,6 @@ def _use_bars(weight, codebook):
     labels = tuple(f"{value:.3g}" for value in centroids[order].tolist())
     title = f"Weights of {weight.names[0]} by value"
     return Picture("use", "bars", counts[order].numpy(), title, caption, labels=labels, axis="weights")
-
-
-def _noise_bars(before, after):
-    """Signal-to-noise ratio of each layer's weights, in dB, at most CLEAR."""
-    ratios = []
-    for one, other in zip(before, after, strict=True):
-        noise = torch.linalg.vector_norm((one.value - other.value).float()).item()
-        signal = torch.linalg.vector_norm(one.value.float()).item()
-        ratios.append(min(CLEAR, 20 * math.log10(signal / noise)) if noise and signal else CLEAR)
-    caption = "How far the weights rise above the error of sharing: about 6 dB for each bit. The lowest suffers most."
-    names = tuple(one.names[0] for one in before)
-    return Picture("noise", "bars", np.array(ratios), "Signal to noise", caption, labels=names, axis="dB")
 
 
 TECHNIQUE = Technique(

@@ -704,6 +704,30 @@ class TestDeclaration:
         (ratio,) = anatomy(model, quantize(model, bits=32), {"bits": 32})[2].values
         assert ratio == quantization.CLEAR
 
+    @pytest.mark.parametrize("loud", ["output", "input"])
+    @pytest.mark.parametrize("side", [8, 28], ids=["other images than the data's", "the data's images"])
+    def test_the_lowest_bar_is_the_layer_that_changes_the_answers_most(self, loud, side):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(side**2, 16), nn.Linear(16, 16), nn.Linear(16, 16))
+        with torch.no_grad():
+            before, after = (
+                (model[2].weight[0], model[3].weight[:, 0])
+                if loud == "output"
+                else (model[2].weight[:, 0], model[1].weight[0])
+            )
+            before *= 1000
+            after /= 1000
+        data = cl.data.from_tensors(torch.rand(60, 1, 28, 28), torch.arange(60) % 10)
+        setting = {"bits": 8, "per_channel": False}
+        inputs = data.train.images if side == 28 else torch.rand(50, 1, 8, 8)
+        errors = [
+            float((quantize(model, layers=[name], **setting)(inputs) - model(inputs)).square().mean())
+            for name in ("1", "2", "3")
+        ]
+        bars = cl.techniques.pictures(self.technique, model, quantize(model, **setting), setting, data)[2]
+        assert bars.values.argmin() == np.argmax(errors) == 1
+        assert bars.values.argsort().tolist() == np.argsort(errors)[::-1].tolist()
+
     def test_pictures_of_layers_behind_grids_and_of_some_layers(self):
         model = small()
         quantized = quantize(model, images(), bits=4)
