@@ -23,11 +23,11 @@ from torch.nn.utils import prune as torch_prune
 
 from compresslab import checks
 
-TYPES = (
-    nn.Linear,
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weights (in, out, …), not (out, in, …)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+TYPES = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 ACTIVATIONS = (  # of each number by itself
     *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid),
     *(nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Softshrink),
@@ -281,6 +281,19 @@ def plain(model):
         ordered = {name: module._parameters.pop(name) for name in sources if name in module._parameters}
         module._parameters.update(ordered)
     return twin
+
+
+def made_tensors(model):
+    """Find the tensors that a parametrization such as spectral norm makes, which `plain` bakes in for good.
+
+    returns  dict of qualified name -> names of the parametrizations ("SpectralNorm"); masks and roundings are none
+    """
+    found = {}
+    for prefix, module in _walk(model):
+        for name, source in _parametrized(module).items():
+            kinds = [type(one).__name__.strip("_") for one in source if not isinstance(one, Rounding | Mask)]
+            found |= {f"{prefix}{name}": ", ".join(kinds)} if kinds else {}
+    return found
 
 
 def effective_state(model):

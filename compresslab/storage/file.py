@@ -47,7 +47,8 @@ def save(model, path, fold=True):
     fold     leave out the weights of units that no prediction depends on (see `folding`): they come back as zeros, and
              the outputs are the same to the bit. False keeps every weight
     returns  bytes written
-    warns    UserWarning that the file holds tensors only, and why
+    warns    UserWarning that the file holds tensors only, and why; of tensors that a parametrization makes (spectral
+             norm, weight norm): the file has their values as they are now, without it
     raises   ValueError for a model with tensors that have no values yet, or state that is not tensors;
              OSError naming `path` if it cannot be written; what was there before stays as it was
     """
@@ -56,6 +57,10 @@ def save(model, path, fold=True):
     if lacking is not None:
         told = f"the file holds tensors only, to be loaded with load(path, into=module): {lacking}"
         warnings.warn(told, stacklevel=2)
+    if made := layers.made_tensors(model):
+        told = ", ".join(f"{name!r} (made by {kinds})" for name, kinds in list(made.items())[:6])
+        hint = "what is loaded trains without it; put it on again before training"
+        warnings.warn(f"the file holds the values of {told} as they are now: {hint}", stacklevel=2)
     container.write_file(path, blob)
     return len(blob)
 

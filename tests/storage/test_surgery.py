@@ -6,6 +6,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import compresslab as cl
 from compresslab import layers
@@ -221,3 +222,25 @@ def test_the_header_is_no_longer_for_tensors_in_order():
     turned[0].bias = plain[0].bias
     assert len(cl.storage.dumps(plain)) < len(cl.storage.dumps(turned)) < len(cl.storage.dumps(plain)) + 25
     assert layers.count_parameters(plain) == 35 and issubclass(CorruptFileError, ValueError)
+
+
+MADE = {
+    "SpectralNorm": parametrizations.spectral_norm,
+    "WeightNorm": parametrizations.weight_norm,
+    "Orthogonal": parametrizations.orthogonal,
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_parametrization_that_a_file_cannot_hold_is_named_when_it_is_saved(name, tmp_path):
+    model, images = nn.Sequential(nn.Flatten(), MADE[name](nn.Linear(9, 4))), torch.rand(5, 9)
+    told = f"'1.weight' \\(made by {name}\\) as they are now: what is loaded trains without it"
+    with pytest.warns(UserWarning, match=told):
+        cl.save(model, tmp_path / "net.clab")
+    loaded = cl.load(tmp_path / "net.clab")
+    assert type(loaded[1]) is nn.Linear and torch.equal(loaded(images), model.eval()(images))
+
+
+@pytest.mark.filterwarnings("error")
+def test_masks_and_grids_are_in_the_file_and_need_no_warning(tmp_path):
+    cl.save(cl.quantization.quantize(cl.zero_pruning.prune(nn.Linear(9, 4), 0.5), bits=4), tmp_path / "net.clab")
