@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import torch
 
-from compresslab import checks
+from compresslab import bars, checks
 from compresslab.data import Split
 from compresslab.layers import as_inputs, modes_kept
 
@@ -18,7 +18,7 @@ def watch(model, images, watchers, batch_size=None):
 
     images      (N, …) calibration images, a tensor or a Split; moved to the model's device and dtype a batch at a time
     watchers    dict of qualified module name ("" is the model) -> watcher(input, output), called once for each batch
-                and each time the module runs: its first positional input and its output, as the module had them.
+                and each time the module runs: its first input and its output, as the module had them.
                 Detach-free: no graph is recorded. Do not write to them
     batch_size  images at a time; 256 by default
     raises      ValueError for no images, images that the model does not take, and an unknown module name
@@ -35,9 +35,10 @@ def watch(model, images, watchers, batch_size=None):
         stack.enter_context(torch.no_grad())
         model.eval()
         for name, watcher in watchers.items():
-            handle = modules[name].register_forward_hook(_hook(watcher, failures))
+            handle = modules[name].register_forward_hook(_hook(watcher, failures), with_kwargs=True)
             stack.callback(handle.remove)
-        for batch in images.split(checks.integer("batch_size", 256 if batch_size is None else batch_size, 1)):
+        batches = images.split(checks.integer("batch_size", 256 if batch_size is None else batch_size, 1))
+        for batch in bars.over(batches, "calibrating"):
             try:
                 run(model, as_inputs(model, batch.clone()))  # a layer may write into what it is given
             except ValueError:
@@ -77,9 +78,9 @@ def checked_images(images, limit=None):
 def _hook(watcher, failures):
     """A forward hook that shows a layer's input and output to a watcher, and notes what the watcher raises."""
 
-    def hook(module, inputs, output):
+    def hook(module, inputs, named, output):
         try:
-            watcher(inputs[0] if inputs else None, output)
+            watcher(next(iter((*inputs, *named.values())), None), output)
         except Exception as error:
             failures.append(error)
             raise

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from compresslab import checks, measure, models, sweep
+from compresslab import bars, checks, measure, models, sweep
 from compresslab import data as datasets
 
 CANDIDATES = (
@@ -46,6 +46,7 @@ class Decision:
     table: pd.DataFrame
 
 
+@bars.quiet()
 def data_type(model, data, points=None, kib=None, *, candidates=None, steps=0, seed=0, journal=False, bar=True):
     """The data type for a model, a data set and a constraint, from measured evidence.
 

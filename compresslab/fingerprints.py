@@ -17,7 +17,7 @@ from torch import nn
 from compresslab import checks, layers
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_AROUND = (property, staticmethod, classmethod, functools.cached_property, functools._lru_cache_wrapper)
+_AROUND = (property, staticmethod, classmethod, functools.cached_property, type(functools.cache(len)))
 _NOTES = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _LIBRARIES = {"torch", "numpy", "compresslab", *sys.stdlib_module_names}

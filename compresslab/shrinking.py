@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from compresslab import checks, train
 from compresslab.data import split_of
+from compresslab.layers import TRANSPOSED
 from compresslab.numerics.clustering import kmeans
 from compresslab.rate import rounded, trained_layers
 
@@ -203,7 +204,7 @@ class _Cell:
 
 def _alive(layer, kept):
     """Which units of a layer have weights left, (units,); kept is of the weight's shape."""
-    if not isinstance(layer, nn.modules.conv._ConvTransposeNd):
+    if not isinstance(layer, TRANSPOSED):
         return kept.flatten(1).any(1)
     return kept.view(layer.groups, -1, *kept.shape[1:]).flatten(3).any(3).any(1).flatten()  # (groups, inputs, units, …)
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from compresslab import checks, layers, measure, models, storage, train, workers
+from compresslab import bars, checks, layers, measure, models, storage, train, workers
 from compresslab import data as datasets
 from compresslab import journal as journals
 from compresslab.journal import Journal, Result
@@ -163,7 +163,7 @@ def _run(trials, model, data, names, executor, journal, bar):
     trials = [replace(one, precision=trial.precision) for one in trials]
     keys = [replace(blank, setting=one.setting, seed=one.seed).key for one in trials]
     missing = dict(zip(keys, trials, strict=True))
-    with tqdm(total=len(trials), desc=blank.technique, disable=not bar) as shown:
+    with bars.quiet(), tqdm(total=len(trials), desc=blank.technique, disable=not bar) as shown:
         for key in () if journal is None else list(missing):
             if found := journal.find(key):
                 del missing[key]

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "compresslab"
 
 # Lower ranks never import higher ones. Parts of one rank may import each other, but techniques never do.
 RANKS = {
-    **dict.fromkeys(["checks", "paths", "datafiles", "layers", "grids", "codebooks"], 0),
+    **dict.fromkeys(["bars", "checks", "paths", "writing", "datafiles", "layers", "grids", "codebooks"], 0),
     **dict.fromkeys(["data", "models"], 1),
     **dict.fromkeys(["train", "activations", "structure", "numerics", "knowledge", "input_grids", "augmentation"], 2),
     **dict.fromkeys(["shrinking", "rate", "techniques"], 3),

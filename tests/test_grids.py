@@ -151,20 +151,21 @@ class TestLearned:
         assert [name for name, _ in learned.named_parameters()] == ["growth"] and not list(fixed.parameters())
 
     @pytest.mark.parametrize("low, high, point", [(-4, 3, 0.0), (0, 7, 3.0)])
-    def test_the_gradient_is_that_of_torch(self, low, high, point):
+    def test_the_gradient_by_hand(self, low, high, point):
+        """Of the weight as torch has it; of the step as in Esser et al., equation 3 and section 2.2."""
         weight, scale = (torch.randn(30, 4) * 2).requires_grad_(), 0.4
         ours = Grid(torch.tensor(scale), torch.tensor(point), low, high, 3, learned=True)
-        factor = (120 * max(high - point, point - low)) ** -0.5
-        step = torch.tensor([scale], requires_grad=True)
-        theirs = torch._fake_quantize_learnable_per_tensor_affine(
-            weight, step, torch.tensor([point]), low, high, factor
-        )
+        theirs = torch.fake_quantize_per_tensor_affine(weight, scale, int(point), low, high)
         direction = torch.randn(30, 4)
         assert torch.allclose(ours(weight), theirs)
         mine = torch.autograd.grad(ours(weight), [weight, ours.growth], direction)
-        other = torch.autograd.grad(theirs, [weight, step], direction)
-        assert torch.equal(mine[0], other[0])
-        assert mine[1].item() == pytest.approx(other[1].item() * scale, rel=1e-4)  # d step / d growth is the step
+        assert torch.equal(mine[0], torch.autograd.grad(theirs, weight, direction)[0])
+        ratio = weight.detach() / scale
+        code = (ratio.round() + point).clamp(low, high)
+        inside = code == ratio.round() + point
+        slope = (direction * torch.where(inside, code - point - ratio, code - point)).sum()
+        slope *= (120 * max(high - point, point - low)) ** -0.5
+        assert mine[1].item() == pytest.approx(slope.item() * scale, rel=1e-4)  # d step / d growth is the step
 
     def test_the_gradient_of_one_bit_by_hand(self):
         ours = Grid(torch.tensor(2.0), torch.tensor(0.5), 0, 1, 1, learned=True)

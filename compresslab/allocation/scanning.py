@@ -9,7 +9,7 @@ import warnings
 import pandas as pd
 from tqdm.auto import tqdm
 
-from compresslab import checks, measure, models, storage, sweep
+from compresslab import bars, checks, measure, models, storage, sweep
 from compresslab import data as datasets
 from compresslab import layers as network
 from compresslab.allocation.layerwise import layerwise, parameter_of
@@ -23,6 +23,7 @@ VALUES = {  # what is scanned unless told otherwise
 }
 
 
+@bars.quiet()
 def scan(
     model,
     data,

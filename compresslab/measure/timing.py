@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from compresslab import checks, layers, train
+from compresslab import bars, checks, layers, train
 from compresslab.measure.inputs import batch, sample_shape
 
 _SHORTEST = 200_000  # ns that a timing lasts at least: a thousand steps of the clock; quick models are called in a loop
@@ -168,8 +168,10 @@ def _checked(batch_size, runs, threads, seconds):
 def _repeat(make, most, fewest, seconds):
     """Values of `make()`: `most` of them, or as many as the budget of seconds allows, but not under `fewest`."""
     end, values = time.perf_counter() + seconds, []
-    while len(values) < most and (len(values) < fewest or time.perf_counter() < end):
+    for _ in bars.over(range(most), "timing"):
         values.append(make())
+        if len(values) >= fewest and time.perf_counter() >= end:
+            break
     return values
 
 

@@ -170,6 +170,11 @@ def _padded(value, conv):
     """Zeros that a convolution's padding adds to a channel, as a fraction of the channel's own positions."""
     if conv.padding_mode != "zeros" or conv.transposed:
         return 0.0
-    spatial, sides = value.shape[2:], conv._reversed_padding_repeated_twice[::-1]
-    padded = [length + sum(sides[2 * axis : 2 * axis + 2]) for axis, length in enumerate(spatial)]
+    spatial = value.shape[2:]
+    if isinstance(conv.padding, str):  # "same" or "valid"
+        reach = zip(conv.dilation, conv.kernel_size, strict=True)
+        added = [dilation * (kernel - 1) if conv.padding == "same" else 0 for dilation, kernel in reach]
+    else:
+        added = [2 * side for side in conv.padding]
+    padded = [length + more for length, more in zip(spatial, added, strict=True)]
     return math.prod(padded) / math.prod(spatial) - 1

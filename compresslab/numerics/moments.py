@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compresslab import activations
+from compresslab import activations, bars
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ROWS, WORK = 2**15, 4e9  # input rows of a layer, and multiplications for its moment, before rows are left out
@@ -52,7 +52,7 @@ def input_moments(model, images, names, seed=0):
     for group in _groups(modules, names):
         sums = {name: _Sums(modules[name], -(-len(images) // batch_size), seed) for name in group}
         activations.watch(model, images, {name: one.add for name, one in sums.items()}, batch_size)
-        for name, one in sums.items():
+        for name, one in bars.over(sums.items(), "factorizing layers"):
             if one.rows:
                 yield name, _finished(name, one)
 

@@ -9,6 +9,8 @@ Source: Knuth, The Art of Computer Programming, volume 3, section 5.2.5 (distrib
 
 import torch
 
+from compresslab import bars
+
 CHUNK = 2**18  # numbers looked at together: they stay in a core's cache, and extra memory at a few MB for any size
 DIGIT = 16  # bits of a key that one histogram resolves
 
@@ -25,7 +27,7 @@ def keep_largest(scores, alive, count):
     masked = sum(one.numel() - int(one.count_nonzero()) for one in alive if one is not None)
     ties = count - below - (masked if cut == 0 else 0)
     masks = []
-    for score, living in zip(scores, alive, strict=True):
+    for score, living in bars.over(list(zip(scores, alive, strict=True)), "choosing weights"):
         mask, start = torch.empty(score.numel(), dtype=torch.bool, device=score.device), 0
         living = None if living is None else living.reshape(-1)
         for chunk in chunks(score):
@@ -46,7 +48,7 @@ def _select(scores, dtype, rank):
     prefix = below = 0
     for shift in range(bits - DIGIT, -1, -DIGIT):
         histogram = torch.zeros(2**DIGIT, dtype=torch.int64)
-        for chunk in (chunk for score in scores for chunk in chunks(score)):
+        for chunk in (chunk for score in bars.over(scores, "ranking weights") for chunk in chunks(score)):
             keys = _keys(chunk, dtype)
             if shift + DIGIT < bits:
                 keys = keys[keys >> (shift + DIGIT) == prefix]

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import pandas as pd
 from tqdm.auto import tqdm
 
-from compresslab import checks, measure, models, sweep, train
+from compresslab import bars, checks, measure, models, sweep, train
 from compresslab import data as datasets
 from compresslab.recipe.presets import PRESETS
 from compresslab.recipe.sliders import as_technique
@@ -154,7 +154,7 @@ def _events(*arguments):
 
 def _shown(events, bar):
     """All events but those of training steps, which move a tqdm bar."""
-    with contextlib.closing(events), tqdm(delay=0.5, leave=False, disable=not bar) as shown:
+    with contextlib.closing(events), bars.quiet(), tqdm(delay=0.5, leave=False, disable=not bar) as shown:
         for event in events:
             if event.stage != "training":
                 yield event

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
-from compresslab import checks, layers
+from compresslab import bars, checks, layers
 from compresslab.storage import (
     architecture,
     container,
@@ -145,7 +145,7 @@ def _packed(flat, masks, rounded, node, extra):
     state, found, writer, spent = content.state_of(flat) | extra, inputs.describe(flat), streams.Writer(), {}
     described = {"masked": masks, "extra": extra, "rounded": rounded, "inputs": found if node is None else ()}
     header = content.header(flat, state, node, **described)
-    for name, dtype_or_tied, *_ in header["tensors"]:
+    for name, dtype_or_tied, *_ in bars.over(header["tensors"], "encoding tensors"):
         if isinstance(dtype_or_tied, str):
             roundings.write(writer, state[name], masks.get(name), rounded.get(name))
             spent[name] = writer.spending()

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules import batchnorm
 
 from compresslab import codebooks, grids, layers
 from compresslab.storage import tensors, unrolled
@@ -130,7 +129,7 @@ def _is_by_unit(module, images):
     if isinstance(module, nn.Flatten):
         return module.start_dim == 1 and module.end_dim == -1
     dimension = _BETWEEN[standard_name(module)][1]
-    if isinstance(module, batchnorm._BatchNorm):  # statistics of three-dimensional input may be those of its places
+    if isinstance(module, layers.BATCH_NORMS):  # statistics of three-dimensional input may be those of its places
         return not module.training and module.running_mean is not None or images == dimension > 1
     return dimension in (0, images)
 

@@ -11,10 +11,10 @@ from functools import cache, lru_cache
 import torch
 from torch import nn
 from torch.nn import modules as families
-from torch.nn.modules import batchnorm, conv, instancenorm, linear, rnn
+from torch.nn.modules import linear, rnn
 from torch.nn.utils import parametrize
 
-from compresslab import grids
+from compresslab import grids, layers
 from compresslab.storage import plain
 from compresslab.storage.plain import NotPlainError
 
@@ -150,7 +150,7 @@ def _by_name(module):
     if isinstance(found.get("bias"), torch.Tensor) or ("bias" in found and found["bias"] is None):
         found["bias"] = found["bias"] is not None
     found |= _sizes(module)
-    if isinstance(module, conv._ConvNd):
+    if isinstance(module, (*layers.CONVOLUTIONS, *layers.TRANSPOSED)):
         found |= {name: _one_for_all(found[name]) for name in _PER_DIMENSION if name in found}
     return found
 
@@ -164,11 +164,11 @@ def _sizes(module):
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         return {"in_features": weight.shape[1], "out_features": weight.shape[0]}
-    if isinstance(module, conv._ConvTransposeNd):
+    if isinstance(module, layers.TRANSPOSED):
         return {"in_channels": weight.shape[0], "out_channels": weight.shape[1] * module.groups}
-    if isinstance(module, conv._ConvNd):
+    if isinstance(module, layers.CONVOLUTIONS):
         return {"in_channels": weight.shape[1] * module.groups, "out_channels": weight.shape[0]}
-    if isinstance(module, (batchnorm._BatchNorm, instancenorm._InstanceNorm)):
+    if isinstance(module, (*layers.BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
         sized = next((one for one in (weight, module.running_mean) if one is not None), None)
         return {} if sized is None else {"num_features": sized.shape[0]}
     return {}

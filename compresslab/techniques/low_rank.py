@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from compresslab import checks
+from compresslab import bars, checks
 from compresslab.activations import checked_images
 from compresslab.layers import distinct_weights, duplicate, plain, unsupported, weight_layers
 from compresslab.numerics.decomposition import break_even, decompose
@@ -244,7 +244,7 @@ def _looked_at(model, sites, images, method, seed, reasons):
         if not site.weight.sum().isfinite() and not site.weight.isfinite().all():  # the sum is 20 times faster
             raise ValueError(f"layer {site.name!r} has weights that are not finite (nan or inf)")
     if method == "svd":
-        yield from ((site, None) for site in sites)
+        yield from ((site, None) for site in bars.over(sites, "factorizing layers"))
         return
     waiting = {site.name: site for site in sites}
     for name, moments in input_moments(model, images, list(waiting), seed):
@@ -430,5 +430,6 @@ TECHNIQUE = Technique(
     ),
     fair_controls={"from scratch": {"fresh": True}},
     anatomy=anatomy,
+    steps=100,  # two factors are quick, and learn from more images in the same time
     calibration=CALIBRATION,
 )

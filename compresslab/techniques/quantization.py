@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from compresslab import checks, input_grids
+from compresslab import bars, checks, input_grids
 from compresslab.activations import checked_images, run
 from compresslab.grids import MOST_BITS, Grid, Half
 from compresslab.input_grids import CALIBRATIONS
@@ -103,7 +103,7 @@ def quantize(
     _check_model(model, layers)
     twin = duplicate(model)
     weights = distinct_weights(twin, layers)
-    for weight in weights:
+    for weight in bars.over(weights, "quantizing layers"):
         if dtype:
             rounding = _half(weight, DTYPES[dtype])
         else:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parametrize
 
-from compresslab import checks
+from compresslab import bars, checks
 from compresslab.codebooks import Codebook, nearest
 from compresslab.layers import (
     TYPES,
@@ -61,7 +61,7 @@ def share(model, bits=4, init="linear", biases=False, iterations=ROUNDS, layers=
     twin = duplicate(_checked_model(model, layers))
     wanted = _wanted(twin, bits, layers)
     for tensor in ("weight", "bias") if biases else ("weight",):
-        for weight in distinct_weights(twin, list(wanted), tensor):
+        for weight in bars.over(distinct_weights(twin, list(wanted), tensor), "sharing weights"):
             width = _bits_of(weight, wanted) if tensor == "weight" or isinstance(biases, bool) else biases
             _share(weight, width, init, iterations, generator)
     if layers is None and not isinstance(bits, Mapping):

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from compresslab import checks, train
-from compresslab.layers import TYPES, distinct_weights, duplicate, set_mask, unsupported, weight_layers
+from compresslab import bars, checks, train
+from compresslab.layers import TRANSPOSED, TYPES, distinct_weights, duplicate, set_mask, unsupported, weight_layers
 from compresslab.numerics.selection import chunks, common_dtype, keep_largest
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
@@ -132,6 +132,7 @@ def _run_gradual(model, data, plan, options, run, bar):
     modes = [(name, module.training) for name, module in model.named_modules()]
     with (
         contextlib.closing(run),
+        bars.quiet(),
         tqdm(total=total, desc="gradual pruning", delay=1, leave=False, disable=not bar) as shown,
     ):
         for sparsity, steps, is_level in plan:
@@ -223,7 +224,7 @@ def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criter
     for group, count in zip(groups, counts, strict=True):
         masks += keep_largest([next(rest) for _ in group], [weight.mask for weight in group], count)
     _warn_emptied(weights, masks)
-    for weight, mask in zip(weights, masks, strict=True):
+    for weight, mask in bars.over(list(zip(weights, masks, strict=True)), "masking layers"):
         _apply(weight, mask)
 
 
@@ -341,7 +342,7 @@ def _mask_picture(weight, most=64):
         caption = "One image for each of the first 25 neurons, light where an input pixel is still connected."
         return Picture("mask", "images", images.cpu().numpy(), f"{title}, seen as images", caption)
     if mask.dim() > 3 and mask[0, 0].numel() > 1:
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        transposed = isinstance(module, TRANSPOSED)
         filters = mask.mean(0 if transposed else 1)[:most]  # (filters, …, height, width), averaged over what they read
         images = filters.flatten(1, -3).mean(1) if filters.dim() > 3 else filters
         caption = "One image for each filter, light where its weights are still there, averaged over its inputs."

@@ -14,7 +14,7 @@ import compresslab as cl
 from compresslab import structure
 from compresslab.codebooks import Codebook
 from compresslab.grids import Grid
-from compresslab.layers import get_mask, get_rounding, set_mask, set_rounding
+from compresslab.layers import BATCH_NORMS, TRANSPOSED, get_mask, get_rounding, set_mask, set_rounding
 
 
 def mlp():
@@ -129,7 +129,7 @@ def made(name, seed=0):
         torch.manual_seed(seed)
         model = build().eval()
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, BATCH_NORMS):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
         return model, torch.randint(0, 20, (3, 7)) if shape is None else torch.randn(3, *shape), sizes
@@ -141,7 +141,7 @@ def masked(model, groups, removed):
     for group in groups:
         for one in group.consumers:
             layer = twin.get_submodule(one.name)
-            transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
+            transposed = isinstance(layer, TRANSPOSED)
             layer.weight.data.movedim(0 if transposed else 1, 0)[one.inputs[removed[group.name]].flatten()] = 0
     return twin
 

@@ -1,0 +1,57 @@
+"""Progress bars for work that takes seconds: one at a time, and none for short work.
+
+Only the main thread of the main process shows them: widgets compute in other threads, sweeps in other processes.
+"""
+
+import contextlib
+import multiprocessing
+import threading
+import time
+
+from tqdm.auto import tqdm
+
+DELAY = 0.5  # seconds of work before a bar appears
+
+_quiet = 0  # loops and blocks of the main thread inside which no further bar is to appear
+
+
+def over(items, description, total=None):
+    """Iterate over items, with a bar once that has taken DELAY seconds, unless another bar stands.
+
+    total  number of items; None for len(items), where they have one
+    """
+    if _quiet or not _is_main():
+        yield from items
+        return
+    total = len(items) if total is None and hasattr(items, "__len__") else total
+    start, bar = time.monotonic(), None
+    with quiet():
+        try:
+            for count, item in enumerate(items, 1):
+                yield item
+                if bar is not None:
+                    bar.update()
+                elif time.monotonic() - start > DELAY:
+                    bar = tqdm(total=total, desc=description, initial=count, leave=False)
+        finally:
+            if bar is not None:
+                bar.total = bar.n  # a bar that is cut short goes as well
+                bar.close()
+
+
+@contextlib.contextmanager
+def quiet():
+    """Let no further bar appear inside: another one stands, or none is wanted."""
+    global _quiet
+    if not _is_main():  # where none appears anyway
+        yield
+        return
+    _quiet += 1
+    try:
+        yield
+    finally:
+        _quiet -= 1
+
+
+def _is_main():
+    return threading.current_thread() is threading.main_thread() and multiprocessing.parent_process() is None
