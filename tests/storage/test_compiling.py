@@ -72,6 +72,17 @@ def test_no_folder_to_keep_it_in(monkeypatch):
     assert add(1, 2) == 3
 
 
+def test_without_a_home_numba_makes_no_folder_named_tilde(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compiling.Path, "home", no_home)
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(numba, "njit", lambda cache=False, **_: "kept" if cache else lambda function: "in memory")
+        assert compiling.kept_on_disk(lambda: 0) == "in memory"
+
+
 def test_an_error_of_the_function_itself_comes_out():
     def pick(numbers):
         if len(numbers) == 0:
