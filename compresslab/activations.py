@@ -12,6 +12,8 @@ from compresslab import bars, checks
 from compresslab.data import Split
 from compresslab.layers import as_inputs, modes_kept
 
+VALUES = 2**20  # numbers in a batch of images, at most, where nothing else is asked for
+
 
 def watch(model, images, watchers, batch_size=None):
     """Run images through a model in evaluation mode, without gradients, and let watchers see some of its layers.
@@ -20,7 +22,7 @@ def watch(model, images, watchers, batch_size=None):
     watchers    dict of qualified module name ("" is the model) -> watcher(input, output), called once for each batch
                 and each time the module runs: its first input and its output, as the module had them.
                 Detach-free: no graph is recorded. Do not write to them
-    batch_size  images at a time; 256 by default
+    batch_size  images at a time; by default 256, or fewer large ones
     raises      ValueError for no images, images that the model does not take, and an unknown module name
 
     The model, its modes and its running statistics are left as they were.
@@ -37,14 +39,19 @@ def watch(model, images, watchers, batch_size=None):
         for name, watcher in watchers.items():
             handle = modules[name].register_forward_hook(_hook(watcher, failures), with_kwargs=True)
             stack.callback(handle.remove)
-        batches = images.split(checks.integer("batch_size", 256 if batch_size is None else batch_size, 1))
-        for batch in bars.over(batches, "calibrating"):
+        size = choose_batch_size(images, 256) if batch_size is None else checks.integer("batch_size", batch_size, 1)
+        for batch in bars.over(images.split(size), "calibrating"):
             try:
                 run(model, as_inputs(model, batch.clone()))  # a layer may write into what it is given
             except ValueError:
                 if failures:
                     raise failures[0] from None
                 raise
+
+
+def choose_batch_size(images, most):
+    """Return how many images to run together: few of the large ones, so that what layers hand on stays small."""
+    return min(most, max(1, VALUES // max(1, images[0].numel())))
 
 
 def run(model, batch):

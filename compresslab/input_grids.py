@@ -36,7 +36,7 @@ def fit(model, names, images, bits, calibration, percentile, learned):
     try:
         for gate in gates:
             gate.input = nn.Identity()
-        watch(model, images, seen, _batch_size(images))
+        watch(model, images, seen)
     finally:
         for gate, grid in zip(gates, before, strict=True):
             gate.input = grid
@@ -128,11 +128,6 @@ def _middle_of(keys):
     signed = torch.where(keys < KEYS // 2, keys, keys - KEYS)
     numbers = (signed * KEYS + KEYS // 2).to(torch.int32).view(torch.float32)
     return numbers.masked_fill(keys % (KEYS // 2) == 0, 0.0)
-
-
-def _batch_size(images):
-    """Images that are run together: few of the large ones, so that what passes between the layers stays small."""
-    return min(256, max(1, 2**20 // max(1, images[0].numel())))
 
 
 def _gate(grid, layer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compresslab import input_grids
+from compresslab import activations, input_grids
 from compresslab.grids import InputGrid
 
 
@@ -113,6 +113,6 @@ def test_numbers_are_counted_by_their_upper_bits():
 
 
 def test_few_large_images_are_run_together():
-    assert input_grids._batch_size(torch.empty(9, 3, 224, 224)) == 6
-    assert input_grids._batch_size(torch.empty(9, 1, 28, 28)) == 256
-    assert input_grids._batch_size(torch.empty(1, 2**22)) == 1
+    assert activations.choose_batch_size(torch.empty(9, 3, 224, 224), 256) == 6
+    assert activations.choose_batch_size(torch.empty(9, 1, 28, 28), 256) == 256
+    assert activations.choose_batch_size(torch.empty(1, 2**22), 256) == 1

@@ -5,6 +5,8 @@ that its counter does not know are counted by the formulas below.
 """
 
 import contextlib
+import os
+import threading
 from math import prod
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresslab import checks, data, layers, train
+from compresslab import checks, data, layers
 from compresslab.measure.inputs import batch, evaluating, refusal, sample_shape
 
 
@@ -34,7 +36,7 @@ def macs(model, images=None):
     with evaluating(model), torch.no_grad():
         inputs = _one(model, images)
         counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-        with train.Precision().active("cpu"), _plain_kernels(model), counter:  # other threads wait for the switches
+        with _switches, _plain_kernels(model), counter:
             try:
                 model(inputs)
             except Exception as error:  # it ran in `_one`
@@ -57,6 +59,17 @@ def _one(model, images):
     if error := refusal(model, inputs):
         raise ValueError(f"the model does not take a batch of shape {tuple(inputs.shape)}: {error}; give other images")
     return inputs
+
+
+def _renew_switches():
+    """Make the lock of torch's switches, which all threads share; a forked process would wait for it for ever."""
+    global _switches
+    _switches = threading.RLock()
+
+
+_renew_switches()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_switches)
 
 
 @contextlib.contextmanager
