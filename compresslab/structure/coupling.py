@@ -23,16 +23,15 @@ from compresslab import layers
 OUTPUT = "its outputs are the model's outputs"
 LONGEST = 20.0  # seconds that tracing a network may take; a tenth of it for each layer
 
-_CONVOLUTIONS = nn.modules.conv._ConvNd
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_CONVOLUTIONS = (*layers.CONVOLUTIONS, *layers.TRANSPOSED)
 _POOLINGS = (
     *(*layers.POOLS, nn.LPPool1d, nn.LPPool2d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, nn.Upsample),
     *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
 )
 _ELEMENTWISE = (
-    *(*layers.ACTIVATIONS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *layers.ACTIVATIONS,
+    *layers.DROPOUTS,
 )
 
 
@@ -54,11 +53,12 @@ def coupled(model, images):
 
     model   a plain copy, in evaluation mode, every parameter asking for a gradient (no parametrizations)
     images  a batch that the model takes
+    returns  the units, and whether the model is such a chain
     raises  any error of the tracer where the network cannot be traced; what becomes of a single layer's channels may
             also remain unknown: then the unit has a Cut of side "lost"
     """
     units = _chain(model, images)
-    return _traced(model, images) if units is None else units
+    return (_traced(model, images), False) if units is None else (units, True)
 
 
 def _chain(model, images):
@@ -68,7 +68,10 @@ def _chain(model, images):
         return None
     for name, module in steps:
         before, current = current, module(current)
-        if isinstance(module, nn.Linear | _CONVOLUTIONS):
+        weighted = isinstance(module, layers.TYPES)
+        if (cuts or weighted) and getattr(nn, type(module).__name__, None) is not type(module):
+            return None  # a class of its own may do anything
+        if weighted:
             here = 1 if isinstance(module, _CONVOLUTIONS) else before.dim() - 1
             if getattr(module, "groups", 1) > 1 or (cuts and axis != here):
                 return None
@@ -80,10 +83,12 @@ def _chain(model, images):
                 return None
             width *= before.shape[axis + 1 : end + 1].numel() if start == axis else 1
             axis -= (end - start) if axis > end else 0
-        elif cuts and isinstance(module, _BATCH_NORMS | nn.PReLU):
+        elif cuts and isinstance(module, (*layers.BATCH_NORMS, nn.PReLU)):
             if axis != 1:
                 return None
-            per_channel = module.weight is not None and module.weight.numel() > 1 or isinstance(module, _BATCH_NORMS)
+            per_channel = (
+                module.weight is not None and module.weight.numel() > 1 or isinstance(module, layers.BATCH_NORMS)
+            )
             cuts += [Cut(name, "out", _blocks(cuts, width))] if per_channel else []
         elif cuts and not isinstance(module, _ELEMENTWISE) and not (isinstance(module, _POOLINGS) and axis == 1):
             return None
@@ -98,7 +103,8 @@ def _steps(model, prefix=""):
     for name, module in model._modules.items():
         inner = _steps(module, f"{prefix}{name}.")
         steps += [(prefix + name, module)] if inner is None else inner
-    return steps
+    first = {id(module): name for name, module in reversed(steps)}
+    return [(first[id(module)], module) for _, module in steps]
 
 
 def _blocks(cuts, width):
@@ -112,9 +118,9 @@ def _traced(model, images):
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # the tracer's own, about shapes that it guesses
         graph = _graph(model, images, clock)
-        names = {module: name for name, module in model.named_modules()} | graph._param_to_name
+        names = {one: name for name, one in [*model.named_parameters(), *model.named_modules()]}
         edges = [edge for name, module in model.named_modules() for edge in _inside(name, module)]
-        for root in [one for one in graph.module2node if isinstance(one, nn.Linear | _CONVOLUTIONS)]:
+        for root in [one for one in graph.module2node if isinstance(one, layers.TYPES)]:
             clock.begin()
             edges += _edges(graph, root, names)
     order = {name: number for number, name in enumerate(dict(model.named_modules()))}
@@ -123,6 +129,8 @@ def _traced(model, images):
 
 def _edges(graph, root, names):
     """What the outputs of a layer are coupled with: (layer, side), channels, (layer, side), channels."""
+    import torch_pruning
+
     prune, source = graph.get_pruner_of_module(root).prune_out_channels, (names[root], "out")
     every = np.arange(root.out_features if isinstance(root, nn.Linear) else root.out_channels)
     try:
@@ -133,7 +141,7 @@ def _edges(graph, root, names):
     for item in found:
         target = item.dep.target.module
         side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-        if type(target).__name__ == "_OutputOp":
+        if torch_pruning.ops.module2type(target) == torch_pruning.ops.OPTYPE.OUTPUT:
             edges.append((source, every, ("", "output"), 0 * every))
         elif target in names and len(item.idxs):
             edges.append((source, item.root_idxs, (names[target], side), item.idxs))
