@@ -132,7 +132,8 @@ def disturb(network):
         for weight in filter(torch.is_floating_point, network.parameters()):
             start, end = (start + 997) % len(noise), start + 997 + weight.numel()
             numbers = noise.repeat(1 + end // len(noise))[start : start + weight.numel()].view(weight.shape)
-            spread, mean = torch.std_mean(weight, correction=0)
+            sample = weight.reshape(-1)[:: 1 + weight.numel() // len(noise)]
+            spread, mean = torch.std_mean(sample, correction=0)
             spread = spread if spread > 0 else 0.1
             weight.copy_(mean + spread * numbers.to(weight))
         for module in network.modules():
