@@ -20,19 +20,32 @@ def over(items, description, total=None):
 
     total  number of items; None for len(items), where they have one
     """
-    if _quiet or not _is_main():
-        yield from items
-        return
     total = len(items) if total is None and hasattr(items, "__len__") else total
-    start, bar = time.monotonic(), None
+    with steps(description, total) as step:
+        for item in items:
+            yield item
+            step()
+
+
+@contextlib.contextmanager
+def steps(description, total=None):
+    """Yield a function to call after each of `total` steps; it moves a bar, as in `over`."""
+    if _quiet or not _is_main():
+        yield lambda: None
+        return
+    bar, done, start = None, 0, time.monotonic()
+
+    def step():
+        nonlocal bar, done
+        done += 1
+        if bar is not None:
+            bar.update()
+        elif time.monotonic() - start > DELAY:
+            bar = tqdm(total=total, desc=description, initial=done, leave=False)
+
     with quiet():
         try:
-            for count, item in enumerate(items, 1):
-                yield item
-                if bar is not None:
-                    bar.update()
-                elif time.monotonic() - start > DELAY:
-                    bar = tqdm(total=total, desc=description, initial=count, leave=False)
+            yield step
         finally:
             if bar is not None:
                 bar.total = bar.n  # a bar that is cut short goes as well

@@ -8,7 +8,9 @@ The learning rate fits the model: a line search on the first batches finds it, u
 
 import contextlib
 import math
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +18,9 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from compresslab import activations, checks
+from compresslab import activations, bars, checks
 from compresslab.data import split_of
-from compresslab.layers import as_inputs, detach_left_behind, duplicate, left_behind, modes_kept, plain
+from compresslab.layers import DROPOUTS, as_inputs, detach_left_behind, duplicate, left_behind, modes_kept, plain
 
 ARITHMETIC = ("fp32", "bf16")
 BETAS = (0.8, 0.99)  # Adam's; a run of 50 steps is over before a longer memory has forgotten the damage
@@ -27,6 +29,7 @@ LOWEST_LR = 6.25e-5  # where the search for a learning rate ends; it goes up by 
 SHORT = 60  # steps of a run whose learning rate is judged after a single step
 TRIAL_STEPS = 5  # after which a rate is judged in longer runs: what a fresh deep network bears shows after some steps
 LONG = 500  # steps of a run from where on the rate falls as one over the square root of their number
+EVALUATORS = 2  # threads that evaluate, on as many cores
 LR_IMAGES = 64  # images, at least, whose loss judges a learning rate
 
 
@@ -197,7 +200,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
     start, description = time.perf_counter(), f"training ({precision.name})"
     order, chance = torch.Generator().manual_seed(seed), _PrivateChance(model, seed, device, loss)
     bar = tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar)
-    with _trainable(model, device, precision), bar:
+    with _trainable(model, device, precision), bars.quiet(), bar:
         images, labels = as_inputs(model, split.images, device), split.labels.to(device)
         own = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
 
@@ -366,6 +369,7 @@ def _check_dtype(trained, precision):
         raise ValueError(f"precision is {precision.name!r} and the weights are {found}; choose 'fp32', as they are")
 
 
+@bars.quiet()
 def check_takes(model, images, labels=None):
     """Raise ValueError unless the model gives logits, in both modes, with one for every label.
 
@@ -438,13 +442,14 @@ class _PrivateChance:
 def _draws(module):
     """Whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
     dropout = getattr(module, "dropout", 0)
-    known = type(module).__module__.startswith(
-        ("torch.nn.", "compresslab.layers", "compresslab.grids", "compresslab.codebooks")
-    )
-    chance = isinstance(
-        module, nn.modules.dropout._DropoutNd | nn.RReLU | nn.FractionalMaxPool2d | nn.FractionalMaxPool3d
-    )
-    return chance or not known or (isinstance(dropout, float) and dropout > 0)
+    chance = isinstance(module, (*DROPOUTS, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d))
+    return chance or not _is_known(module) or (isinstance(dropout, float) and dropout > 0)
+
+
+def _is_known(module):
+    """Tell whether torch or this package wrote a module's class."""
+    ours = ("compresslab.layers", "compresslab.grids", "compresslab.codebooks")
+    return type(module).__module__.startswith(("torch.nn.", *ours))
 
 
 def evaluate(model, data, batch_size=None):
@@ -452,7 +457,7 @@ def evaluate(model, data, batch_size=None):
 
     data        a Split, a pair (images, labels), or the images alone, (N, …)
     batch_size  images at a time; by default 1000, and 100, laid out channels last, for 2-d convolutions on the CPU,
-                which takes a third of the time
+                which takes a third of the time; or fewer large ones
     returns     (N, classes) float32 on the CPU; the model, its mode and its running statistics are left as they were
     raises      ValueError for no images, images the model does not take, or an output that is not (N, classes)
     """
@@ -464,12 +469,43 @@ def evaluate(model, data, batch_size=None):
     precision = Precision(channels_last=weight.device.type == "cpu" and _convolves_images(model))
     if precision.channels_last:
         model = plain(model).to(memory_format=precision.layout)
-    size = (100 if precision.channels_last else 1000) if batch_size is None else batch_size
+    most = 100 if precision.channels_last else 1000
+    size = activations.choose_batch_size(images, most) if batch_size is None else batch_size
+    sample = as_inputs(model, images[:1])
+    if sample.dtype == torch.int64:  # whether numbers are words, all of them tell
+        images = sample = as_inputs(model, images)
     parts = images.split(checks.integer("batch_size", size, 1))
-    with modes_kept(model), torch.no_grad(), precision.active(weight.device):
+
+    def logits_of(part):
+        with torch.no_grad():  # a setting of each thread
+            return _logits(model, laid_out(part.to(sample.device, sample.dtype), precision)).float().cpu()
+
+    threads = EVALUATORS if len(parts) > 1 and _may_share(model, weight.device) else 1
+    with modes_kept(model), precision.active(weight.device):
         model.eval()
-        batches = (laid_out(as_inputs(model, part), precision) for part in parts)
-        return torch.cat([_logits(model, batch).float().cpu() for batch in batches])
+        return torch.cat([*bars.over(_spread(logits_of, parts, threads), "evaluating", total=len(parts))])
+
+
+def _spread(function, items, threads):
+    """Yield function(item) of each item, in order, computed in so many threads."""
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(function, items)
+
+
+def _may_share(model, device):
+    """Tell whether threads may run batches of a model side by side, on a second core that is idle.
+
+    Each batch is computed on one torch thread either way, so that the logits are the same to the bit. A module that
+    torch did not write, or a hook, may note what it has seen, in order.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = device.type == "cpu" and torch.get_num_threads() == 1 and cores >= EVALUATORS
+    return free and all(
+        _is_known(module) and not module._forward_hooks and not module._forward_pre_hooks for module in model.modules()
+    )
 
 
 def _convolves_images(model):

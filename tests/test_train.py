@@ -1,6 +1,8 @@
 """The training loop and the evaluation."""
 
 import copy
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -505,3 +507,23 @@ def test_labels_that_are_no_classes_are_refused(net, blobs, change, message):
 def test_bytes_are_no_words():
     with pytest.raises(ValueError, match="RuntimeError: .*indices"):
         fit(WORDS, (torch.randint(9, (64, 5)).byte(), torch.zeros(64, 5).long()), loss=next_words)
+
+
+def test_threads_that_share_an_evaluation_change_no_bit(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    images = torch.rand(64, 1, 8, 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with train.threads(1):
+        shared = train.evaluate(model, images, batch_size=4)
+        monkeypatch.setattr(train, "EVALUATORS", 3)
+        assert torch.equal(shared, train.evaluate(model, images, batch_size=4))
+
+
+def test_a_model_that_may_note_what_it_sees_is_evaluated_in_order(monkeypatch):
+    seen, model = [], nn.Linear(1, 2)
+    model.register_forward_hook(lambda module, inputs, output: seen.append(threading.current_thread()))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with train.threads(1):
+        train.evaluate(model, torch.rand(8, 1), batch_size=1)
+    assert seen == 8 * [threading.current_thread()]

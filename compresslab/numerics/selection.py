@@ -23,11 +23,17 @@ def keep_largest(scores, alive, count):
     returns  bool tensors; equal scores go in the order of tensors and indices
     """
     dtype = common_dtype(scores)
-    cut, below = _select(scores, dtype, count - 1) if count else (-1, 0)
+    with bars.steps("ranking weights", len(scores) * (torch.finfo(dtype).bits // DIGIT + 1)) as step:
+        return _keep_largest(scores, alive, count, dtype, step)
+
+
+def _keep_largest(scores, alive, count, dtype, step):
+    """The masks of `keep_largest`; calls step() after each pass over a tensor."""
+    cut, below = _select(scores, dtype, count - 1, step) if count else (-1, 0)
     masked = sum(one.numel() - int(one.count_nonzero()) for one in alive if one is not None)
     ties = count - below - (masked if cut == 0 else 0)
     masks = []
-    for score, living in bars.over(list(zip(scores, alive, strict=True)), "choosing weights"):
+    for score, living in zip(scores, alive, strict=True):
         mask, start = torch.empty(score.numel(), dtype=torch.bool, device=score.device), 0
         living = None if living is None else living.reshape(-1)
         for chunk in chunks(score):
@@ -39,21 +45,24 @@ def keep_largest(scores, alive, count):
                 ties -= len(equal)
             mask[part], start = keep, part.stop
         masks.append(mask.reshape(score.shape))
+        step()
     return masks
 
 
-def _select(scores, dtype, rank):
+def _select(scores, dtype, rank, step):
     """The key at a rank (from 0) of all keys in rising order, and how many keys are below it; a radix selection."""
     bits = torch.finfo(dtype).bits
     prefix = below = 0
     for shift in range(bits - DIGIT, -1, -DIGIT):
         histogram = torch.zeros(2**DIGIT, dtype=torch.int64)
-        for chunk in (chunk for score in bars.over(scores, "ranking weights") for chunk in chunks(score)):
-            keys = _keys(chunk, dtype)
-            if shift + DIGIT < bits:
-                keys = keys[keys >> (shift + DIGIT) == prefix]
-            digits = keys.bitwise_right_shift_(shift).bitwise_and_(2**DIGIT - 1)  # keys are a copy, of no more use
-            histogram += torch.bincount(digits, minlength=2**DIGIT).cpu()
+        for score in scores:
+            for chunk in chunks(score):
+                keys = _keys(chunk, dtype)
+                if shift + DIGIT < bits:
+                    keys = keys[keys >> (shift + DIGIT) == prefix]
+                digits = keys.bitwise_right_shift_(shift).bitwise_and_(2**DIGIT - 1)  # keys are a copy, of no more use
+                histogram += torch.bincount(digits, minlength=2**DIGIT).cpu()
+            step()
         cumulative = histogram.cumsum(0)
         digit = int(torch.searchsorted(cumulative, rank - below, right=True))
         below += int(cumulative[digit] - histogram[digit])

@@ -99,6 +99,7 @@ class Recipe:
         (last,) = deque(_shown(self.stages(model, data, seed, journal), bar), maxlen=1)
         return last.model
 
+    @bars.quiet()
     def table(self, model, data, seed=0, journal=None, bar=True):
         """What each step does: a DataFrame, a row for the model as it was and one for each technique and retraining.
 
