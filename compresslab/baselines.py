@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from compresslab import data, models, paths, train
 
-SETTINGS = dict(epochs=15, batch_size=128)
+SETTINGS = dict(epochs=15, batch_size=128, lr=2e-3)
 DROPOUT = {"article_mlp": {"fc1": 0.2}, "lenet_300_100": {"fc1": 0.2}, "lenet_5": {"fc1": 0.3, "fc2": 0.3}}
 PRECISION = {"article_mlp": "fp32", "lenet_300_100": "fp32", "lenet_5": "fp32+channels_last"}
 WEIGHT_DECAY = 1e-4  # times half the squared distance
