@@ -31,6 +31,7 @@ from tests.storage import claims
 from tests.storage.samples import pool
 
 SECONDS, MEMORY, TRACED = 2.0, 2**26, 16  # of a load; bytes above the declared ones; one in so many is traced
+LOOP = 0.06  # seconds, on two cores of a laptop
 
 
 @cache
@@ -229,7 +230,7 @@ def resident(field):
 
 
 def measured(blob, traced=False):
-    """Outcome, model or None, seconds of processor time, and bytes of memory taken, of a load."""
+    """Outcome, model or None, seconds of processor time (as on a quick machine), and bytes of memory, of a load."""
     if traced:
         found, held = peak(blob)
         return found, None, 0.0, held
@@ -237,7 +238,16 @@ def measured(blob, traced=False):
         Path("/proc/self/clear_refs").write_text("5")  # the most that it had is from now on
     before, start = resident("VmRSS"), time.process_time()
     found, model = _loaded(blob)
-    return found, model, time.process_time() - start, resident("VmHWM") - before
+    seconds, memory = time.process_time() - start, resident("VmHWM") - before
+    return found, model, seconds if seconds <= SECONDS else seconds / slowness(), memory
+
+
+def slowness():
+    """How many times slower this machine is now than one that runs this loop in LOOP seconds; 1 or more."""
+    start, total = time.process_time(), 0
+    for number in range(10**6):
+        total += number * number % 7
+    return max(1.0, (time.process_time() - start) / LOOP)
 
 
 @cache

@@ -220,7 +220,7 @@ def test_the_header_is_no_longer_for_tensors_in_order():
     turned = nn.Sequential(OrderedDict({"0": nn.Linear(6, 5)}))
     turned[0].weight = nn.Parameter(plain[0].weight.detach().t().contiguous().t())
     turned[0].bias = plain[0].bias
-    assert len(cl.storage.dumps(plain)) < len(cl.storage.dumps(turned)) < len(cl.storage.dumps(plain)) + 25
+    assert len(cl.storage.dumps(plain)) < len(cl.storage.dumps(turned)) < len(cl.storage.dumps(plain)) + 40
     assert layers.count_parameters(plain) == 35 and issubclass(CorruptFileError, ValueError)
 
 
