@@ -1,20 +1,27 @@
 """The architecture of any model as a node: standard layers as such, a class of its own by what torch.fx traces.
 
 Its forward is traced in training mode and in eval mode. Refused is what a graph would not repeat: calls that are not in
-the lists of `calls`, branches on values or on what class they are of, random tensors, hooks, parts that run without
-gradients or in other precision, and state that a call changes, unless it is a tensor changed in place.
+the lists of `calls`, branches on values or on what class they are of, exceptions that are caught, random numbers and
+the time, hooks, parts that run without gradients or in other precision, and state that a call changes, unless it is a
+tensor changed in place.
 
 Source: Reed et al. 2022, arXiv:2112.08429 (torch.fx).
 """
 
+import contextlib
 import copy
+import datetime
 import dis
+import functools
 import inspect
+import random
 import sys
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -160,11 +167,91 @@ class _Attribute(_Guarded, fx.proxy.Attribute):
 
 def _check_asked(what):
     """Raise NotPlainError unless torch's code asked, be it through the standard library."""
-    frame = sys._getframe(2)
-    while (root := frame.f_globals.get("__name__", "").partition(".")[0]) in sys.stdlib_module_names:
-        frame = frame.f_back
+    root, frame = _asker(sys._getframe(2))
     if root != "torch" or frame.f_code is torch.is_tensor.__code__:
         raise NotPlainError(f"forward {what}")
+
+
+def _asker(frame):
+    """Name of the package that runs a frame, and the frame; it may run it through the standard library."""
+    while (root := frame.f_globals.get("__name__", "").partition(".")[0]) in sys.stdlib_module_names:
+        frame = frame.f_back
+    return root, frame
+
+
+class _Watch:
+    """Looks at the functions that a forward runs, but for torch's; `check` refuses what a graph would not repeat.
+
+    An exception that is caught may come from the tracer alone, and another may come from other inputs.
+    """
+
+    def __enter__(self):
+        self._seen, self._reasons, self._before = set(), [], sys.getprofile()
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(self._before)
+
+    def check(self):
+        if self._reasons:
+            raise NotPlainError(f"forward {self._reasons[0]}")
+
+    def _look(self, frame, event, function):
+        """Called by Python at each call."""
+        if event == "call" and frame.f_code is contextlib.suppress.__enter__.__code__:
+            self._note(frame, "suppresses exceptions")
+        elif event == "call" and frame.f_code not in self._seen:
+            self._seen.add(frame.f_code)
+            if frame.f_globals.get("__name__", "").partition(".")[0] not in sys.stdlib_module_names:
+                self._note(frame, _unrepeatable(frame.f_code))
+                self._note(frame, "draws at random (numpy)" if _draws(frame) else None)
+        elif event == "c_call":
+            owner = getattr(function, "__self__", None)
+            if owner is time or owner is datetime.datetime or owner is datetime.date:
+                self._note(frame, "asks for the time" if function.__name__ in _CLOCKS else None)
+            elif issubclass(type(owner), random.Random):
+                self._note(frame, "draws at random (Python's random)")
+
+    def _note(self, frame, reason):
+        if reason and _asker(frame)[0] not in ("torch", "compresslab"):
+            self._reasons.append(reason)
+
+
+_CLOCKS = frozenset(
+    "time time_ns monotonic monotonic_ns perf_counter perf_counter_ns process_time process_time_ns thread_time "
+    "localtime gmtime ctime now utcnow today".split()
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def _unrepeatable(code):
+    """What a function does that no graph repeats, in words, or None."""
+    steps, inside = list(dis.get_instructions(code)), 0
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        inside += step.opname == "WITH_EXCEPT_START"
+        if step.opname == "POP_EXCEPT" and following.opname != "RERAISE":  # it goes on behind a handler
+            if not inside:
+                return f"catches exceptions (in {code.co_name})"
+            inside -= 1  # that of a `with`, whose __exit__ decides
+        if step.opname == "LOAD_GLOBAL" and step.argval == "type":
+            return f"asks for the type of something (in {code.co_name})"
+        if step.opname == "STORE_GLOBAL":
+            return f"changes the global name {step.argval!r}"
+        constant = step.opname in ("LOAD_CONST", "RETURN_CONST")
+        returned = step.opname == "RETURN_CONST" or (following is not None and following.opname == "RETURN_VALUE")
+        if code.co_name == "__exit__" and returned and not (constant and not step.argval):
+            return "may suppress exceptions (in an __exit__)"
+    return None
+
+
+def _draws(frame):
+    """Whether a function names what numpy draws with."""
+    names = frame.f_code.co_names
+    values = [frame.f_globals.get(name) for name in names]
+    kinds = np.random.RandomState | np.random.Generator
+    makers = any(one is np.random or isinstance(getattr(one, "__self__", one), kinds) for one in values)
+    return makers or ("random" in names and any(one is np for one in values))
 
 
 def _graphs(module):
@@ -179,10 +266,10 @@ def _graphs(module):
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             traces = {mode: _trace(module, mode) for mode in (True, False)}
         with torch.inference_mode(), torch.autocast("cpu"):
-            again = {mode: _trace(module, mode, without=traces[mode].replaced) for mode in (True, False)}
+            again = {mode: _trace(module, mode, without=traces[mode].replaced) for mode in (False, True)}
         if any(again[mode].graph != traces[mode].graph for mode in (True, False)):
             kept = "".join(f"what it keeps in {path!r}, or on " for path in traces[True].replaced[:1])
-            raise NotPlainError(f"forward depends on {kept}whether there are gradients or autocast")
+            raise NotPlainError(f"forward depends on {kept}earlier calls, gradients or autocast")
     (train, constants), (evaluation, others) = ((traces[mode].graph, traces[mode].constants) for mode in (True, False))
     if constants.keys() != others.keys() or not all(_alike(constants[name], others[name]) for name in constants):
         raise NotPlainError("forward uses tensors that differ from call to call")
@@ -198,16 +285,6 @@ def _check_plain_call(module):
         odd = hooks or "forward" in vars(one) or type(one).__call__ not in _CALLS
         if odd and standard_name(one) is None:
             raise NotPlainError(f"{type(one).__name__} is called in another way than through its class's forward")
-        if standard_name(one) is None and _asks_type(inspect.unwrap(one.forward)):
-            raise NotPlainError(f"the forward of {type(one).__name__} asks for the type of something")
-
-
-def _asks_type(forward):
-    """Whether a function, unless it is torch's own, calls `type`, which tells a traced value from another."""
-    code = getattr(forward, "__code__", None)
-    if code is None or forward.__module__.partition(".")[0] == "torch":
-        return False
-    return any(one.opname == "LOAD_GLOBAL" and one.argval == "type" for one in dis.get_instructions(code))
 
 
 _CALLS = {one.__call__ for one in (nn.Module, nn.ParameterList, nn.ParameterDict)}  # the lists' only refuse
@@ -235,19 +312,36 @@ def _trace(module, training, without=None):
         clear() if callable(clear) else delattr(holder, name)
     tensors, before = _tensors(twin), _attributes(twin)
     contents = {path: _contents(value) for path, value in before.items()}
-    try:
-        with _NoChance():
-            traced = _Tracer(switches=without is not None).trace(twin)
-    except NotPlainError:
-        raise
-    except Exception as error:  # forward is the user's code, given something that is not a tensor
-        raise NotPlainError(f"{type(module).__name__} cannot be traced: {error}") from error
+    watch = _Watch() if without is None else None
+    found, constants = _traced(twin, watch)
     if lost := [path for path, now in _tensors(twin).items() if not _in_place(now, path, tensors.get(path))]:
         raise NotPlainError(f"forward puts another tensor in the place of {lost[0]!r}")
     after = _attributes(twin)
     changed = [path for path, value in before.items() if _is_state(value) and not _same(value, after.get(path))]
     changed += [path for path, held in contents.items() if held is not None and _differ(held, after.get(path))]
-    return _Trace(*_encoded(traced, twin), changed)
+    if left := [*changed, *sorted(after.keys() - before.keys())] if without is None else []:
+        with contextlib.suppress(NotPlainError):
+            if _traced(twin)[0] == found:
+                return _Trace(found, constants, changed)
+        raise NotPlainError(f"forward depends on what an earlier call left in {left[0]!r}")
+    return _Trace(found, constants, changed)
+
+
+def _traced(twin, watch=None):
+    """The graph of a module as plain data, and its tensors that are not parameters or buffers; it may change them.
+
+    watch  a _Watch over the first trace; behind it, forward may switch gradients and autocast
+    """
+    try:
+        with _NoChance(), watch or contextlib.nullcontext():
+            traced = _Tracer(switches=watch is None).trace(twin)
+        if watch is not None:
+            watch.check()
+        return _encoded(traced, twin)
+    except NotPlainError:
+        raise
+    except Exception as error:  # forward is the user's code, given something that is not a tensor
+        raise NotPlainError(f"{type(twin).__name__} cannot be traced: {error}") from error
 
 
 def _tensors(module):
@@ -285,6 +379,8 @@ def _contents(value):
         return list(value)
     if isinstance(value, dict):
         return [*value, *value.values()]
+    if isinstance(value, np.random.Generator | np.random.RandomState):
+        return [str(value.bit_generator.state if isinstance(value, np.random.Generator) else value.get_state())]
     if isinstance(value, (nn.Module, torch.Tensor)) or callable(value):
         return None
     return [*vars(value).values()] if hasattr(value, "__dict__") else None
@@ -297,7 +393,7 @@ def _differ(held, now):
 
 
 def _is_state(value):
-    return isinstance(value, (bool, int, float, str, torch.Tensor))
+    return isinstance(value, (bool, int, float, str, torch.Tensor, type(None)))
 
 
 def _same(value, now):

@@ -1,11 +1,15 @@
 """Models with a forward of their own come back without their class, as a graph of allowed calls, or say they cannot."""
 
 import collections.abc
+import contextlib
 import copy
 import operator
 import pickle
+import random
 import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -180,7 +184,8 @@ class Gated(Net):
         super().__init__()
         assert isinstance(self.fc1, nn.Module)  # what a constructor asks is harmless
         self.register_buffer("seen", torch.zeros(1))
-        self.calls, self.before = 0, torch.zeros(8)
+        self.calls, self.before, self.empty = 0, torch.zeros(8), []
+        self.part, self.generator = Catching(), random.Random(0)
         self.gains = nn.ParameterList([nn.Parameter(torch.full((6,), 0.5))])
         self.shifts = nn.ParameterDict({"last": nn.Parameter(torch.full((6,), 0.25))})
 
@@ -257,9 +262,140 @@ def averaging(self, x):
     return self.fc1(self.before)
 
 
+def catching(self, x):
+    try:
+        x = x.reshape(len(x), 8)
+    except RuntimeError:
+        x = 2 * x.flatten(1)
+    return self.fc1(x)
+
+
+def catching_what_the_tracer_does_not_raise(self, x):
+    try:
+        x = x.view(x.shape[0], 8)
+    except Exception as error:
+        x = x.flatten(1)[:, :8] if error else x
+    return self.fc1(x)
+
+
+def suppressing(self, x):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(TypeError, RuntimeError))
+        x = x / len(x)
+    return self.fc1(x)
+
+
+@contextlib.contextmanager
+def ignoring():
+    try:
+        yield
+    except (TypeError, RuntimeError):
+        pass
+
+
+def in_a_manager(self, x):
+    with ignoring():
+        x = x / len(x)
+    return self.fc1(x)
+
+
+class Quiet:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        return kind is not None
+
+
+def in_a_manager_of_a_class(self, x):
+    with Quiet():
+        x = x / len(x)
+    return self.fc1(x)
+
+
+def halved(x):
+    try:
+        return x / len(x)
+    except RuntimeError:
+        return x / 2
+
+
+def in_a_helper(self, x):
+    return self.fc1([halved(one) for one in (x,)][0])
+
+
+class Catching(nn.Module):
+    def forward(self, x):
+        return halved(x)
+
+
+def in_a_part(self, x):
+    return self.fc1(self.part(x))
+
+
+def leaving_by_finally(self, x):
+    y = self.fc1(x)
+    for _ in range(2):
+        try:
+            y = y * len(x)
+        finally:
+            break
+    return y
+
+
+def where_batch(self, x):
+    return self.fc1(x) * (2 if len(x) > 1 else 1)
+
+
+def where_python_draws(self, x):
+    return self.fc1(x) * (2 if random.choice(range(1000)) == 7 else 1)
+
+
+def where_a_generator_draws(self, x):
+    return self.fc1(x) * (2.0 if self.generator.random() < 0.001 else 1.0)
+
+
+def where_numpy_draws(self, x):
+    return self.fc1(x) * (2.0 if np.random.rand() < 0.001 else 1.0)
+
+
+def where_time(self, x):
+    return self.fc1(x) * (2 if time.monotonic() < 0 else 1)
+
+
+CALLS = {"now": 0}
+
+
+def counting_in_a_global(self, x):
+    CALLS["now"] += 1
+    return self.fc1(x) * (2 if CALLS["now"] % 2 else 1)
+
+
+def counting_in_an_empty_list(self, x):
+    self.empty.append(1)
+    return self.fc1(x) * (2 if len(self.empty) % 2 else 1)
+
+
+def remembering_the_first(self, x):
+    if not hasattr(self, "first"):
+        self.first = x.mean()
+    return self.fc1(x - self.first)
+
+
+def kind(x):
+    return 2 if type(x) is torch.Tensor else 1
+
+
+def where_type_in_a_helper(self, x):
+    return self.fc1(x) * kind(x)
+
+
 LOST = [where_tensor, where_is_tensor, where_sequence, where_type, where_shape, where_attribute, where_gradients]
 LOST += [where_autocast, where_chance, without_gradients, in_inference, in_bfloat16, with_gradients_to_come]
-LOST += [counting_in_a_buffer, counting, averaging]
+LOST += [counting_in_a_buffer, counting, averaging, catching, catching_what_the_tracer_does_not_raise, suppressing]
+LOST += [in_a_manager, in_a_manager_of_a_class, in_a_helper, in_a_part, leaving_by_finally, where_batch]
+LOST += [where_python_draws, where_a_generator_draws, where_numpy_draws, where_time, counting_in_a_global]
+LOST += [counting_in_an_empty_list, remembering_the_first, where_type_in_a_helper]
 
 
 @pytest.mark.parametrize("forward", LOST, ids=lambda one: one.__name__)
@@ -296,7 +432,50 @@ def in_full_precision(self, x):
         return self.fc1(x.float())
 
 
-KEPT = [listed_parameters, asking_of_a_list, changing_a_buffer_in_place, writing_before_reading, in_full_precision]
+def cleaning_up(self, x):
+    try:
+        return self.fc1(x)
+    finally:
+        self.note = "done"
+
+
+def raising_in_other_words(self, x):
+    try:
+        return self.fc1(x)
+    except RuntimeError as error:
+        raise ValueError("x is not of 8 features") from error
+
+
+@contextlib.contextmanager
+def counted(counts):
+    try:
+        yield
+    finally:
+        counts.clear()
+
+
+def in_a_manager_that_lets_pass(self, x):
+    with counted({}):
+        time.sleep(0)
+        return self.fc1(x)
+
+
+def keeping_it(self, x):
+    self.seen_last = self.fc1(x)
+    return self.seen_last
+
+
+KEPT = [
+    cleaning_up,
+    raising_in_other_words,
+    in_a_manager_that_lets_pass,
+    keeping_it,
+    listed_parameters,
+    asking_of_a_list,
+    changing_a_buffer_in_place,
+    writing_before_reading,
+    in_full_precision,
+]
 
 
 @pytest.mark.filterwarnings("error")
