@@ -15,6 +15,7 @@ import math
 import os
 import sqlite3
 import tempfile
+import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass, field, fields
@@ -22,13 +23,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from compresslab import checks, paths
+from compresslab import checks, paths, writing
 
 SCHEMA = 2  # of the tables below; a higher one in a file was written by a newer compresslab
 ALGORITHM = 1  # part of every key: raise it when training or measuring changes, so that old numbers are not reused
 APPLICATION = 0x636C6162  # "clab", SQLite's application_id: this file is a journal
 STAGES = ("one-shot", "retrained")
 ROOM = 2**28  # bytes of models that a journal keeps; the one that was not used for longest goes first
+MEMORY_ROOM = 2**23  # the same, of a journal that has only memory
 _WAIT = 30  # seconds for another process to finish its transaction
 _UNWRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 
@@ -46,7 +48,7 @@ class Result:
     seed, steps           of the training; steps is 0 for one-shot
     model, data, split    what was compressed, on what it was trained and measured (the names)
     precision             arithmetic of the training: "fp32", "bf16+channels_last", …
-    lr, batch_size        of the training; 0 for one-shot
+    lr, batch_size        of the training, 0 for one-shot; lr is None where `train.fit` found it
     versions              {"torch": "2.15.0", …}; "technique" is a digest of the technique's source
     created               when it was measured, ISO 8601, UTC
     model_fingerprint, data_fingerprint  SHA-256 of the network before compression, and of the data
@@ -68,7 +70,7 @@ class Result:
     precision: str = "fp32"
     versions: dict = field(default_factory=dict)
     created: str = ""
-    lr: float = 0.0
+    lr: float | None = 0.0
     batch_size: int = 0
     model_fingerprint: str = ""
     data_fingerprint: str = ""
@@ -87,7 +89,7 @@ class Result:
         return hashlib.sha256(json.dumps(_same_numbers(plain("setting", told)), sort_keys=True).encode()).hexdigest()
 
 
-_TYPES = {str: "TEXT", dict: "TEXT", float: "REAL", int: "INTEGER"}
+_TYPES = {str: "TEXT", dict: "TEXT", float: "REAL", float | None: "REAL", int: "INTEGER"}
 _COLUMNS = {one.name: _TYPES[one.type] for one in fields(Result)}
 _SCHEMA = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
 _TABLE = f"CREATE TABLE results (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, {_SCHEMA})"
@@ -103,10 +105,23 @@ def open(path=None):  # noqa: A001 - the name is part of the package's vocabular
     raises  OSError (PermissionError) naming the path if it cannot be written; ValueError if the file is not a journal,
             or was written by a newer compresslab
     """
-    if path is None:
-        with _explained("journal.sqlite"):
-            path = paths.home() / "journal.sqlite"
-    return Journal(path)
+    return Journal(paths.home() / "journal.sqlite" if path is None else path)
+
+
+def open_or_forget(journal=None):
+    """Open a journal that never fails later: where its file cannot be written, it goes on in memory.
+
+    journal  a Journal, a path, or None for the default one
+    raises   as `open` does for a path; the default journal may be in memory from the start
+    """
+    if isinstance(journal, Journal):
+        return ForgetfulJournal(journal.path)
+    try:
+        return ForgetfulJournal(open(journal).path)
+    except OSError as error:
+        if journal is not None:
+            raise
+        return ForgetfulJournal(None, error)
 
 
 class Journal:
@@ -147,11 +162,16 @@ class Journal:
             connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", [key, time.time(), file])
             kept = connection.execute("SELECT key, length(file) FROM models ORDER BY used DESC").fetchall()
             room = list(itertools.accumulate(size for _, size in kept))
-            gone = [(name,) for (name, _), needed in zip(kept, room, strict=True) if needed > ROOM]
+            gone = [(name,) for (name, _), needed in zip(kept, room, strict=True) if needed > self.room]
             connection.executemany("DELETE FROM models WHERE key = ?", gone)
 
-        if len(file) <= ROOM:
+        if len(file) <= self.room:
             self._do(keep, "IMMEDIATE")
+
+    @property
+    def room(self):
+        """Bytes of models that are kept."""
+        return ROOM
 
     def find_model(self, key):
         """The bytes that were kept under this key, or None."""
@@ -206,6 +226,49 @@ class Journal:
             return _transact(self.path, action, kind)
 
 
+class ForgetfulJournal(Journal):
+    """A Journal that goes on in memory, until the process ends, once its file cannot be used.
+
+    path     of a journal that was opened; None for memory alone
+    problem  why the file cannot be used, or None
+    """
+
+    def __init__(self, path, problem=None):
+        self.path, self.problem = path, None
+        self._memory, self._lock, self._tell = None, threading.Lock(), lambda problem: None
+        if problem is not None:
+            self._forget(problem)
+
+    def tell_problem(self, tell):
+        """Call tell(problem) when the file cannot be used any more; at once if it is so already."""
+        self._tell = tell
+        if self.problem is not None:
+            tell(self.problem)
+
+    def _do(self, action, kind="DEFERRED", check=None):
+        if self._memory is None:
+            try:
+                return super()._do(action, kind, check)
+            except OSError as error:
+                self._forget(error)
+        with self._lock:
+            return action(self._memory)
+
+    def _forget(self, problem):
+        with self._lock:
+            if self._memory is not None:  # another thread met the same
+                return
+            memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            memory.execute(_TABLE)
+            memory.execute(_MODELS)
+            self._memory, self.problem = memory, problem
+        self._tell(problem)
+
+    @property
+    def room(self):
+        return ROOM if self._memory is None else MEMORY_ROOM
+
+
 def frame(results):
     """A DataFrame of Results, in their order, with a column for every parameter of their settings.
 
@@ -225,17 +288,10 @@ def frame(results):
 def write_csv(table, path):
     """Write a DataFrame to a CSV file, complete or not at all; returns the path, raises OSError naming it."""
     path = Path(path).expanduser().absolute()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="") as file:
-            table.to_csv(file, index=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        writing.write_file(path, table.to_csv(index=False).encode())
     except OSError as error:
         raise type(error)(f"{path} cannot be written ({error}); what was there before is unchanged") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -21,6 +21,7 @@ CHROMIUM_ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+BROKEN = ".jupyter-widgets-error-widget, :text('Error displaying widget'), :text('Error creating widget')"
 NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
 
 # Called for every frame that the browser paints: keeps when each image changed, and whether it was ever blank.
@@ -77,7 +78,7 @@ def server(folder, home):
         process.wait(20)
 
 
-def _address(process, runtime, log, patience=60):
+def _address(process, runtime, log, patience=180):
     """Wait until the server answers; its file in the runtime folder tells the port."""
     end = time.monotonic() + patience
     while time.monotonic() < end and process.poll() is None:
@@ -97,7 +98,7 @@ def browser(width=1500, height=1100):
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGUMENTS)
-        page = chromium.new_page(viewport={"width": width, "height": height})
+        page = chromium.new_context(viewport={"width": width, "height": height}).new_page()
         try:
             yield page
         finally:
@@ -105,18 +106,67 @@ def browser(width=1500, height=1100):
 
 
 class Notebook:
-    """One notebook, open in JupyterLab."""
+    """One notebook, open in JupyterLab.
+
+    console  errors that the browser's console has shown since the notebook was opened
+    """
 
     def __init__(self, page, address, token, name):
-        self.page = page
+        self.page, self.name, self.console = page, name, []
+        page.on("console", lambda line: self.console.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: self.console.append(str(error)))
         page.goto(f"{address}lab/tree/{name}?reset&token={token}")  # not the notebook that was open before
-        page.wait_for_selector(".jp-Notebook", timeout=60_000)
-        page.wait_for_function("() => window.jupyterapp !== undefined", timeout=30_000)
-        self._wait_for_kernel()
+        self._wait_until_open()
+
+    def _wait_until_open(self):
+        self.page.wait_for_selector(".jp-Notebook", timeout=180_000)
+        self.page.wait_for_function("() => window.jupyterapp !== undefined", timeout=180_000)
+        self._wait_for_kernel(180_000)
 
     def command(self, name):
         """Run one of JupyterLab's commands."""
         self.page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
+
+    def save(self):
+        """Save the notebook, outputs and all."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+
+    def reload(self):
+        """Load the browser's page again; the kernel stays alive."""
+        self.page.reload()
+        self._wait_until_open()
+
+    def reopen(self):
+        """Close the notebook's tab and open the notebook again; the kernel stays alive."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('application:close')")
+        self.page.wait_for_selector(".jp-Notebook", state="detached")
+        self.page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", self.name)
+        self._wait_until_open()
+
+    def open_output_view(self):
+        """Show the selected cell's output a second time, in a view of its own beside the notebook."""
+        self.page.evaluate(
+            """async () => {
+                 const {commands, shell} = window.jupyterapp, notebook = shell.currentWidget;
+                 await commands.execute('notebook:create-output-view');
+                 shell.activateById(notebook.id);
+               }"""
+        )
+
+    def wait_for_pictures(self, count, timeout=120_000):
+        """Wait until the page has `count` pictures or more, and all of them are painted."""
+        self.page.wait_for_function(
+            """count => {
+                 const images = [...document.querySelectorAll('img.widget-image')];
+                 return images.length >= count && images.every(image => image.complete && image.naturalWidth > 0);
+               }""",
+            arg=count,
+            timeout=timeout,
+        )
+
+    def broken(self):
+        """How many widgets the page shows an error for, instead of them."""
+        return self.page.locator(BROKEN).count()
 
     def _session(self):
         return "window.jupyterapp.shell.currentWidget.context.sessionContext"

@@ -12,6 +12,7 @@ from torch import nn
 from compresslab import checks, models, techniques
 from compresslab import data as datasets
 from compresslab import journal as journals
+from compresslab.lab import cells
 from compresslab.lab.comparison import compare
 from compresslab.lab.controls import Controls
 from compresslab.lab.explorer import Lab
@@ -37,13 +38,16 @@ def explore(
 ):
     """Open a live lab of a technique; let the notebook show what it returns.
 
+    Running a notebook's cell again closes the labs that the cell opened before.
+
     technique  a name, a module with a TECHNIQUE, or a Technique of your own
     model      name of a pretrained network, or any nn.Module
     data       "mnist", "fashion_mnist", or a data.Data
     setting    values to begin with, by the names of the technique's parameters
     steps      retraining steps; None takes a number by the model's name that leaves a point within a second or two
     seed       of the retraining
-    journal    a Journal or a path; None takes the default one
+    journal    a Journal or a path; None takes the default one. Where that cannot be written, the lab measures all the
+               same, and says that nothing is kept
     threads    False computes inside the callback, for places that show nothing from threads (Colab, known by itself)
     compare    labels of the fair controls to begin with
     returns    Lab
@@ -56,6 +60,8 @@ def explore(
     for label in compare:
         checks.choice("compare", label, technique.fair_controls)
     offered = [name for name in models.names() if technique.fits is None or technique.fits(models.build(name, seed=0))]
+    if not isinstance(model, str):
+        checks.module("model", model, also=" or the name of a pretrained network")
     own_model, model = _own(model, nn.Module, "model", offered)
     if own_model is not None and technique.fits is not None and not technique.fits(own_model):
         raise ValueError(f"model is a {type(own_model).__name__} with other layers than {technique.name} was made for")
@@ -69,9 +75,11 @@ def explore(
     choosers = _choosers(offered, model, own_model, data, own_data, steps, seed)
     controls = Controls(technique, dict(setting or {}))
     fair = {label: _checkbox(label, label in compare) for label in technique.fair_controls}
-    journal = journal if isinstance(journal, journals.Journal) else journals.open(journal)
-    session = Session(technique, own_model, own_data, journal)
-    return Lab(session, controls, choosers, fair, threads_work() if threads is None else bool(threads))
+    session = Session(technique, own_model, own_data, journals.open_or_forget(journal))
+    cells.close_earlier()
+    lab = Lab(session, controls, choosers, fair, threads_work() if threads is None else bool(threads))
+    cells.remember(lab)
+    return lab
 
 
 def _own(given, kind, name, allowed):

@@ -10,6 +10,7 @@ import threading
 
 import ipywidgets as widgets
 import numpy as np
+import traitlets
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,6 +18,16 @@ from PIL import Image
 DPI = 120
 WIDTH, HEIGHT = 648, 480  # pixels: 5.4 x 4 inches
 _drawing = threading.RLock()  # matplotlib's caches of fonts and text are shared by all figures
+
+
+class TitledImage(widgets.Image):
+    """An Image whose tooltip the browser can show: it becomes the picture's title, which screen readers speak.
+
+    The browser's part of ipywidgets shows a tooltip where the description is empty; an Image has no description, and
+    its view fails.
+    """
+
+    description = traitlets.Unicode("").tag(sync=True)
 
 
 class Panel:
@@ -30,8 +41,8 @@ class Panel:
     def __init__(self, width=WIDTH, height=HEIGHT, place=None):
         self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)
-        self.image = widgets.Image(format="png", width=width, height=height, value=_png(self.canvas))
-        self.image.layout = widgets.Layout(width="100%", height="auto", margin="0")
+        layout = widgets.Layout(width="100%", height="auto", margin="0")
+        self.image = TitledImage(format="png", width=width, height=height, value=_png(self.canvas), layout=layout)
         self.caption = widgets.HTML(layout=widgets.Layout(margin="0"))
         self.caption.add_class("compresslab-caption")
         self.widget = widgets.VBox(
@@ -70,6 +81,18 @@ class Panel:
                 ax.draw_artist(artist)
                 artist.remove()
             self.image.value = _png(self.canvas)
+
+    def blank(self):
+        """Show an empty picture."""
+        with _drawing:
+            self.figure.clear()
+            self._background = None
+            self.image.value = _png(self.canvas)
+
+    def release(self):
+        """Let go of the figure and its pixels; nothing can be drawn any more."""
+        with _drawing:
+            self.figure = self.canvas = self._background = None
 
     def _lay_out(self):
         """Places of all axes (a colour bar has its own) as the constrained layout finds them; 60 ms, so once."""

@@ -21,13 +21,12 @@ def compare(*sources, model="lenet_300_100", data="mnist", stage="retrained", jo
              every technique that the journal holds for the model and the data
     model, data  names, for techniques given by name
     stage    "retrained" or "one-shot", for techniques given by name and DataFrames
-    journal  a Journal or a path, for techniques given by name; None takes the default one
+    journal  a Journal or a path, for techniques given by name; None takes the default one; not opened for other sources
     front    draw the Pareto front: the points than which no other is both smaller and more accurate
     returns  ax; accuracy is on the validation images, sizes are those of the .clab files
     raises   ValueError for a source of which nothing is measured, or that is none of those
     """
     checks.choice("stage", stage, STAGES)
-    journal = journal if isinstance(journal, journals.Journal) else journals.open(journal)
     if not sources:
         sources = _techniques(journal, model, data, stage)
     found = [_source(one, model, data, stage, journal) for one in sources]
@@ -49,7 +48,7 @@ def compare(*sources, model="lenet_300_100", data="mnist", stage="retrained", jo
 def means(results):
     """One row for each setting and number of steps: file_bytes and accuracy, means over the seeds; low, high; seeds."""
     settings = [name for name in results.columns if name not in plots.MEASURED - {"steps"}]
-    keys = results[settings].astype(str).agg("|".join, axis=1) if settings else results.index
+    keys = results[settings].map(str).agg("|".join, axis=1) if settings else results.index
     grouped = results.groupby(keys, sort=False)
     together = grouped.agg(
         file_bytes=("file_bytes", "mean"),
@@ -97,15 +96,19 @@ def _source(source, model, data, stage, journal):
 
 def _techniques(journal, model, data, stage):
     """Names of the techniques of which the journal holds something for a model and data."""
-    held = {result.technique for result in journal.results(model=model, data=data, stage=stage)}
+    held = {result.technique for result in _open(journal).results(model=model, data=data, stage=stage)}
     if names := [name for name in techniques.names() if name in held]:
         return names
     raise ValueError(f"the journal holds nothing for model {model!r} and data {data!r}; open a lab, or run a sweep")
 
 
+def _open(journal):
+    return journal if isinstance(journal, journals.Journal) else journals.open(journal)
+
+
 def _measured(technique, model, data, stage, journal):
     """What the journal holds of a technique as its code is now."""
-    held = journal.results(technique=technique.name, model=model, data=data, stage=stage)
+    held = _open(journal).results(technique=technique.name, model=model, data=data, stage=stage)
     code = fingerprints.of_technique(technique)
     return journals.frame([result for result in held if result.versions.get("technique") == code])
 

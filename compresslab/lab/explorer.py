@@ -1,6 +1,7 @@
 """The live lab: a page of widgets that really compresses, retrains and measures while a slider moves."""
 
 import functools
+import gc
 from contextlib import suppress
 
 import ipywidgets as widgets
@@ -10,7 +11,7 @@ from compresslab.lab import code, files, words
 from compresslab.lab.chart import Chart
 from compresslab.lab.gallery import Gallery
 from compresslab.lab.jobs import Jobs
-from compresslab.lab.page import Page
+from compresslab.lab.page import Page, close_widgets
 from compresslab.lab.record import Record
 from compresslab.lab.session import Choice, default_steps
 from compresslab.lab.worker import Worker
@@ -31,12 +32,14 @@ class Lab(widgets.VBox):
         self._chart, self._record = Chart(), Record()
         self._page = Page(choosers.values(), controls.widgets.values(), fair, self._chart.panel)
         self.buttons, self.guess = self._page.buttons, self._page.guess
-        self._jobs = Jobs(session, self._page, self._chart, Gallery(), self._record, threaded)
+        self._gallery = Gallery()
+        self._jobs = Jobs(session, self._page, self._chart, self._gallery, self._record, threaded)
         self._worker = Worker(self._jobs.next_background, self._jobs.show_error, threaded)
         self._jobs.on_rest = self._write_code
         super().__init__(self._page.children, layout=widgets.Layout(width="100%"))
         self.add_class("compresslab")
         self._listen()
+        session.journal.tell_problem(self._page.show_unkept)
         self.measure()
 
     @property
@@ -101,6 +104,16 @@ class Lab(widgets.VBox):
     def close(self):
         """Stop measuring and end the lab's thread; the page stays as it is."""
         self._worker.close()
+
+    def discard(self):
+        """Close the lab, take it off every page, and let go of its models and pictures; its results stay."""
+        self.close()
+        self._jobs.opened = None
+        self._session.release()
+        self._gallery.empty()
+        self._chart.panel.release()
+        close_widgets(self)
+        gc.collect()  # figures and their canvases hold one another
 
     def _submit(self, job):
         """Hand a job over that takes the Choice on the page when it begins, so that the newest is never missed."""

@@ -4,6 +4,7 @@ import numpy as np
 
 from compresslab.lab import anatomy
 from compresslab.lab.canvas import Panel
+from compresslab.lab.page import close_widgets
 
 MOVING = ("histogram", "spectrum")  # kinds whose cut moves over a picture that may stay
 
@@ -15,9 +16,17 @@ class Gallery:
         self.panels = {}
         self._shown, self._limits = {}, {}
 
+    def empty(self):
+        """Close all pictures; those that come next keep the limits."""
+        for panel in self.panels.values():
+            close_widgets(panel.widget)
+            panel.release()
+        self.panels, self._shown = {}, {}
+
     def reset(self):
-        """Another model: choose the limits anew."""
-        self._shown, self._limits = {}, {}
+        """Another model: close all pictures, and choose the limits anew."""
+        self.empty()
+        self._limits = {}
 
     def arrange(self, names):
         """Make room for the pictures of these names; returns their panels in order."""

@@ -40,6 +40,7 @@ class Jobs:
             self._caught = []
             self._say(choice, "measuring …")
             self._chart.move(**(NO_POINT | self._places(self._results(choice))))
+            self._describe(choice)
 
     def measure(self, choice):
         """Measure a choice: what is known at once, then one-shot, then retrained; then all that goes with it."""
@@ -73,6 +74,8 @@ class Jobs:
         for _, result in self._session.along(choice):
             self._record.add(result)
             count += result.stage == choice.last_stage
+        for label in choice.compare:
+            self._record.add(*(result for _, result in self._session.along(self.fair(choice, label))))
         yield from self.redraw(choice)
         self._settle(choice)
         if choice.control:
@@ -92,23 +95,36 @@ class Jobs:
             yield
             dense = measure.accuracy_interval(subject.model, subject.data.test)
         self._settle(choice)
-        self.tell(words.test_report(self._words(choice), found, dense, len(subject.data.test)))
+        self.tell(words.test_report(self._all_words(choice), found, dense, len(subject.data.test)))
         self._rest(choice)
 
     def show_cleared(self, choice):
-        """After a clear, the picture without points; after its undo, as it was."""
-        if self._record.cleared:
-            self._chart.moving = replace(self._chart.moving, **NO_POINT)
-            yield from self.redraw(choice)
-        else:
+        """After a clear, a page that shows nothing measured; after its undo, the page as it was."""
+        if not self._record.cleared:
             yield from self.measure(choice)
+            return
+        self._record.clear_late(self._session.known)
+        self.settled, self.error, self._caught = None, None, []
+        yield from self._open(choice)
+        self._empty()
+        self._gallery.empty()
+        self._chart.moving = replace(self._chart.moving, **NO_POINT)
+        yield from self.redraw(choice)
+        self._say(choice, "cleared; move a control to measure, or undo the clear")
+        self.on_rest()
 
     def redraw(self, choice):
         """Draw the still part of the chart anew: the points that are known, less those that were cleared."""
         subject = self._session.subject(choice)
         self._chart.still(subject, self._groups(choice))
-        self._chart.panel.say(words.chart(subject, self._session.result(choice)))
+        self._describe(choice)
         yield
+
+    def _describe(self, choice):
+        """The caption of the chart: the dense model and, where it is on the picture, the chosen point."""
+        result = self._session.result(choice)
+        shown = result is not None and self._record.shown(result.key)
+        self._chart.panel.say(words.chart(self._session.subject(choice), result if shown else None))
 
     def next_background(self):
         """A job for idle time: the ledger of a point from the journal, then the rest of the curve, nearest first, then
@@ -161,10 +177,21 @@ class Jobs:
         opened = choice.model, choice.data, choice.steps, choice.seed
         if self.opened == opened:
             return
-        self._session.subject(choice)
+        self.tell("")
+        try:
+            self._session.subject(choice)
+        except Exception:
+            self.opened = None  # nothing of the network shown so far is true of this choice
+            self._empty()
+            self._gallery.reset()
+            self._chart.reset()
+            self._chart.panel.blank()
+            self._chart.panel.say("Nothing is measured yet.")
+            raise
         yield
         self._session.recall(choice)
         if self.opened is None or self.opened[:2] != opened[:2]:
+            self._empty()
             self._chart.reset()
             self._gallery.reset()
         self._chart.moving = replace(self._chart.moving, **NO_POINT)
@@ -236,7 +263,8 @@ class Jobs:
         """The ledger of the chosen point, and the picture of its bytes."""
         model = yield from self._model(choice)
         sizes = measure.sizes(model)
-        self._page.ledger.value = ledger_table(sizes, f"What {self._words(choice)} costs")
+        dense_bytes = self._session.subject(choice).sizes.dense_bytes
+        self._page.ledger.value = ledger_table(sizes, f"What {self._all_words(choice)} costs", dense_bytes)
         self._weighed = choice
         yield
         yield from self._gallery.draw([split.picture(sizes)])
@@ -266,6 +294,8 @@ class Jobs:
         subject = self._session.subject(choice)
         size = words.size(measured.file_bytes, subject.sizes.dense_bytes)
         text = f"{words.accuracy(measured, subject.accuracy)}; {size}"
+        if choice.steps:
+            text += f"; {choice.steps} steps in {measured.precision}"
         if self._chart.moving.longer:
             *_, better, steps = self._chart.moving.longer
             text += f"; with {steps} steps {better:.2%}"
@@ -296,7 +326,8 @@ class Jobs:
         self._chart.move(one_shot=(result.file_bytes, result.accuracy))
         if choice.steps:
             accuracy = words.accuracy(result, self._session.subject(choice).accuracy)
-            self._say(choice, f"one-shot {accuracy}; {words.kib(result.file_bytes)}; retraining …")
+            precision = self._session.precision(choice)
+            self._say(choice, f"one-shot {accuracy}; {words.kib(result.file_bytes)}; retraining in {precision} …")
 
     def _show_partial(self, choice, event, last):
         """An accuracy on the way, on a part of the validation images, at most every 0.3 s; when the last was."""
@@ -334,6 +365,10 @@ class Jobs:
         chosen = [("", choice), *((label, self.fair(choice, label)) for label in choice.compare)]
         families = [(label, {key for key, _ in self._session.along(one)}) for label, one in chosen]
         fair = set().union(*(keys for _, keys in families[1:]))
+        for label in set(self._session.technique.fair_controls) - set(
+            choice.compare
+        ):  # in a colour of its own, or not at all
+            fair |= {key for key, _ in self._session.along(self.fair(choice, label))} - families[0][1]
         groups = []
         for label, family in families:
             known = self._session.alike(choice) if not label else self._session.along(self.fair(choice, label))
@@ -345,8 +380,20 @@ class Jobs:
             groups.append((label, rows))
         return groups
 
+    def _empty(self):
+        """Take from the page what belongs to a point: the ledger, the pictures of its inside, the note."""
+        self._page.ledger.value, self._weighed = "", None
+        self._page.progress.value = 0
+        self._page.show_pictures([])
+        self.tell("")
+
     def _words(self, choice):
         return words.setting(self._session.technique, choice.setting)
+
+    def _all_words(self, choice):
+        """A setting with all that its point depends on beside the model and the data."""
+        training = f", {choice.steps} steps, seed {choice.seed}" if choice.steps else ", one-shot"
+        return self._words(choice) + training
 
     def _say(self, choice, text):
         """The status line: the setting, and what is known of it."""

@@ -5,6 +5,7 @@ import html
 import ipywidgets as widgets
 import pandas as pd
 
+from compresslab.lab import words
 from compresslab.lab.controls import LABEL
 
 STYLE = """<style>
@@ -64,6 +65,8 @@ class Page:
         )
         self.ledger, self.note = widgets.HTML(), widgets.HTML(layout=widgets.Layout(margin="4px 0"))
         self.note.add_class("compresslab-note")
+        self.unkept = widgets.HTML(layout=widgets.Layout(margin="0", display="none"))
+        self.unkept.add_class("compresslab-note")
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
         self.pictures = widgets.GridBox([chart.widget], layout=widgets.Layout(**PICTURES))
         sliders = [one for one in technique if isinstance(one, widgets.IntSlider | widgets.FloatSlider)]
@@ -76,6 +79,7 @@ class Page:
             *sliders,
             *([_row(others)] if others else []),
             _row([*compare, *guess]),
+            self.unkept,
             self.status,
             self.progress,
             self.pictures,
@@ -91,22 +95,45 @@ class Page:
         if self.pictures.children != wanted:
             self.pictures.children = wanted
 
+    def show_unkept(self, problem):
+        """Say that what is measured is kept no longer, and why."""
+        text = f"Nothing is kept from now on: {problem}."
+        self.unkept.value = f"<span class='compresslab-error'>{html.escape(text)}</span>"
+        self.unkept.layout.display = None
 
-def ledger_table(ledger, title):
-    """The size ledger as an HTML table; the .clab file's row stands out."""
+
+def close_widgets(*roots):
+    """Close widgets and all that they are made of: children, layouts, styles. The browser takes them off the page."""
+    waiting, closed = list(roots), set()
+    while waiting:
+        widget = waiting.pop()
+        if widget not in closed:
+            values = [getattr(widget, name) for name in widget.keys]
+            parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+            waiting += [part for part in parts if isinstance(part, widgets.Widget)]
+            widgets.Widget.close(widget)
+            closed.add(widget)
+
+
+def ledger_table(ledger, title, dense_bytes):
+    """The size ledger as an HTML table; the .clab file's row stands out.
+
+    dense_bytes  of the network before compression, which every row is compared with
+    """
     frame = ledger.to_frame()
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "count", "KiB", "× smaller", "what it counts"))
-    rows = "".join(_ledger_row(row) for row in frame.to_dict("records"))
+    against = f"against the dense network in fp32 ({words.kib(dense_bytes)})"
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "count", "KiB", against, "what it counts"))
+    rows = "".join(_ledger_row(row, dense_bytes) for row in frame.to_dict("records"))
     heading = f"<tr><td colspan=5><b>{html.escape(title)}</b></td></tr>"
     return f"<table class='ledger'><thead>{heading}<tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _ledger_row(row):
+def _ledger_row(row, dense_bytes):
     cells = (
         row["kind"],
         "" if pd.isna(row["count"]) else f"{row['count']:,}",
         "" if pd.isna(row["KiB"]) else f"{row['KiB']:,.1f}",
-        "" if pd.isna(row["× smaller"]) else f"{row['× smaller']:.2f}×",
+        "" if pd.isna(row["bytes"]) else words.times(row["bytes"], dense_bytes),
         row["meaning"],
     )
     kind = " class='file'" if row["kind"] == ".clab file" else ""

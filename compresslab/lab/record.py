@@ -33,8 +33,16 @@ class Record:
     def clear(self, known):
         """Empty the record and hide the points `known` (keys); `undo` brings all back."""
         with self._lock:
-            self._cleared = self._results, self._chosen, set(self._hidden)
-            self._results, self._chosen, self._hidden = {}, (), self._hidden | set(known)
+            self._cleared = {}, (), set(self._hidden)
+            self.clear_late(known)
+
+    def clear_late(self, known):
+        """Take away, too, what a job that was still at work has added since the clear."""
+        with self._lock:
+            if self._cleared:
+                results, chosen, hidden = self._cleared
+                self._cleared = {**results, **self._results}, chosen or self._chosen, hidden
+                self._results, self._chosen, self._hidden = {}, (), self._hidden | set(known)
 
     def undo(self):
         """Bring back what the last `clear` took away, before what has come since."""

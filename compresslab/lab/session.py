@@ -1,7 +1,7 @@
 """What a lab computes, without a single widget: dense baselines, measured points, and which settings are still missing.
 
 A point is measured by `sweep.stages`, as a sweep measures it, so that a curve drawn by hand and one made by a sweep
-are the same numbers. Retrained models are kept for as long as there is room, so that a point can be looked at again.
+are the same numbers. The models measured last are kept while there is room, so that a point can be looked at again.
 """
 
 import warnings
@@ -18,8 +18,8 @@ from compresslab.lab.span import even_settings, nearest_first, neighbours, wides
 DATA = ("mnist", "fashion_mnist")  # with trained baselines
 YOURS = "yours"  # how an own model or own data is called in a chooser
 SUBSET = 2000  # validation images for the accuracies on the way
-MODEL_ROOM = 128 * 2**20  # bytes of retrained models that are kept
-STEPS = 100  # of retraining, unless told otherwise: a measured point within a second for the MLPs
+MODEL_ROOM = 8 * 2**20  # bytes of retrained models that are kept
+STEPS = 60  # of retraining, unless told otherwise: a measured point within half a second for the MLPs
 FEWER_STEPS = {"article_mlp": 40, "lenet_5": 30}  # for slower networks
 BATCH_SIZE = {"lenet_5": 64}  # images a step, where many small steps recover more in the same time than few large ones
 
@@ -110,6 +110,11 @@ class Session:
             self._subjects[name] = Subject(model, data, names, accuracy, sizes, data.validation[:SUBSET])
         return self._subjects[name]
 
+    def release(self):
+        """Let go of all models; they are made again when they are asked for."""
+        self._models.clear()
+        self._subjects.clear()
+
     def trial(self, choice):
         """The sweep's Trial of a choice."""
         batch_size = BATCH_SIZE.get(choice.model)
@@ -119,15 +124,22 @@ class Session:
 
     def key(self, choice, stage=None):
         """The key that a measured point of this choice has in the journal; by default that of its last stage."""
-        stage = stage or choice.last_stage
+        setting = trial.complete_setting(self.technique, choice.setting)
+        return replace(self._template(choice)[stage or choice.last_stage], setting=setting).key
+
+    def precision(self, choice):
+        """Name of the arithmetic in which a choice is retrained on this machine."""
+        return self._template(choice)["retrained"].precision
+
+    def _template(self, choice):
+        """stage -> a Result with nothing measured yet, for the model, data, steps and seed of a choice."""
         name = choice.model, choice.data, choice.steps, choice.seed
         if name not in self._templates:
             subject = self.subject(choice)
             resolved = trial.resolved(self.trial(choice), subject.model, subject.data)
             blank = trial.blank_results(resolved, subject.model, subject.data, subject.names)
             self._templates[name] = {result.stage: result for result in blank}
-        setting = trial.complete_setting(self.technique, choice.setting)
-        return replace(self._templates[name][stage], setting=setting).key
+        return self._templates[name]
 
     def result(self, choice, stage=None):
         """The measured Result of a choice, or None if it is not known."""
@@ -206,7 +218,9 @@ class Session:
         where = {"technique": self.technique.name, "stage": stage, "data_fingerprint": subject.data.fingerprint}
         where |= {"model_fingerprint": fingerprints.of_model(subject.model)}
         found, rest = [], self._rest(choice, choice.setting)
-        for result in self.journal.results(steps=choice.steps if stage == "retrained" else 0, **where):
+        measured = self.journal.results(steps=choice.steps if stage == "retrained" else 0, **where)
+        keys = {result.key for result in measured}
+        for result in (*measured, *(one for key, one in list(self.known.items()) if key not in keys)):
             with suppress(ValueError):  # a setting that this version of the technique no longer takes
                 there = replace(choice, setting=result.setting, seed=result.seed)
                 if rest == self._rest(choice, result.setting) and result.key == self.key(there, stage):
@@ -232,7 +246,8 @@ class Session:
         return [] if gap is None else [gap]
 
     def _keep(self, key, model):
-        """Keep a measured model, and let the oldest go when there is no more room."""
+        """Keep a measured model, without its gradients, and let the oldest go when there is no more room."""
+        model.zero_grad(set_to_none=True)
         self._models[key] = model
         self._models.move_to_end(key)
         while len(self._models) > 1 and sum(map(_bytes, self._models.values())) > MODEL_ROOM:

@@ -44,10 +44,18 @@ def points(difference):
 
 
 def size(file_bytes, dense_bytes):
-    """A file's size against 4 bytes a number: "41.3 KiB, 25.2× smaller than dense fp32"."""
+    """A file's size against the dense network's: "41.3 KiB, 25.2× smaller than the dense network in fp32"."""
+    return f"{kib(file_bytes)}, {times(file_bytes, dense_bytes)} than the dense network in fp32"
+
+
+def times(file_bytes, dense_bytes):
+    """How many times smaller than the dense network, 4 bytes a number: "25.2× smaller", "1.04× larger".
+
+    The only ratio of sizes on the page: status line, captions and ledger all say this one.
+    """
     ratio = dense_bytes / file_bytes
-    against = f"{ratio:.3g}× smaller" if ratio >= 1 else f"{1 / ratio:.3g}× larger"
-    return f"{kib(file_bytes)}, {against} than dense fp32"
+    rounded = float(f"{max(ratio, 1 / ratio):.3g}")
+    return f"{rounded:,g}× {'smaller' if ratio >= 1 else 'larger'}"
 
 
 def kib(file_bytes):
@@ -74,10 +82,12 @@ def error(problem):
 
 
 def chart(subject, result):
-    """A sentence that says what the accuracy-versus-size picture shows."""
+    """A sentence that says what the accuracy-versus-size picture shows; `result` is the chosen point, or None."""
     dense = f"{subject.accuracy:.2%}, {kib(subject.sizes.file_bytes)}"
     text = f"Measured accuracy (axis stretched near 100%) and file size. Dense model: {dense} (cross, dashed)"
-    return f"{text}." if result is None else f"{text}; chosen point: {result.accuracy:.2%}, {kib(result.file_bytes)}."
+    if result is None:
+        return f"{text}."
+    return f"{text}; chosen point: {result.accuracy:.2%}, {size(result.file_bytes, subject.sizes.dense_bytes)}."
 
 
 def test_report(setting_words, found, dense, images):

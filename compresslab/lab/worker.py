@@ -15,6 +15,8 @@ import threading
 import time
 import weakref
 
+from compresslab import bars
+
 HOLD = "hold"
 PATIENCE = 0.4  # seconds without a request before a background job starts
 
@@ -66,7 +68,8 @@ class Worker:
                 self._thread = threading.Thread(target=self._loop, name="compresslab lab", daemon=True)
                 self._thread.start()
         if not self.threaded:
-            self._drain()
+            with bars.quiet():  # the page has a bar of its own
+                self._drain()
 
     def wait(self, timeout=None):
         """Wait for the newest job; True when it came to its end, False at the timeout or when it failed."""

@@ -77,6 +77,7 @@ def open_lab(technique, tiny_model, tiny_data):
         opened.append(cl.lab.explore(technique, model=model, data=data, steps=steps, **options))
         return opened[-1]
 
+    open_one.opened = opened
     yield open_one
     for lab in opened:
         lab.close()

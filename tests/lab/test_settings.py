@@ -95,8 +95,9 @@ def test_differences_in_words():
     assert words.points(-0.0042) == "−0.42 points"
     assert words.points(0.0042) == "+0.42 points"
     assert words.points(0.0) == "±0.00 points"
-    assert words.size(1024, 10240) == "1.0 KiB, 10× smaller than dense fp32"
-    assert words.size(2048, 1024) == "2.0 KiB, 2× larger than dense fp32"
+    assert words.size(1024, 10240) == "1.0 KiB, 10× smaller than the dense network in fp32"
+    assert words.size(2048, 1024) == "2.0 KiB, 2× larger than the dense network in fp32"
+    assert words.times(1000, 1_234_567) == "1,230× smaller"
 
 
 def test_a_guess_is_compared_in_points_and_kib():

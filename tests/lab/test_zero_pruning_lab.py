@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import compresslab as cl
+from compresslab.lab.session import FEWER_STEPS, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_the_state_is_one_line_that_opens_the_same_lab(lab):
 def test_another_network_comes_with_its_own_steps():
     lab = cl.lab.explore("zero_pruning")
     lab.close()
-    assert lab.controls["steps"].value == 100
+    assert lab.controls["steps"].value == STEPS
     with pytest.raises(RuntimeError, match="closed"):
         lab.controls["model"].value = "lenet_5"
-    assert lab.controls["steps"].value == 30
+    assert lab.controls["steps"].value == FEWER_STEPS["lenet_5"] != STEPS
