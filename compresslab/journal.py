@@ -26,7 +26,7 @@ import pandas as pd
 from compresslab import checks, paths, writing
 
 SCHEMA = 2  # of the tables below; a higher one in a file was written by a newer compresslab
-ALGORITHM = 1  # part of every key: raise it when training or measuring changes, so that old numbers are not reused
+ALGORITHM = 2  # part of every key: raise it when training or measuring changes, so that old numbers are not reused
 APPLICATION = 0x636C6162  # "clab", SQLite's application_id: this file is a journal
 STAGES = ("one-shot", "retrained")
 ROOM = 2**28  # bytes of models that a journal keeps; the one that was not used for longest goes first
