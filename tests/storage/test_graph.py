@@ -339,7 +339,7 @@ def leaving_by_finally(self, x):
         try:
             y = y * len(x)
         finally:
-            break
+            break  # noqa: B012
     return y
 
 
@@ -465,17 +465,8 @@ def keeping_it(self, x):
     return self.seen_last
 
 
-KEPT = [
-    cleaning_up,
-    raising_in_other_words,
-    in_a_manager_that_lets_pass,
-    keeping_it,
-    listed_parameters,
-    asking_of_a_list,
-    changing_a_buffer_in_place,
-    writing_before_reading,
-    in_full_precision,
-]
+KEPT = [listed_parameters, asking_of_a_list, changing_a_buffer_in_place, writing_before_reading, in_full_precision]
+KEPT += [cleaning_up, raising_in_other_words, in_a_manager_that_lets_pass, keeping_it]
 
 
 @pytest.mark.filterwarnings("error")
