@@ -11,4 +11,5 @@ step "lint" $python -m ruff check .
 step "format" $python -m ruff format --check .
 step "tests" $python -m pytest -n auto --dist loadfile tests
 export COMPRESSLAB_STRICT_CHECKS=1  # an exercise of a solved notebook that does not pass is an error
+export TQDM_DISABLE=1  # a bar that a slow machine shows is no output to compare
 step "notebooks" $python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=120 -n auto --dist loadfile notebooks
