@@ -434,4 +434,5 @@ def _explained(path):
         kind = PermissionError if error.sqlite_errorcode & 0xFF in _UNWRITABLE else OSError
         raise kind(f"the journal {path} cannot be used: {error}; {hint}") from error
     except OSError as error:
-        raise type(error)(f"the journal {path} cannot be used: {error}; {hint}") from error
+        hint = "" if "COMPRESSLAB_HOME" in str(error) else f"; {hint}"
+        raise type(error)(f"the journal {path} cannot be used: {error}{hint}") from error
