@@ -26,6 +26,7 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from compresslab import checks
 from compresslab.storage import architecture, calls, graph, plain
 from compresslab.storage.plain import NotPlainError
 from compresslab.storage.standard import standard_name
@@ -341,7 +342,7 @@ def _traced(twin, watch=None):
     except NotPlainError:
         raise
     except Exception as error:  # forward is the user's code, given something that is not a tensor
-        raise NotPlainError(f"{type(twin).__name__} cannot be traced: {error}") from error
+        raise NotPlainError(f"{type(twin).__name__} cannot be traced: {checks.reason(error)}") from error
 
 
 def _tensors(module):
