@@ -138,7 +138,8 @@ def _ranked(correlation, importance, constant):
              column does not come later, and 1 where one of the two never varies and `constant` says that it goes
     """
     strength, still = correlation.abs(), correlation.diagonal() == 0
-    order = torch.where(still, -1.0, importance.double()).sort(descending=True, stable=True).indices
+    order = importance.double().sort(descending=True, stable=True).indices
+    order = order[still[order].byte().sort(stable=True).indices]
     if constant:
         strength.masked_fill_(still[:, None] | still[None, :], 1)
     place = torch.arange(len(order))

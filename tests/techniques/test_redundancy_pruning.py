@@ -9,7 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -262,6 +262,7 @@ def one_by_one(matrix, similarity, importance, constant):
     return [i if i in stays else max(sorted(stays), key=lambda j: abs(matrix[i, j])) for i in range(len(matrix))]
 
 
+@example(size=2, seed=13, similarity=1.0, silent={0, 1}, constant=True)  # the more important of two silent ones stays
 @settings(max_examples=80, deadline=None)
 @given(
     size=st.integers(1, 12),
