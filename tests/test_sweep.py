@@ -628,8 +628,9 @@ def test_what_cannot_be_sent_is_named(net, data, monkeypatch, by_value):
     technique = Technique("local", lambda model: lock and scale(model), ())
     model = OwnNet()
     model.lock = lock
-    for name, given in [("technique 'local'", (technique, net)), ("model, a OwnNet,", (SCALE, model))]:
-        with pytest.raises(ValueError, match=f"{name} cannot be sent to another process .*top of a module"):
+    sent = "technique 'local' cannot be sent to another process .*top of a module"
+    for words, given in [(sent, (technique, net)), ("cannot be copied in attribute 'lock'", (SCALE, model))]:
+        with pytest.raises(ValueError, match=words):
             sweep(given[1], data, {}, given[0], executor=Recorder(), steps=0, precision="fp32")
 
 

@@ -9,7 +9,6 @@ Sources: Jacob et al. 2018, arXiv:1712.05877 (affine grids, training with them);
 step size).
 """
 
-import contextlib
 import math
 import numbers
 
@@ -18,22 +17,20 @@ import torch
 from torch import nn
 
 from compresslab import bars, checks, input_grids
-from compresslab.activations import checked_images, run
+from compresslab.activations import checked_images
 from compresslab.grids import MOST_BITS, Grid, Half
 from compresslab.input_grids import CALIBRATIONS
 from compresslab.layers import (
     TYPES,
-    as_inputs,
     distinct_weights,
     duplicate,
     get_rounding,
-    modes_kept,
-    plain,
     set_rounding,
     unsupported,
     weight_layers,
 )
 from compresslab.numerics import ranges
+from compresslab.numerics.rounding_noise import signal_to_noise
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -41,8 +38,6 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # (in
 FLOAT = 32  # bits that leave numbers as they are
 DEFAULT_BITS = 8
 CLIPPINGS = ("auto", *ranges.CLIPPINGS)
-CLEAR = 100.0  # dB from where on no noise is to be seen
-SIDES = (8, 16, 28, 32, 64, 12, 24, 48, 96, 128, 224)  # of images that are tried where a model does not take the data's
 IMAGES = 1000  # calibration images that sweep and lab hand over
 
 
@@ -260,13 +255,13 @@ def _check_finite(weight, numbers):
 def anatomy(model, compressed, setting, data=None):
     """Pictures of what a quantization did: weights and where they are clipped, the first layer now, noise by layer.
 
-    model, compressed  before and after;  setting  what `quantize` was called with;  data  as in `noise_bars`
+    model, compressed  before and after;  setting  what `quantize` was called with;  data  as in `signal_to_noise`
     returns            list of Picture, quick enough for every move of a slider
     """
     layers = setting.get("layers")
     before = distinct_weights(model, layers)
     after = [one for one in distinct_weights(compressed) if not layers or set(_plain_names(one)) & set(layers)]
-    return [_histogram(before[0], after[0]), _weights_picture(after[0]), noise_bars(model, before, after, data)]
+    return [_histogram(before[0], after[0]), _weights_picture(after[0]), noise_picture(model, before, after, data)]
 
 
 def _plain_names(weight):
@@ -305,73 +300,11 @@ def _weights_picture(weight, most=64):
     return Picture("values", "matrix", value.flatten(1)[:most].numpy(), f"Weights of {name} after", caption)
 
 
-def noise_bars(model, before, after, data=None):
-    """Picture how much rounding each layer alone changes what the model answers: signal to noise of its outputs, in dB.
-
-    before, after  lists of Weight, of `model` and of what a technique made of it
-    data           Data, whose first training images are run; random ones where the model takes only other shapes. None
-                   compares the weights instead, each output channel for itself, for a later layer may scale them
-    """
-    inputs = None if data is None else _inputs_of(model, data.train.images, len(before))
-    if inputs is None:
-        ratios = [_decibels(*_channel_powers(one, other)) for one, other in zip(before, after, strict=True)]
-        what = "each channel's weights rise above their"
-    else:
-        ratios = _output_ratios(model, before, after, inputs)
-        what = "the network's answers rise above the error of a layer's"
-    caption = f"How far {what} rounding: about 6 dB for each bit. The lowest bar suffers most."
-    names = tuple(one.names[0] for one in before)
+def noise_picture(model, before, after, data):
+    """Picture the signal to noise of each layer's rounding; the arguments as in `rounding_noise.signal_to_noise`."""
+    ratios, caption = signal_to_noise(model, before, after, data)
+    names = tuple(weight.names[0] for weight in before)
     return Picture("noise", "bars", np.array(ratios), "Signal to noise", caption, labels=names, axis="dB")
-
-
-def _inputs_of(model, images, layers, most=2**18):
-    """A few inputs that a model answers with a tensor: of the images, else random ones of a likely shape, else None."""
-    first = next(iter(weight_layers(model).values()))
-    shapes = [(first.in_features,)] if isinstance(first, nn.Linear) else []
-    if not shapes:
-        shapes = [(first.in_channels, *[side] * len(first.kernel_size)) for side in SIDES]
-    generator = torch.Generator().manual_seed(0)
-    for shape in (images.shape[1:], *shapes):
-        count = max(1, min(64, most // max(1, layers * math.prod(shape))))
-        inputs = images[:count] if shape is images.shape[1:] else torch.rand(count, *shape, generator=generator)
-        with contextlib.suppress(ValueError):
-            if isinstance(_answers(model, inputs), torch.Tensor):
-                return inputs
-    return None
-
-
-def _answers(model, inputs):
-    """What a model answers in evaluation mode, without gradients."""
-    with modes_kept(model), torch.no_grad():
-        return run(model.eval(), as_inputs(model, inputs.clone()))
-
-
-def _output_ratios(model, before, after, inputs):
-    """Signal to noise of the model's outputs with each weight alone as it is after, in dB, a list."""
-    twin, ratios = plain(model), []
-    expected = _answers(twin, inputs).double()
-    for one, other in zip(before, after, strict=True):
-        weight = twin.get_submodule(one.names[0]).weight
-        weight.data.copy_(other.value)
-        noise = (_answers(twin, inputs).double() - expected).square().sum()
-        weight.data.copy_(one.value)
-        ratios.append(_decibels(expected.square().sum(), noise))
-    return ratios
-
-
-def _channel_powers(one, other):
-    """How many output channels a Weight has that are not 0, and their squared errors, each relative to its weights."""
-    layer = next(module for module, _ in one.holders if isinstance(module, TYPES))
-    value, error = (_rows(part, isinstance(layer, TRANSPOSED), True) for part in (one.value, one.value - other.value))
-    power, noise = (part.abs().double().square().sum(1) for part in (value, error))
-    return (power > 0).sum(), (noise / power)[power > 0].sum()
-
-
-def _decibels(signal, noise):
-    """Signal to noise in dB, from -CLEAR, also where the noise is no number, to CLEAR."""
-    if not noise > 0:
-        return -CLEAR if noise.isnan() else CLEAR
-    return 10 * math.log10(min(max(float(signal / noise), 10 ** (-CLEAR / 10)), 10 ** (CLEAR / 10)))
 
 
 TECHNIQUE = Technique(

@@ -28,8 +28,8 @@ from compresslab.layers import (
     weight_layers,
 )
 from compresslab.numerics.clustering import INITS, ROUNDS, kmeans
+from compresslab.numerics.rounding_noise import signal_to_noise
 from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
-from compresslab.techniques.quantization import noise_bars
 
 MOST_BITS = 8
 
@@ -173,7 +173,7 @@ def _check_values(weight):
 def anatomy(model, compressed, setting, data=None):
     """Pictures of what a sharing did: weights and centroids of the largest layer, its codes' use, noise by layer.
 
-    model, compressed  before and after;  setting  what `share` was called with;  data  as in `quantization.noise_bars`
+    model, compressed  before and after;  setting  what `share` was called with;  data  as in `signal_to_noise`
     returns            list of Picture, quick enough for every move of a slider; empty if no layer has weights
     """
     names = setting["bits"] if isinstance(setting.get("bits"), Mapping) else setting.get("layers")
@@ -185,7 +185,10 @@ def anatomy(model, compressed, setting, data=None):
     largest = max(range(len(before)), key=lambda index: before[index].value.numel())
     codebook = get_rounding(*after[largest].holders[0])
     weights, use = _histogram(before[largest], codebook), _use_bars(before[largest], codebook)
-    return [weights, use, noise_bars(model, before, after, data)]
+    ratios, caption = signal_to_noise(model, before, after, data)
+    names = tuple(weight.names[0] for weight in before)
+    noise = Picture("noise", "bars", np.array(ratios), "Signal to noise", caption, labels=names, axis="dB")
+    return [weights, use, noise]
 
 
 def _histogram(weight, codebook, most=1_000_000):

@@ -213,7 +213,7 @@ def chosen():
     """article_mlp with over 80% fewer parameters, retrained for a moment, and its interval on the test images."""
     data, dense = cl.data.load("mnist"), cl.models.pretrained("article_mlp", "mnist")
     pruned = cl.activation_pruning.prune(dense, data.train.images[:1000], sparsity=0.66, statistic="variance")
-    model = cl.train.finetune(pruned, data.train, steps=200, precision="fp32", bar=False)
+    model = cl.train.finetune(pruned, data.train, epochs=3, precision="fp32", bar=False)
     return pruned, model, cl.measure.accuracy_interval(model, data.test)
 
 

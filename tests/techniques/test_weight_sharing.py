@@ -452,7 +452,7 @@ class TestAnatomy:
 
     def test_what_is_exact_has_no_noise(self):
         model = linear([[1.0, 1, 2, 3]])
-        assert anatomy(model, share(model), {})[2].values.tolist() == [quantization.CLEAR]
+        assert anatomy(model, share(model), {})[2].values.tolist() == [cl.numerics.rounding_noise.CLEAR]
 
     def test_a_layer_without_weights_is_not_drawn(self):
         model = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 4))
