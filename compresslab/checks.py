@@ -40,7 +40,10 @@ def words(value):
 
 def reason(error):
     """Return an exception in words: its type, and the beginning of what it says."""
-    said = _cut(str(error), 2 * LONGEST)
+    try:
+        said = _cut(str(error), 2 * LONGEST)
+    except Exception:  # the user's own class
+        said = ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 

@@ -362,7 +362,8 @@ def _items(name, dataset):
         items = [dataset[position] for position in range(len(dataset))]
         pairs = [(image, label) for image, label in items]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no data set of (image, label) items with a length: {error}") from error
+        said = checks.reason(error)
+        raise ValueError(f"{name} is no data set of (image, label) items with a length: {said}") from error
     if not pairs:
         raise ValueError(f"{name} is empty; give at least one image")
     images = [

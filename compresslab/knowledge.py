@@ -200,7 +200,7 @@ class Loss(nn.Module):
             teacher, images.clone(), images.device
         )  # its layers may write into what they are given
         with torch.no_grad(), _caught(teacher, self._places[1]) as features:
-            return teacher(images), features
+            return activations.run(teacher, images), features
 
     def _find(self, student, images):
         """Find both hint layers."""
@@ -345,7 +345,7 @@ def _place(model, images, name, whose):
 def _features(model, images, place):
     """The features of a few images, without gradients; the model's modes are kept."""
     with layers.modes_kept(model), torch.no_grad(), _caught(model, place) as features:
-        model.eval()(layers.as_inputs(model, images.clone()))
+        activations.run(model.eval(), layers.as_inputs(model, images.clone()))
     return _last(features, place)
 
 

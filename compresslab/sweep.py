@@ -205,7 +205,7 @@ def compute(trial, model, data, names, journal=False, stop=None):
     except ValueError as error:
         raise ValueError(f"{trial}: {error}") from error
     except Exception as error:
-        raise RuntimeError(f"{trial}: {type(error).__name__}: {error}") from error
+        raise RuntimeError(f"{trial}: {checks.reason(error)}") from error
 
 
 def _work(trial, model, data, names, journal):

@@ -154,3 +154,21 @@ def test_a_state_dict_a_path_and_a_list_are_met_with_a_hint():
 def test_a_scripted_model_is_refused_where_it_would_be_copied():
     with pytest.raises(ValueError, match="'' is compiled by torch.jit; give the module"):
         cl.train.finetune(torch.jit.script(network()), PAIR)
+
+
+def test_an_exception_that_cannot_say_what_it_is_is_worded_by_its_type():
+    class Silent(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert checks.reason(Silent()) == "Silent"
+
+
+def test_a_batch_that_the_model_does_not_take_is_refused_before_it_is_timed():
+    class One(nn.Linear):
+        def forward(self, images):
+            assert len(images) == 1, "one at a time"
+            return super().forward(images)
+
+    with pytest.raises(ValueError, match=r"shape \(2, 4\): AssertionError: one at a time"):
+        cl.measure.latency(One(4, 3), batch_size=2)

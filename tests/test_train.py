@@ -427,6 +427,10 @@ def test_whatever_a_forward_raises_is_said_with_its_type(blobs, error):
         cl.activation_pruning.prune(model, blobs[0], sparsity=0.5)
     with pytest.raises(ValueError, match=f"{type(error).__name__}: odd"):
         cl.measure.macs(model, (8,))
+    with pytest.raises(ValueError, match=f"{type(error).__name__}: odd"):
+        cl.measure.latency(model)
+    with pytest.raises(ValueError, match=f"teacher: .*{type(error).__name__}: odd"):
+        cl.distillation.distill(nn.Linear(8, 3), model, blobs)
 
 
 def squares(model, images, targets):

@@ -37,12 +37,13 @@ def sample_shape(model, shape=None):
         if error := refusal(model, batch(model, shape)):
             raise ValueError(f"the model does not take a batch of shape {(1, *shape)}: {error}; give another shape")
         return tuple(shape)
-    candidates = [_WORKBOOK, *_first_linear(model)]
-    for candidate in candidates:
-        if not refusal(model, batch(model, candidate)):
+    tried = []
+    for candidate in (_WORKBOOK, *_first_linear(model)):
+        if not (error := refusal(model, batch(model, candidate))):
             return candidate
-    tried = " nor ".join(map(str, candidates))
-    raise ValueError(f"shape is None, and the model takes neither {tried}; give the shape of one sample, (3, 32, 32)")
+        tried.append(str(candidate))
+    hint = f"give the shape of one sample, (3, 32, 32); the model said {error}"
+    raise ValueError(f"shape is None, and the model takes neither {' nor '.join(tried)}; {hint}")
 
 
 @contextlib.contextmanager
@@ -63,5 +64,5 @@ def refusal(model, inputs):
         with torch.no_grad():
             model(inputs)
     except Exception as error:  # a model's forward may raise anything; the caller reports it
-        return f"{type(error).__name__}: {error}"
+        return checks.reason(error)
     return None

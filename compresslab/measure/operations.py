@@ -40,10 +40,8 @@ def macs(model, images=None):
             try:
                 model(inputs)
             except Exception as error:  # it ran in `_one`
-                reason = f"{type(error).__name__}: {error}"
-                raise ValueError(
-                    f"model computes in a way that torch's counter cannot follow ({reason[:200]})"
-                ) from error
+                said = f"model computes in a way that torch's counter cannot follow ({checks.reason(error)})"
+                raise ValueError(said) from error
     return counter.get_total_flops() // 2
 
 

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import nn
 
 from compresslab import bars, checks, layers, train
+from compresslab.activations import run
 from compresslab.measure.inputs import batch, sample_shape
 
 _SHORTEST = 200_000  # ns that a timing lasts at least: a thousand steps of the clock; quick models are called in a loop
@@ -145,6 +146,7 @@ def _ready(model, batch_size, shape):
     """A `_Timer` of the plain model in eval mode, warmed up, with as many calls in a timing as it needs."""
     model = layers.plain(checks.module("model", model, wrapped=True)).eval()
     timer = _Timer(model, batch(model, sample_shape(model, shape), batch_size))
+    run(model, timer.inputs)
     quickest, start = math.inf, time.perf_counter_ns()
     while quickest == math.inf or time.perf_counter_ns() - start < _WARM_UP:
         quickest = min(quickest, timer.per_call())

@@ -93,7 +93,7 @@ def find_groups(model, images):
             with torch.random.fork_rng(devices=[]):
                 units, is_chain = coupling.coupled(twin, first.clone())
         except Exception as error:  # the tracer meets networks of every make
-            return [], dict.fromkeys(weight_layers(model), f"the network cannot be traced: {_first_line(error)}")
+            return [], dict.fromkeys(weight_layers(model), f"the network cannot be traced: {checks.reason(error)}")
     parts, blocked = dict(model.named_parameters()) | dict(model.named_modules()), _blocked(model, calls)
     groups, reasons = [], {}
     for unit in units:
@@ -350,7 +350,7 @@ def _disagreement(network, groups, inputs, training, half):
                 sliced = _seen(network, inputs, training, dict.fromkeys(kept))
             masked = _seen(network, inputs, training, kept)
         except Exception as error:  # the user's own code
-            return f"without some of its outputs the network does not run{mode}: {_first_line(error)}"
+            return f"without some of its outputs the network does not run{mode}: {checks.reason(error)}"
         tolerance = 1e-2 if training else 1e-3  # BatchNorm makes rounding errors of small batches large
         if len(masked) != len(sliced) or not all(map(partial(trials.alike, tolerance=tolerance), masked, sliced)):
             return f"its outputs are mixed with others on the way{mode}"
@@ -481,7 +481,3 @@ def _keep_tensor(module, name, axis, keep):
 def _along(axis, which, tensor):
     """An index that takes the entries `which` (bool) of a tensor along a dimension."""
     return (slice(None),) * axis + (which.to(tensor.device),)
-
-
-def _first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0]
