@@ -17,7 +17,7 @@ from compresslab.codebooks import Codebook
 from compresslab.grids import Grid
 from compresslab.layers import distinct_weights, get_mask, get_rounding, weight_layers
 from compresslab.numerics.clustering import INITS
-from compresslab.techniques import quantization, weight_sharing
+from compresslab.techniques import weight_sharing
 from compresslab.techniques.weight_sharing import anatomy, share
 
 ALL = list(range(1, 9))
