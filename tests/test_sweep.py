@@ -807,7 +807,7 @@ def test_a_fingerprint_stays():
     model(torch.ones(1, 3)).sum().backward()
     model.compile()
     with torch.no_grad():
-        handle = model.linear.register_forward_hook(cl.activations._hook(print))
+        handle = model.linear.register_forward_hook(cl.activations._hook(print, []))
     assert first == fingerprints.of_model(model)
     handle.remove()
 
