@@ -1,10 +1,12 @@
 """Progress bars for work that takes seconds: one at a time, and none for short work.
 
 Only the main thread of the main process shows them: widgets compute in other threads, sweeps in other processes.
+COMPRESSLAB_BARS=0 hides them all, for outputs that are kept or compared.
 """
 
 import contextlib
 import multiprocessing
+import os
 import threading
 import time
 
@@ -30,7 +32,7 @@ def over(items, description, total=None):
 @contextlib.contextmanager
 def steps(description, total=None):
     """Yield a function to call after each of `total` steps; it moves a bar, as in `over`."""
-    if _quiet or not _is_main():
+    if _quiet or not _is_main() or os.environ.get("COMPRESSLAB_BARS") == "0":
         yield lambda: None
         return
     bar, done, start = None, 0, time.monotonic()

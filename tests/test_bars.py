@@ -15,6 +15,7 @@ from compresslab import bars
 def at_once(monkeypatch):
     """Everything takes long."""
     monkeypatch.setattr(bars, "DELAY", -1)
+    monkeypatch.delenv("COMPRESSLAB_BARS", raising=False)
 
 
 def test_a_bar_counts_and_goes(capsys):
@@ -28,6 +29,12 @@ def test_a_bar_counts_and_goes(capsys):
 
 def test_short_work_shows_nothing(capsys, monkeypatch):
     monkeypatch.setattr(bars, "DELAY", 60)
+    assert list(bars.over([1, 2], "reading")) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_all_can_be_hidden(capsys, monkeypatch):
+    monkeypatch.setenv("COMPRESSLAB_BARS", "0")
     assert list(bars.over([1, 2], "reading")) == [1, 2]
     assert capsys.readouterr().err == ""
 
