@@ -48,17 +48,17 @@ class Mask(nn.Module):
     mask  bool tensor of the weight's shape, True where a weight stays; a buffer, so that it is saved and moved along
 
     While training, the mask is kept a second time in the weight's dtype: the multiplication, forward and backward,
-    takes 0.4 of the time that torch.where with a bool mask takes.
+    takes 0.4 of the time that torch.where with a bool mask takes. `masks_on_gradients` does without it.
     """
 
     def __init__(self, mask):
         super().__init__()
         self.register_buffer("mask", mask)
-        self._scale = None
+        self._scale = self._zeroed = self._hook = None
 
     def forward(self, weight):
         if torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling():
-            return weight * self._scale_for(weight)
+            return weight if self._zeroed == self._state_of(weight) else weight * self._scale_for(weight)
         return torch.where(self.mask, weight, 0.0)
 
     def right_inverse(self, weight):
@@ -69,14 +69,33 @@ class Mask(nn.Module):
         kept = torch.where(self.mask, weight, torch.zeros_like(weight))
         return weight.copy_(kept) if isinstance(weight, nn.Parameter) else kept
 
+    def _state_of(self, weight):
+        return id(self.mask), self.mask._version, weight.dtype, weight.device
+
     def _scale_for(self, weight):
-        state = (id(self.mask), self.mask._version, weight.dtype, weight.device)
+        state = self._state_of(weight)
         if self._scale is None or self._scale[0] != state:
             self._scale = (state, self.mask.to(weight.dtype), self.mask)  # the mask kept alive, so that its id is
         return self._scale[1]
 
+    def start_masking_gradient(self, weight):
+        """Zero the original where masked, then mask its gradient instead, for as long as the mask stays."""
+        with torch.no_grad():
+            self.right_inverse(weight)
+        self._zeroed = self._state_of(weight)
+        self._hook = weight.register_post_accumulate_grad_hook(self._mask_gradient)
+
+    def _mask_gradient(self, weight):
+        weight.grad.mul_(self._scale_for(weight))
+
+    def stop_masking_gradient(self):
+        """Mask the weight again."""
+        if self._hook:
+            self._hook.remove()
+        self._zeroed = self._hook = None
+
     def __getstate__(self):
-        return {**super().__getstate__(), "_scale": None}
+        return {**super().__getstate__(), "_scale": None, "_zeroed": None, "_hook": None}
 
 
 class Rounding(nn.Module):
@@ -184,6 +203,8 @@ def set_mask(module, mask, name="weight"):
     if isinstance(source, torch_prune.BasePruningMethod):
         torch_prune.remove(module, name)
     others = [one for one in _parametrizations(source) if not isinstance(one, Mask)]
+    for earlier in set(_parametrizations(source)) - set(others):
+        earlier.stop_masking_gradient()
     _set_parametrizations(module, name, [*others, mask])
     if all(isinstance(one, Rounding) for one in others):
         with torch.no_grad():
@@ -316,6 +337,30 @@ def effective_state(model):
             state[prefix + name] = saved
         state.update(own)
     return state
+
+
+@contextlib.contextmanager
+def masks_on_gradients(model):
+    """Within this context masks act on gradients, not on weights: a training step is the same, and costs less.
+
+    It is for an optimizer that leaves alone a weight of 0 whose gradients were all 0, as SGD and Adam do. A mask that
+    comes after another parametrization, and one of a parameter that is used elsewhere too, acts on the weight as ever.
+    """
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    sources = [source for module in model.modules() for source in _parametrized(module).values()]
+    masks = [
+        (source[0], source.original)
+        for source in sources
+        if len(source) == 1 and isinstance(source[0], Mask) and uses[id(source.original)] == 1
+    ]
+    masks = [(mask, weight) for mask, weight in masks if weight.requires_grad and weight.is_leaf]
+    for mask, weight in masks:
+        mask.start_masking_gradient(weight)
+    try:
+        yield
+    finally:
+        for mask, _ in masks:
+            mask.stop_masking_gradient()
 
 
 @contextlib.contextmanager

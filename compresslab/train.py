@@ -20,7 +20,16 @@ from tqdm.auto import tqdm
 
 from compresslab import activations, bars, checks
 from compresslab.data import split_of
-from compresslab.layers import DROPOUTS, as_inputs, detach_left_behind, duplicate, left_behind, modes_kept, plain
+from compresslab.layers import (
+    DROPOUTS,
+    as_inputs,
+    detach_left_behind,
+    duplicate,
+    left_behind,
+    masks_on_gradients,
+    modes_kept,
+    plain,
+)
 
 ARITHMETIC = ("fp32", "bf16")
 BETAS = (0.8, 0.99)  # Adam's; a run of 50 steps is over before a longer memory has forgotten the damage
@@ -200,7 +209,7 @@ def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precis
     start, description = time.perf_counter(), f"training ({precision.name})"
     order, chance = torch.Generator().manual_seed(seed), _PrivateChance(model, seed, device, loss)
     bar = tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar)
-    with _trainable(model, device, precision), bars.quiet(), bar:
+    with _trainable(model, device, precision), masks_on_gradients(model), bars.quiet(), bar:
         images, labels = as_inputs(model, split.images, device), split.labels.to(device)
         own = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
 

@@ -1,6 +1,7 @@
 """Looking into a model, and masks that keep zeros zero, on every kind of module that holds a weight."""
 
 import collections
+import contextlib
 import copy
 import functools
 import math
@@ -683,3 +684,65 @@ def test_a_model_of_words_is_trained_evaluated_and_measured():
     assert torch.equal(cl.train.evaluate(trained, words), cl.train.evaluate(trained, words.float()))
     measured = cl.measure.measure(trained, (words, labels))
     assert measured.latency.median > 0 and measured.macs > 0
+
+
+def test_masks_on_gradients_train_the_same_model_to_the_bit():
+    torch.manual_seed(0)
+    start = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    images, labels = torch.randn(20, 6), torch.arange(20) % 3
+    cl.layers.set_mask(start[0], torch.rand(5, 6) < 0.5)
+    trained = []
+    for context in (contextlib.nullcontext, cl.layers.masks_on_gradients):
+        model = cl.layers.duplicate(start)
+        with context(model):
+            optimizer = torch.optim.Adam(model.parameters(), 0.1, weight_decay=0.01)
+            for _ in range(5):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+        trained.append(cl.layers.effective_state(model))
+    assert all(torch.equal(*pair) for pair in zip(*map(dict.values, trained), strict=True))
+    assert not trained[1]["0.weight"][~cl.layers.get_mask(start[0])].any()
+
+
+def test_masks_on_gradients_hold_whatever_happens_on_the_way():
+    """A copy masks its weight by itself; a new mask, or one that was changed, counts at once."""
+    layer, mask = nn.Linear(4, 4), torch.eye(4).bool()
+    cl.layers.set_mask(layer, mask)
+    with cl.layers.masks_on_gradients(layer):
+        assert layer.weight is layer.parametrizations.weight.original
+        twin = cl.layers.duplicate(layer)
+        twin.parametrizations.weight.original.data.fill_(1.0)
+        assert torch.equal(twin.weight, torch.eye(4))
+        cl.layers.get_mask(layer)[0, 0] = False
+        assert layer.weight[0, 0] == 0
+        cl.layers.set_mask(layer, torch.ones(4, 4).bool())
+        layer.weight.sum().backward()
+        assert layer.parametrizations.weight.original.grad.all()
+    layer.parametrizations.weight.original.data.fill_(1.0)
+    cl.layers.set_mask(layer, mask)
+    assert torch.equal(layer.weight, mask.float())
+
+
+def test_a_weight_that_is_used_elsewhere_too_keeps_its_mask_on_the_weight():
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    cl.layers.set_mask(first, torch.eye(4).bool())
+    with cl.layers.masks_on_gradients(nn.Sequential(first, second)):
+        assert first.weight is not first.parametrizations.weight.original
+
+
+def test_what_the_package_uses_of_torch_beside_its_documented_names():
+    """If a new torch breaks this, look for these names in the package: nothing documented gives the same."""
+    norm, chain = nn.BatchNorm1d(3), nn.Sequential(nn.Linear(2, 2), None, nn.ReLU())
+    assert list(norm._parameters) == ["weight", "bias"] and "running_mean" in norm._buffers
+    assert norm._parameters["weight"] is norm.weight and list(chain._modules) == ["0", "1", "2"]
+    norm.register_buffer("hidden", torch.zeros(1), persistent=False)
+    assert norm._non_persistent_buffers_set == {"hidden"}
+    handles = [norm.register_forward_hook(print), norm.register_forward_pre_hook(print)]
+    assert [list(norm._forward_hooks), list(norm._forward_pre_hooks)] == [[handle.id] for handle in handles]
+    torch_prune.l1_unstructured(chain[0], "weight", 0.5)
+    assert [hook._tensor_name for hook in chain[0]._forward_pre_hooks.values()] == ["weight"]
+    tensor = torch.zeros(2)
+    before = tensor._version
+    assert tensor.add_(1)._version > before
