@@ -27,7 +27,7 @@ RANK_SCALE = 14_000
 DEPTH = 4  # how many times fewer blocks there are of sizes, which take several decisions
 
 
-_KEPT = 2**20  # bits that are remembered of a matrix at most; they take 3 bytes each
+REMEMBERED = 2**20  # bits that are remembered of a matrix at most; they take 3 bytes each
 _LOG2 = np.log2(np.arange(1, contexts.ONE) / contexts.ONE)
 
 
@@ -49,7 +49,7 @@ def plan_field(kept, frame, prior):
     kept   bool array, flat;  frame  Frame;  prior  as from `priors`, for the columns, or None
     returns  cost in bits, symbols (as a reader's budget counts them), and a function of a writer
     """
-    code = _code_field if len(kept) <= _KEPT else _code_field.__wrapped__
+    code = _code_field if len(kept) <= REMEMBERED else _code_field.__wrapped__
     flags, parts = code(np.packbits(kept).tobytes(), frame, None if prior is None else prior.tobytes())
     cost, count = 3 + sum(one.cost for one in parts), sum(symbols(len(one.bits)) for one in parts)
 
@@ -163,7 +163,7 @@ def plan_ranks(ranks, values, negatives, kept, frame):
     negatives  how many of the values are below zero;  kept  flat bool array, or None for all
     returns  cost in bits, symbols, and a function of a writer
     """
-    code = _code_ranks if len(ranks) * (values - 1).bit_length() <= _KEPT else _code_ranks.__wrapped__
+    code = _code_ranks if len(ranks) * (values - 1).bit_length() <= REMEMBERED else _code_ranks.__wrapped__
     packed = None if kept is None else np.packbits(kept).tobytes()
     parts = code(ranks.astype(np.uint8).tobytes(), values, negatives, packed, frame)
     cost, count = sum(part.cost for part in parts), rank_symbols(len(ranks), values)

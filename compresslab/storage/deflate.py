@@ -4,6 +4,7 @@ Literals and matches are chosen by what they cost (dynamic programming), first i
 suit what was chosen before; the smallest block is written. Whole numbers only. Any inflate reads it.
 """
 
+import functools
 import heapq
 
 import numpy as np
@@ -22,6 +23,7 @@ _FIXED = [8] * 144 + [9] * 112 + [7] * 24 + [8] * 8, [5] * 30
 _ORDER = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]  # of the code of code lengths
 
 
+@functools.lru_cache(maxsize=16)  # a model's header stays the same while it trains
 def deflate(text, dictionary=b""):
     """`text` as raw deflate; what it repeats may stand in `dictionary`, which inflate is given too (both bytes)."""
     data = np.frombuffer(dictionary + text, dtype=np.uint8)

@@ -1,5 +1,7 @@
 """A model as the bytes of a .clab file and back: save, load, dumps, loads; and what the bytes are spent on."""
 
+import functools
+import json
 import warnings
 from dataclasses import dataclass
 
@@ -149,7 +151,7 @@ def _packed(flat, masks, rounded, node, extra):
         if isinstance(dtype_or_tied, str):
             roundings.write(writer, state[name], masks.get(name), rounded.get(name))
             spent[name] = writer.spending()
-    if node is not None and header["tensors"] == _implied(node, len(header["tensors"])):
+    if node is not None and header["tensors"] == _implied(json.dumps(node), len(header["tensors"])):
         del header["tensors"]
     blob = container.pack(header, bytes(writer.data), writer.coded())
     return blob, _shares(len(blob), spent)
@@ -162,10 +164,12 @@ def _shares(length, spent):
     return [*shares, Share("", "header", length - sum(one.bytes for one in shares))]
 
 
+@functools.lru_cache(maxsize=16)
 def _implied(node, count):
-    """The list of tensors that a reader takes a file with this architecture to have, if it has none."""
+    """The list of tensors that a reader takes a file with this architecture (JSON) to have, if it has none."""
     try:
-        return content.listed(content.state_of(_guarded(graph.build, node, [], architecture.Budget(2**32, count))))
+        model = _guarded(graph.build, json.loads(node), [], architecture.Budget(2**32, count))
+        return content.listed(content.state_of(model))
     except CorruptFileError:  # a module of its own class has tensors that only the list tells
         return None
 

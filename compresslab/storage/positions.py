@@ -13,6 +13,7 @@ A varint says which:
 6 contexts     (from version 3 on) the matrix as a field of `adaptive`
 """
 
+import functools
 import math
 
 import numpy as np
@@ -45,7 +46,7 @@ def plan(kept, frame, writer):
     minority = min(count, len(kept) - count)
     plans = _plan_contexts(kept, frame, writer) if adaptive.fits(frame) else []
     rare = len(kept) // RARE if plans else _most_gaps(len(kept))
-    plans += _plan_odds(kept.reshape(frame.rows, -1), min((one.bits for one in plans), default=math.inf))
+    plans += _plan_odds(kept, frame.rows, min((one.bits for one in plans), default=math.inf))
     if minority <= rare:
         plans.append(_plan_gaps(kept, MOST if minority < count else FEW))
     return min(plans or [_plan_bitmap(kept)], key=lambda one: one.bits)
@@ -149,27 +150,37 @@ def _read_bitmap(reader, count):
     return np.unpackbits(packed, count=count).view(bool)
 
 
-def _plan_odds(matrix, least):
+def _plan_odds(kept, rows, least):
     """Plans with a level for each row, each column, both, or neither; none that cannot take fewer bits than `least`."""
+    find = _find_levels if len(kept) <= adaptive.REMEMBERED else _find_levels.__wrapped__
+    for base, row_levels, column_levels, symbols, coded in find(np.packbits(kept).tobytes(), len(kept), rows):
+        sides = _entropy(row_levels) + _entropy(column_levels)
+        if _HEAD + sides + coded < least and affordable(symbols, coded):
+            yield _plan_levels(kept.reshape(rows, -1), base, row_levels, column_levels, coded)
+
+
+@functools.lru_cache(maxsize=16)  # a retrained model's positions are those of the one-shot model
+def _find_levels(packed, count, rows):
+    """Return what plans by odds there are: base, row levels, column levels, symbols, and their bits; `packed` bytes."""
+    matrix = np.unpackbits(np.frombuffer(packed, np.uint8), count=count).view(bool).reshape(rows, -1)
     in_rows, in_columns = np.count_nonzero(matrix, axis=1), np.count_nonzero(matrix, axis=0)
     count, live = int(in_rows.sum()), np.count_nonzero(in_rows) * np.count_nonzero(in_columns)
     flat_rows, flat_columns = (np.where(kept > 0, MIDDLE, 0).astype(np.uint8) for kept in (in_rows, in_columns))
     if count == live:
-        yield _plan_levels(matrix, 0, flat_rows, flat_columns, 0.0)
-        return
+        return [(0, flat_rows, flat_columns, 0, 0.0)]
     odds = min((count + 0.5) / (live - count + 0.5), 2**8)
     base = max(1, round(odds * ONE))
     row_levels = _levels(in_rows, np.count_nonzero(in_columns), odds)
     column_levels = _levels(in_columns, np.count_nonzero(in_rows), odds)
-    joint = _kept_by_level(matrix, row_levels, column_levels)
+    joint, (bits_of_kept, bits_of_rest) = _kept_by_level(matrix, row_levels, column_levels), _bits(base)
+    plans = []
     for rows in (row_levels, flat_rows):
         for columns in (column_levels, flat_columns):
-            sides = _entropy(rows) + _entropy(columns)
             ones = _merged(_merged(joint, rows is flat_rows, 0), columns is flat_columns, 1)
             every = np.outer(np.bincount(rows, minlength=LEVELS), np.bincount(columns, minlength=LEVELS))
-            coded = _bits(ones, every, _probabilities(base))
-            if _HEAD + sides + coded < least and affordable(live, coded):
-                yield _plan_levels(matrix, base, rows, columns, coded)
+            coded = float((ones * bits_of_kept + (every - ones) * bits_of_rest).sum())
+            plans.append((base, rows, columns, live, coded))
+    return plans
 
 
 def _kept_by_level(matrix, rows, columns):
@@ -262,8 +273,9 @@ def _entropy(levels):
     return float(counts @ np.log2(len(levels) / counts))
 
 
-def _bits(ones, every, probabilities):
-    """Bits for `ones` kept entries among `every`, by level pair."""
-    live = np.s_[1:, 1:]
-    share = probabilities[live] / GRID
-    return -float((ones[live] * np.log2(share) + (every - ones)[live] * np.log2(1 - share)).sum())
+def _bits(base):
+    """Bits of an entry that is kept, and of another one, by row level and column level: two (LEVELS, LEVELS) arrays."""
+    live, bits = np.s_[1:, 1:], np.zeros((2, LEVELS, LEVELS))
+    shares = _probabilities(base)[live] / GRID
+    bits[0][live], bits[1][live] = -np.log2(shares), -np.log2(1 - shares)
+    return bits
