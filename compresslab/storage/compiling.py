@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pickle
 from pathlib import Path
 
 import numba
@@ -34,7 +33,9 @@ def kept_on_disk(function):
         nonlocal current
         try:
             return current(*arguments)
-        except (OSError, EOFError, pickle.PickleError):  # from reading or keeping machine code, before it ran
+        except IndexError:  # of the function itself, where NUMBA_BOUNDSCHECK=1
+            raise
+        except Exception:  # from reading or keeping machine code, before it ran: damaged files raise errors of any type
             current = anew
         return anew(*arguments)
 
