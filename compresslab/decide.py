@@ -95,9 +95,9 @@ def name_of(setting):
 def _settings(candidates):
     candidates = CANDIDATES if candidates is None else candidates
     if not isinstance(candidates, list | tuple):
-        raise ValueError(f"candidates is {candidates!r}; give a list of settings, such as [{{'bits': 8}}]")
+        raise ValueError(f"candidates is {checks.words(candidates)}; give a list of settings, such as [{{'bits': 8}}]")
     if other := [one for one in candidates if not isinstance(one, Mapping)]:
-        raise ValueError(f"candidates has {other[0]!r}; each is a dict, such as {{'bits': 8}}")
+        raise ValueError(f"candidates has {checks.words(other[0])}; each is a dict, such as {{'bits': 8}}")
     settings = [dict(one) for one in candidates]
     if not settings:
         raise ValueError("candidates is empty; give settings of quantize, such as [{'bits': 8}, {'dtype': 'fp16'}]")

@@ -322,7 +322,7 @@ def _pair_of_hints(hint):
     """`hint` as two names, the student's and the teacher's, each a text or None."""
     pair = tuple(hint) if isinstance(hint, (tuple, list)) else (hint, hint)
     if len(pair) != 2 or not all(name is None or isinstance(name, str) for name in pair):
-        raise ValueError(f"hint is {hint!r}; give a layer's name, or a pair of names (the student's, the teacher's)")
+        raise ValueError(f"hint is {checks.words(hint)}; give a layer's name, or a pair (the student's, the teacher's)")
     return pair
 
 

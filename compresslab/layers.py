@@ -197,7 +197,7 @@ def set_mask(module, mask, name="weight"):
         raise ValueError(f"name is {name!r}; {type(module).__name__} has {', '.join(_sources(module)) or 'none'}")
     weight = _value(module, name, source)
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape != weight.shape:
-        found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
+        found = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else checks.words(mask)
         raise ValueError(f"mask is {found}; give a torch.bool tensor of shape {tuple(weight.shape)}")
     mask = Mask(mask.to(weight.device))
     if isinstance(source, torch_prune.BasePruningMethod):
@@ -229,7 +229,7 @@ def set_rounding(module, rounding, name="weight"):
     if source is None:
         raise ValueError(f"name is {name!r}; {type(module).__name__} has {', '.join(_sources(module)) or 'none'}")
     if rounding is not None and not isinstance(rounding, Rounding):
-        raise ValueError(f"rounding is {rounding!r}; give a Rounding such as grids.Grid, or None")
+        raise ValueError(f"rounding is {checks.words(rounding)}; give a Rounding such as grids.Grid, or None")
     if isinstance(source, torch_prune.BasePruningMethod):
         set_mask(module, get_mask(module, name), name)
         source = _source(module, name)
@@ -608,14 +608,15 @@ def _named_uncopyable(model):
 def _checked(layers, names, model):
     """`layers` after checking that it is a collection of names of weight layers."""
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
-        raise ValueError(f"layers is {layers!r}; give a list of layer names, from {', '.join(names) or 'none'}")
+        allowed = f"give a list of layer names, from {', '.join(names) or 'none'}"
+        raise ValueError(f"layers is {checks.words(layers)}; {allowed}")
     layers = list(layers)
     if not layers:
         raise ValueError(f"layers is empty; give names from {', '.join(names) or 'none'}, or None for all")
     if unknown := [name for name in layers if not isinstance(name, str) or name not in names]:
         others = {prefix[:-1]: type(module).__name__ for prefix, module in _walk(model)}
         found = f" (a {others[unknown[0]]})" if unknown[0] in list(others) else ""
-        raise ValueError(f"layers has {unknown[0]!r}{found}; choose from {', '.join(names) or 'none'}")
+        raise ValueError(f"layers has {checks.words(unknown[0])}{found}; choose from {', '.join(names) or 'none'}")
     return layers
 
 

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -124,7 +125,8 @@ def run(
     checks.module("model", model, also=" or the name of a pretrained network")
     if executor is not None and not hasattr(executor, "submit"):
         raise ValueError(
-            f"executor is {executor!r}; give None, an executor of concurrent.futures, or Dask's get_executor()"
+            f"executor is {checks.words(executor)}; "
+            "give None, an executor of concurrent.futures, or Dask's get_executor()"
         )
     seeds = _values("seed", seed)
     trials = [
@@ -140,7 +142,7 @@ def settings(grid):
     if not isinstance(grid, Mapping):
         listed = list(grid) if isinstance(grid, Iterable) else []
         if not listed or not all(isinstance(one, Mapping) for one in listed):
-            raise ValueError(f"grid is {grid!r}; give a dict of lists, or a list of settings (dicts)")
+            raise ValueError(f"grid is {checks.words(grid)}; give a dict of lists, or a list of settings (dicts)")
         return [dict(one) for one in listed]
     values = [_values(name, given) for name, given in grid.items()]
     return [dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*values)]
@@ -259,11 +261,17 @@ def seeded(seed):
 
 
 def measured(result, model, data):
-    """The Result with what is measured of a model, on the validation images."""
+    """The Result with what is measured of a model, on the validation images; its file is written meanwhile."""
+    if train.may_share(model):
+        with ThreadPoolExecutor(1) as pool:
+            size = pool.submit(storage.file_bytes, layers.duplicate(model))  # evaluating switches the model's mode
+            accuracy, file_bytes = measure.accuracy(model, data.validation), size.result()
+    else:
+        accuracy, file_bytes = measure.accuracy(model, data.validation), storage.file_bytes(model)
     return replace(
         result,
-        accuracy=measure.accuracy(model, data.validation),
-        file_bytes=storage.file_bytes(model),
+        accuracy=accuracy,
+        file_bytes=file_bytes,
         parameters=layers.count_parameters(model),
         nonzeros=layers.count_nonzeros(model),
     )

@@ -172,3 +172,25 @@ def test_a_batch_that_the_model_does_not_take_is_refused_before_it_is_timed():
 
     with pytest.raises(ValueError, match=r"shape \(2, 4\): AssertionError: one at a time"):
         cl.measure.latency(One(4, 3), batch_size=2)
+
+
+MISPLACED = {
+    "layers": lambda value: cl.quantization.quantize(network(), layers=value),
+    "technique": lambda value: cl.techniques.get(value),
+    "grid": lambda value: cl.sweep.run("zero_pruning", network(), DATA, value, **QUIET),
+    "steps": lambda value: cl.Recipe(value),
+    "shares": lambda value: cl.allocation.apply(network(), value),
+    "candidates": lambda value: cl.decide.data_type(network(), DATA, points=1, candidates=value),
+    "hint": lambda value: cl.distillation.loss(network(), hint=value),
+    "sparsity": lambda value: cl.zero_pruning.prune(network(), value),
+    "shape": lambda value: cl.measure.latency(network(), shape=value),
+    "mask": lambda value: cl.layers.set_mask(network()[1], value),
+}
+
+
+@pytest.mark.parametrize("call", MISPLACED.values(), ids=MISPLACED.keys())
+def test_what_stands_in_the_wrong_place_is_not_dumped(call):
+    for value in (torch.rand(40, 40), [torch.rand(99)] * 3, network().state_dict()):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            call(value)
+        assert len(str(caught.value)) < 300

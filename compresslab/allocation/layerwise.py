@@ -83,7 +83,7 @@ def apply(model, shares, technique="zero_pruning", images=None, parameter=None, 
     """
     technique = layerwise(technique)
     if not isinstance(shares, Mapping):
-        raise ValueError(f"shares is {shares!r}; give a dict of layer -> value, as allocate returns")
+        raise ValueError(f"shares is {checks.words(shares)}; give a dict of layer -> value, as allocate returns")
     checks.module("model", model)
     compressed = network.duplicate(model)
     for one in _calls(parameter_of(technique, parameter), shares, setting):

@@ -93,7 +93,7 @@ def _chosen(model, names):
     checks.module("model", model, also=" or the name of a pretrained network")
     found = {one.names[0]: int(one.value.count_nonzero()) for one in network.distinct_weights(model, names)}
     if not found:
-        raise ValueError(f"layers is {names!r}; the model has no such layer with weights (Linear, Conv)")
+        raise ValueError(f"layers is {checks.words(names)}; the model has no such layer with weights (Linear, Conv)")
     return found
 
 

@@ -17,7 +17,8 @@ def batch(model, shape, batch_size=1):
     raises  ValueError if `shape` is not the shape of one sample: whole numbers, 1 or more
     """
     if not isinstance(shape, (tuple, list)) or not shape:
-        raise ValueError(f"shape is {shape!r}; give the shape of one sample, without the batch: {_WORKBOOK}")
+        hint = f"give the shape of one sample, without the batch: {_WORKBOOK}"
+        raise ValueError(f"shape is {checks.words(shape)}; {hint}")
     sides = [checks.integer("a side of shape", side, 1) for side in shape]
     whole = layers.as_inputs(model, torch.zeros(1)).dtype == torch.int64
     numbers = torch.rand(batch_size, *sides, generator=torch.Generator().manual_seed(0))

@@ -51,10 +51,10 @@ class Recipe:
     def __post_init__(self):
         given = self.steps
         if isinstance(given, (str, Mapping, Step)) or not isinstance(given, Iterable):
-            raise ValueError(f"steps is {given!r}; give a list of steps, [(name, setting), …]")
+            raise ValueError(f"steps is {checks.words(given)}; give a list of steps, [(name, setting), …]")
         object.__setattr__(self, "steps", tuple(map(step_of, given)))
         if all(step.name == SAVE for step in self.steps):
-            raise ValueError(f"steps is {given!r}; give at least one technique or retraining")
+            raise ValueError(f"steps is {checks.words(given)}; give at least one technique or retraining")
 
     @classmethod
     def preset(cls, name):
@@ -65,7 +65,7 @@ class Recipe:
     def from_json(cls, text):
         """The recipe that `to_json` wrote; raises ValueError for anything else."""
         if not isinstance(text, str):
-            raise ValueError(f"text is {text!r}; give the JSON that to_json writes")
+            raise ValueError(f"text is {checks.words(text)}; give the JSON that to_json writes")
         return cls(json.loads(text))
 
     def to_json(self):

@@ -117,7 +117,7 @@ def step_of(given):
         return Step(**given)
     if isinstance(given, (list, tuple)) and len(given) in (1, 2) and isinstance(given[0], str):
         return Step(*given)
-    raise ValueError(f"a step is {given!r}; give (name, setting), such as ('zero_pruning', {{'sparsity': 0.9}})")
+    raise ValueError(f"a step is {checks.words(given)}; give (name, setting): ('zero_pruning', {{'sparsity': 0.9}})")
 
 
 def written(steps):

@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from compresslab import checks
 from compresslab.techniques.contract import Control, Picture, Technique, pictures
 
 __all__ = ["Control", "Picture", "Technique", "get", "names", "pictures"]
@@ -21,12 +22,14 @@ def get(technique):
     """
     if isinstance(technique, str):
         if technique not in names():
-            raise ValueError(f"technique is {technique!r}; choose one of {', '.join(names())}, or give a Technique")
+            hint = f"choose one of {', '.join(names())}, or give a Technique"
+            raise ValueError(f"technique is {checks.words(technique)}; {hint}")
         technique = importlib.import_module(f"{__name__}.{technique}")
     if isinstance(technique, ModuleType) and hasattr(technique, "TECHNIQUE"):
         technique = technique.TECHNIQUE
     if hasattr(technique, "as_technique"):
         technique = technique.as_technique()
     if not isinstance(technique, Technique):
-        raise TypeError(f"technique is {technique!r}; give a name, a Technique, a Recipe, or a module with a TECHNIQUE")
+        hint = "give a name, a Technique, a Recipe, or a module with a TECHNIQUE"
+        raise TypeError(f"technique is {checks.words(technique)}; {hint}")
     return technique

@@ -139,7 +139,7 @@ def _check_setting(threshold, sparsity, statistic, scope, calibration_size, seed
 
 def _check_bool(name, value):
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} is {value!r}; give True or False")
+        raise ValueError(f"{name} is {checks.words(value)}; give True or False")
 
 
 def _groups(model, images, layers):

@@ -140,15 +140,15 @@ def _checked_setting(images, rank, energy, method, layers, fresh, seed):
         raise ValueError(f"give either rank (16) or energy (0.9), one of them; got {found}")
     setting = _Setting("rank", rank) if energy is None else _Setting("energy", energy)
     if setting.by_layer and layers is not None:
-        raise ValueError(f"layers is {layers!r} and {setting.kind} is a dict, which names the layers; give one of them")
+        raise ValueError(f"layers is {checks.words(layers)} and {setting.kind} is a dict, which names layers; give one")
     if setting.by_layer and not setting.value:
-        raise ValueError(f"{setting.kind} is {setting.value!r}; name at least one layer")
+        raise ValueError(f"{setting.kind} is {checks.words(setting.value)}; name at least one layer")
     for name, value in setting.value.items() if setting.by_layer else [("", setting.value)]:
         where = f"{setting.kind}[{name!r}]" if setting.by_layer else setting.kind
         if setting.kind == "rank":
             checks.integer(where, value, 1)
         elif checks.fraction(where, value) == 0:
-            raise ValueError(f"{where} is {value!r}; give a fraction above 0, to 1 (0.9 for 90%)")
+            raise ValueError(f"{where} is {checks.words(value)}; give a fraction above 0, to 1 (0.9 for 90%)")
     if checks.choice("method", method, METHODS) == "activation" or images is not None:
         checked_images(images)
     checks.choice("fresh", fresh, (False, True))

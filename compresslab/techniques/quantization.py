@@ -185,7 +185,7 @@ def _report(reasons):
 def _check_format(bits, dtype):
     """Bits of a weight, or None for a dtype."""
     if bits is not None and dtype is not None:
-        raise ValueError(f"bits is {bits!r} and dtype is {dtype!r}; give one of the two")
+        raise ValueError(f"bits is {checks.words(bits)} and dtype is {checks.words(dtype)}; give one of the two")
     if dtype is not None:
         checks.choice("dtype", dtype, DTYPES)
         return None
@@ -195,7 +195,7 @@ def _check_format(bits, dtype):
 def _check_bits(name, bits, otherwise):
     whole = isinstance(bits, numbers.Integral) and not isinstance(bits, bool)
     if not whole or not (1 <= bits <= MOST_BITS or bits == FLOAT):
-        raise ValueError(f"{name} is {bits!r}; give a whole number from 1 to {MOST_BITS}, or {otherwise}")
+        raise ValueError(f"{name} is {checks.words(bits)}; give a whole number from 1 to {MOST_BITS}, or {otherwise}")
     return int(bits)
 
 
@@ -223,7 +223,7 @@ def _check_share(percentile):
 def _check_flags(**flags):
     for name, value in flags.items():
         if not isinstance(value, bool | np.bool_):
-            raise ValueError(f"{name} is {value!r}; give True or False")
+            raise ValueError(f"{name} is {checks.words(value)}; give True or False")
 
 
 def _check_model(model, layers):

@@ -257,7 +257,7 @@ def _groups(model, images, layers, merge):
         left_alone = {name: reason for name, reason in left_alone.items() if name in set(layers)}
         if not groups:
             told = "; ".join(f"{name!r}: {reason}" for name, reason in left_alone.items())
-            raise ValueError(f"layers is {list(layers)!r}, of which no neuron can be removed ({told})")
+            raise ValueError(f"layers is {checks.words(list(layers))}, of which no neuron can be removed ({told})")
     elif groups:
         left_alone = {name: reason for name, reason in left_alone.items() if reason != structure.OUTPUT}
     if layers is None:

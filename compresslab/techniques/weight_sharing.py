@@ -119,7 +119,7 @@ def _wanted(model, bits, layers):
     if not isinstance(bits, Mapping):
         return dict.fromkeys(weight_layers(model, layers), bits)
     if layers is not None:
-        raise ValueError(f"layers is {layers!r} and bits is a dict, which names the layers; give one of them")
+        raise ValueError(f"layers is {checks.words(layers)} and bits is a dict, which names the layers; give one")
     names = {id(module): name for name, module in weight_layers(model).items()}
     every = dict(model.named_modules(remove_duplicate=False))
     wanted = {}
@@ -143,7 +143,7 @@ def _bits_of(weight, wanted):
 
 def _check_bits(bits, biases):
     if isinstance(bits, Mapping) and not bits:
-        raise ValueError(f"bits is {bits!r}; name at least one layer")
+        raise ValueError(f"bits is {checks.words(bits)}; name at least one layer")
     for name, value in bits.items() if isinstance(bits, Mapping) else [("", bits)]:
         checks.integer(f"bits[{name!r}]" if name else "bits", value, 1, MOST_BITS)
     if not isinstance(biases, bool):
