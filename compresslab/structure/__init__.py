@@ -2,8 +2,8 @@
 
 A group is a set of channels with every layer that makes, scales or reads them. Removing one of its channels takes a
 row from each producer, an entry from each BatchNorm between and a column from each consumer. What `find_groups`
-returns has been tried: on a copy, channels of every group were removed, as many as there are none of in another, and in
-evaluation and training mode the outputs were those of the network whose consumers no longer look at them.
+returns has been tried: on a copy, different numbers of channels were removed from the groups, and in evaluation and in
+training mode the outputs were those of the network whose consumers no longer look at them.
 
 Fang et al. 2023, arXiv:2301.12900 (dependency graphs); Li et al. 2017, arXiv:1608.08710 (filters).
 """
