@@ -383,15 +383,15 @@ def check_takes(model, images, labels=None):
     """Raise ValueError unless the model gives logits, in both modes, with one for every label.
 
     images  a few;  labels  all of them, (N,) int64; None asks for logits alone
-    In training mode a copy is asked, so that running statistics stay; random numbers are drawn privately.
+    A copy is asked, so that running statistics and whatever a model notes stay; random numbers are drawn privately.
     """
-    images = as_inputs(model, images)
+    images, twin = as_inputs(model, images), duplicate(model)
     with _PrivateChance(model, 0, images.device), torch.enable_grad():
-        classes = evaluate(model, images).shape[1]
+        classes = evaluate(twin, images).shape[1]
         if labels is not None and int(labels.max()) >= classes:
             highest = f"labels go up to {int(labels.max())}"
             raise ValueError(f"{highest}, the model has {classes} classes (0 to {classes - 1})")
-        logits = _logits(duplicate(model).train(), images, " in training mode")
+        logits = _logits(twin.train(), images, " in training mode")
     if logits.shape[1] != classes:
         raise ValueError(f"the model has {classes} classes, but {logits.shape[1]} in training mode; give both the same")
     if not logits.requires_grad:
@@ -489,7 +489,7 @@ def evaluate(model, data, batch_size=None):
         with torch.no_grad():  # a setting of each thread
             return _logits(model, laid_out(part.to(sample.device, sample.dtype), precision)).float().cpu()
 
-    threads = EVALUATORS if len(parts) > 1 and _may_share(model, weight.device) else 1
+    threads = EVALUATORS if len(parts) > 1 and may_share(model) else 1
     with modes_kept(model), precision.active(weight.device):
         model.eval()
         return torch.cat([*bars.over(_spread(logits_of, parts, threads), "evaluating", total=len(parts))])
@@ -504,14 +504,15 @@ def _spread(function, items, threads):
         yield from pool.map(function, items)
 
 
-def _may_share(model, device):
-    """Tell whether threads may run batches of a model side by side, on a second core that is idle.
+def may_share(model):
+    """Tell whether threads may measure a model side by side, on a second core that is idle.
 
     Each batch is computed on one torch thread either way, so that the logits are the same to the bit. A module that
     torch did not write, or a hook, may note what it has seen, in order.
     """
+    on_cpu = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = device.type == "cpu" and torch.get_num_threads() == 1 and cores >= EVALUATORS
+    free = on_cpu and torch.get_num_threads() == 1 and cores >= EVALUATORS
     return free and all(
         _is_known(module) and not module._forward_hooks and not module._forward_pre_hooks for module in model.modules()
     )

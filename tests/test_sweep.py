@@ -830,3 +830,13 @@ def test_state_that_is_not_tensors_gets_the_clear_error(data):
 
     with pytest.raises(ValueError, match="state"):
         sweep(Extra(), data, {"sparsity": [0.5]})
+
+
+def test_a_file_that_is_written_while_images_are_evaluated_is_the_same(net, data, monkeypatch):
+    """Evaluating switches the model's mode, of which the file tells."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    trial = Trial("zero_pruning", {"sparsity": 0.5}, steps=2)
+    results = [event.result for event in cl.sweep.stages(trial, net, data, journal=False)]
+    monkeypatch.setattr(cl.train, "may_share", lambda model: False)
+    alone = [event.result for event in cl.sweep.stages(trial, net, data, journal=False)]
+    assert numbers(filter(None, results)) == numbers(filter(None, alone))

@@ -13,6 +13,7 @@ import copy
 import datetime
 import dis
 import functools
+import gc
 import inspect
 import random
 import sys
@@ -188,11 +189,15 @@ class _Watch:
 
     def __enter__(self):
         self._seen, self._reasons, self._before = set(), [], sys.getprofile()
+        self._collects = gc.isenabled()
+        gc.disable()  # what others have the garbage collector call is no part of a forward
         sys.setprofile(self._look)
         return self
 
     def __exit__(self, *_):
         sys.setprofile(self._before)
+        if self._collects:
+            gc.enable()
 
     def check(self):
         if self._reasons:

@@ -109,3 +109,15 @@ def test_in_a_second_view_of_the_output(notebook):
     assert_all_well(notebook, pictures=2 * PICTURES)
     assert_a_slider_moves_the_pictures(notebook, notebook, pictures=2 * PICTURES)
     assert_all_well(notebook, pictures=2 * PICTURES)
+
+
+def test_running_the_cell_again_replaces_its_lab_in_every_view(notebook):
+    notebook.run_all(timeout=300_000)
+    settle(notebook)
+    assert_all_well(notebook, pictures=2 * PICTURES)
+    assert_a_slider_moves_the_pictures(notebook, notebook, pictures=2 * PICTURES)
+    threads = "import threading; print([one.name for one in threading.enumerate()].count('compresslab lab'))"
+    assert notebook.execute(threads) == "1"
+    notebook.save()
+    notebook.reload()
+    assert_all_well(notebook)

@@ -3,6 +3,7 @@
 import collections.abc
 import contextlib
 import copy
+import gc
 import operator
 import pickle
 import random
@@ -531,6 +532,28 @@ def test_a_list_of_what_was_seen_is_no_part_of_the_function_unless_it_is_read(ke
         cl.storage.loads(cl.storage.dumps(model))
     with pytest.warns(UserWarning, match="tensors only.*'seen'"):
         cl.save(model, tmp_path / "n.clab")
+
+
+collections_begun = 0
+
+
+def note_collection(phase, info):
+    """Change a global name, as the callbacks of some libraries do."""
+    global collections_begun
+    collections_begun += 1
+
+
+def test_what_the_garbage_collector_calls_is_no_part_of_a_forward():
+    before = gc.get_threshold()
+    gc.callbacks.append(note_collection)
+    gc.set_threshold(1)
+    try:
+        raw = cl.storage.dumps(Net())
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(note_collection)
+    assert collections_begun and gc.isenabled()
+    assert cl.storage.loads(raw) is not None
 
 
 def test_parts_in_different_modes_are_not_merged():
