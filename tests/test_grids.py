@@ -208,7 +208,7 @@ BAD = {
     "half": (lambda: Grid(torch.tensor(0.5).half(), torch.tensor(0.0), 0, 1, 1), "scale is torch.float16"),
     "shapes": (lambda: Grid(torch.ones(3, 1), torch.zeros(2, 1), 0, 1, 1), r"zero_point has shape \(2, 1\) and scale"),
     "dtype": (lambda: Half(torch.float32), "dtype is torch.float32; choose one of torch.float16"),
-    "no rounding": (lambda: set_rounding(nn.Linear(2, 2), nn.ReLU()), r"rounding is ReLU\(\); give a Rounding"),
+    "no rounding": (lambda: set_rounding(nn.Linear(2, 2), nn.ReLU()), "rounding is ReLU; give a Rounding"),
     "no such tensor": (lambda: set_rounding(nn.Linear(2, 2), grid(), "w"), "name is 'w'; Linear has weight, bias"),
 }
 

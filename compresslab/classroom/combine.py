@@ -167,9 +167,9 @@ def _rival(size, seconds, split):
     small = train.finetune(small, split, steps=20, lr=0.02, bar=False)
     pace = max(1e-5, (time.process_time() - start) / 20)
     steps = int(min(5000, max(50, seconds / pace)))
-    small = train.finetune(small, split, steps=round(0.7 * steps), lr=0.02, bar=False)
+    small = train.finetune(small, split, steps=round(0.7 * steps), bar=False)
     small = quantization.quantize(small, bits=_CODE)
-    return train.finetune(small, split, steps=round(0.3 * steps), lr=0.01, bar=False)
+    return train.finetune(small, split, steps=round(0.3 * steps), bar=False)
 
 
 @exercise(

@@ -143,7 +143,7 @@ WRONG = {
         (lambda conv, linear, keep: slice_channels(conv, linear, keep)[::-1], "give two layers"),
         (lambda conv, linear, keep: nn.Sequential(*slice_channels(conv, linear, keep)), "give two layers"),
         (lambda conv, linear, keep: None, "not answered yet"),
-        (lambda conv, linear, keep: (None, None), "give two layers"),
+        (lambda conv, linear, keep: (None, None), "not answered yet"),
         (slice_channels(nn.Conv2d(1, 2, 3), nn.Linear(4, 1), torch.tensor([True, False])), "the function itself"),
     ],
     "03.score": [
