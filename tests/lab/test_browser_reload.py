@@ -51,10 +51,9 @@ def assert_all_well(*notebooks, pictures=PICTURES):
     """Every picture is there, with the text that says what it shows; nothing on the page or in the console failed."""
     for notebook in notebooks:
         notebook.wait_for_pictures(pictures)
-        titles = notebook.page.evaluate(
-            "() => [...document.querySelectorAll('img.widget-image')].map(one => one.title)"
+        notebook.page.wait_for_function(
+            "() => [...document.querySelectorAll('img.widget-image')].every(image => image.title)", timeout=120_000
         )
-        assert all(titles), titles
         assert notebook.broken() == 0
         assert notebook.console == []
 
