@@ -151,14 +151,17 @@ def check_small_net(shrink):
     test = measure.mcnemar(loaded, rival, data.validation)
     ours, theirs = (measure.accuracy(one, data.validation) for one in (loaded, rival))
     told = f"{ours:.2%} in {len(blob) / _KIB:.1f} KiB; a small net, {storage.file_bytes(rival) / _KIB:.1f} KiB"
-    told += f", trained from scratch for as long: {theirs:.2%}"
+    told += f", trained from scratch for as long or longer: {theirs:.2%}"
     if test.verdict != "a is better":
         raise NotYet(f"{told} ({test.verdict}). What costs the most points, and is it retrained?")
     return f"{told}. The dense net's training came before that, and is not counted: who pays for it?"
 
 
 def _rival(size, seconds, split):
-    """A network with one hidden layer from scratch, 4 bits a weight, of about `size` bytes, after so many seconds."""
+    """A network with one hidden layer from scratch, 4 bits a weight, of about `size` bytes, after so many seconds.
+
+    It has 300 steps at the least, since after fewer its accuracy says more of the seed than of the size.
+    """
     hidden = max(2, round(8 * size / _CODE / (28 * 28 + 10)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -166,7 +169,7 @@ def _rival(size, seconds, split):
     start = time.process_time()
     small = train.finetune(small, split, steps=20, lr=0.02, bar=False)
     pace = max(1e-5, (time.process_time() - start) / 20)
-    steps = int(min(5000, max(50, seconds / pace)))
+    steps = int(min(5000, max(300, seconds / pace)))
     small = train.finetune(small, split, steps=round(0.7 * steps), bar=False)
     small = quantization.quantize(small, bits=_CODE)
     return train.finetune(small, split, steps=round(0.3 * steps), bar=False)
