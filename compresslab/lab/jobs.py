@@ -54,8 +54,6 @@ class Jobs:
             yield from self._look_inside(choice)
         else:
             yield from self._compute(choice)
-            self._settle(choice)
-            yield
         yield from self.redraw(choice)
         if self._session.model(choice) or not self._threaded:
             yield from self._weigh(choice)
@@ -199,8 +197,9 @@ class Jobs:
         yield from self.redraw(choice)
 
     def _compute(self, choice):
-        """Compress, measure, retrain and measure a choice, drawing on the way."""
+        """Compress, measure, retrain and measure a choice; draw its inside on the way, or after a short training."""
         last = bar = perf_counter()
+        inside, began = iter(()), 0.0
         with closing(self._session.events(choice)) as events:
             for event in events:
                 if event.stage == "preparing":
@@ -209,15 +208,20 @@ class Jobs:
                     self._caught = self._session.warned
                     pictures = self._pictures(choice, event)
                     yield from self._gallery.draw(pictures, moving=True)
+                    inside = self._gallery.draw(pictures)
                 elif event.stage == "one-shot":
                     self._show_one_shot(choice, event.result)
-                    yield
-                    yield from self._gallery.draw(pictures)
                     last = bar = perf_counter()
                 elif event.stage == "training":
-                    last = self._show_partial(choice, event, last)
+                    began = perf_counter() if event.progress.step == 1 else began
+                    if _seconds_left(event.progress, began) > PARTIAL:  # else the point is there before one looks
+                        yield from inside
+                        last = self._show_partial(choice, event, last)
                     bar = self._show_progress(event.progress, bar)
                 yield HOLD if event.progress else None
+        self._settle(choice)
+        yield
+        yield from inside
 
     def _look_inside(self, choice):
         """The pictures of a choice that is measured already: it has to be compressed again, not retrained."""
@@ -400,3 +404,9 @@ class Jobs:
         self._said = text
         warned = "".join(f"<br><span class='compresslab-error'>{html.escape(one)}</span>" for one in self._caught)
         self._page.status.value = f"<b>{html.escape(self._words(choice))}</b>: {html.escape(text)}{warned}"
+
+
+def _seconds_left(progress, began):
+    """Seconds that a training will still take at its pace since `began`, when its first step was over."""
+    done, left = progress.step - 1, progress.steps - progress.step
+    return (perf_counter() - began) * left / done if done else 0.0

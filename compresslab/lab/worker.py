@@ -20,7 +20,8 @@ from compresslab import bars
 HOLD = "hold"
 PATIENCE = 0.4  # seconds without a request before a background job starts
 
-BREATH = 0.001  # seconds between two steps of a background job: whoever waits for torch or a core comes first
+BREATH = 0.001  # seconds of rest in a background job: whoever waits for torch or a core comes first
+WORK = 0.02  # seconds from one rest to the next
 
 _open = weakref.WeakSet()
 
@@ -152,12 +153,12 @@ class Worker:
             self._report(error)
             return False
         if job is not None:
-            self._run(job, BREATH)
+            self._run(job, rests=True)
         return job is not None
 
-    def _run(self, job, breath=0.0):
+    def _run(self, job, rests=False):
         """Run a job until it ends or a newer one is handed over; True if it ended."""
-        steps = None
+        steps, rested = None, 0.0
         try:
             steps = job()
             while True:
@@ -166,8 +167,9 @@ class Worker:
                     return True
                 if mark == HOLD and self.threaded:
                     self._hold()
-                if breath:
-                    time.sleep(breath)
+                if rests and time.monotonic() > rested + WORK:
+                    time.sleep(BREATH)
+                    rested = time.monotonic()
                 if self._called():
                     return False
         except Exception as error:  # noqa: BLE001 - whatever a technique raises is shown, in words
