@@ -35,10 +35,10 @@ test: setup
 	@sh scripts/test.sh
 
 baselines: setup
-	$(RUN) -m compresslab.baselines $(ARGS)
+	$(RUN) -m benchmarks.records.baselines $(ARGS)
 
 benchmarks: setup
-	@for script in benchmarks/*.py; do \
+	@for script in $$(ls benchmarks/*.py) records; do \
 		name=benchmarks.$$(basename $$script .py); echo "== $$name"; $(RUN) -m $$name $(ARGS) || exit 1; done
 
 clean:

@@ -22,7 +22,8 @@ from torchvision.models import vit_b_16
 
 def ours(model, sparsity):
     """Prune with compresslab; returns the masks by layer name."""
-    from compresslab import layers, zero_pruning
+    from compresslab import zero_pruning
+    from compresslab.weights import layers
 
     pruned = zero_pruning.prune(model, sparsity=sparsity)
     return {name: layers.get_mask(module) for name, module in layers.weight_layers(pruned).items()}

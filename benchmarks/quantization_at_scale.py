@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torchvision.models import vit_b_16
 
-from compresslab import layers, quantization
+from compresslab import quantization
+from compresslab.weights import layers
 
 
 def network():

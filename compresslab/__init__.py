@@ -10,33 +10,33 @@ cl.measure.measure(small, data.test)
 import importlib
 
 _MODULES = {
-    "data": "compresslab.data",
-    "models": "compresslab.models",
-    "train": "compresslab.train",
-    "layers": "compresslab.layers",
-    "grids": "compresslab.grids",
-    "codebooks": "compresslab.codebooks",
-    "activations": "compresslab.activations",
-    "structure": "compresslab.structure",
-    "techniques": "compresslab.techniques",
-    "storage": "compresslab.storage",
-    "measure": "compresslab.measure",
-    "sweep": "compresslab.sweep",
-    "decide": "compresslab.decide",
-    "recipe": "compresslab.recipe",
-    "allocation": "compresslab.allocation",
-    "journal": "compresslab.journal",
-    "lab": "compresslab.lab",
+    "allocation": "compresslab.experiments.allocation",
+    "calibration": "compresslab.calibration",
+    "channels": "compresslab.channels",
     "classroom": "compresslab.classroom",
+    "codebooks": "compresslab.weights.codebooks",
+    "data": "compresslab.data",
+    "decide": "compresslab.experiments.decide",
+    "grids": "compresslab.weights.grids",
+    "journal": "compresslab.experiments.journal",
+    "lab": "compresslab.lab",
+    "layers": "compresslab.weights.layers",
+    "measure": "compresslab.measure",
+    "models": "compresslab.models",
+    "recipe": "compresslab.experiments.recipe",
+    "storage": "compresslab.storage",
+    "sweep": "compresslab.experiments.sweep",
+    "techniques": "compresslab.techniques",
+    "train": "compresslab.train",
 }
-_FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage", "Recipe": "compresslab.recipe"}
+_FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage", "Recipe": "compresslab.experiments.recipe"}
 
 __version__ = "0.3.0"
 __all__ = [*_MODULES, *_FUNCTIONS, "zero_pruning"]
 
 
-def __getattr__(name):
-    """Import a part of the package when it is first used, so that a worker process loads no widgets."""
+def __getattr__(name: str) -> object:
+    """Import a part of the package when it is first used: workers need no widgets."""
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in _MODULES:

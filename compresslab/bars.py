@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 from tqdm.auto import tqdm
 
@@ -17,8 +18,8 @@ DELAY = 0.5  # seconds of work before a bar appears
 _quiet = 0  # loops and blocks of the main thread inside which no further bar is to appear
 
 
-def over(items, description, total=None):
-    """Iterate over items, with a bar once that has taken DELAY seconds, unless another bar stands.
+def over(items: Iterable, description: str, total: int | None = None) -> Iterator:
+    """Iterate over items, with a bar after DELAY seconds, unless another bar stands.
 
     total  number of items; None for len(items), where they have one
     """
@@ -30,14 +31,15 @@ def over(items, description, total=None):
 
 
 @contextlib.contextmanager
-def steps(description, total=None):
-    """Yield a function to call after each of `total` steps; it moves a bar, as in `over`."""
+def steps(description: str, total: int | None = None) -> Iterator[Callable]:
+    """Yield a function to call after each of `total` steps; it moves a bar."""
     if _quiet or not _is_main() or os.environ.get("COMPRESSLAB_BARS") == "0":
         yield lambda: None
         return
     bar, done, start = None, 0, time.monotonic()
 
-    def step():
+    def step() -> None:
+        """Count a step."""
         nonlocal bar, done
         done += 1
         if bar is not None:
@@ -55,7 +57,7 @@ def steps(description, total=None):
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Let no further bar appear inside: another one stands, or none is wanted."""
     global _quiet
     if not _is_main():  # where none appears anyway

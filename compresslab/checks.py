@@ -4,7 +4,7 @@ import math
 import numbers
 import os
 import reprlib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 from torch import nn
 
@@ -25,7 +25,8 @@ class _Words(reprlib.Repr):
         self.maxstring = self.maxother = LONGEST
         self.maxlist = self.maxtuple = 10
 
-    def repr1(self, value, level):
+    def repr1(self, value: object, level: int) -> str:
+        """Word a value inside another."""
         if isinstance(value, nn.Module):
             return type(value).__name__
         if isinstance(shape := getattr(value, "shape", None), tuple) and shape:
@@ -33,28 +34,28 @@ class _Words(reprlib.Repr):
         return self.repr_dict(value, level) if isinstance(value, Mapping) else super().repr1(value, level)
 
 
-def words(value):
-    """Return a value as it stands in a message: its repr, of large ones the beginning; of tensors the shape."""
+def words(value: object) -> str:
+    """Word a value for a message: its repr, cut short; the shape of a tensor."""
     return _cut(_Words().repr(value), LONGEST)
 
 
-def reason(error):
-    """Return an exception in words: its type, and the beginning of what it says."""
+def reason(error: BaseException) -> str:
+    """Word an exception: its type, and the beginning of its message."""
     try:
-        said = _cut(str(error), 2 * LONGEST)
+        message = _cut(str(error), 2 * LONGEST)
     except Exception:  # the user's own class
-        said = ""
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _cut(text, most):
-    """A text in one line of so many characters."""
+    """Put a text into one line of so many characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def module(name, value, also="", wrapped=False):
-    """Return `value` after checking that it is a model, and that no wrapper renames its layers.
+def module(name: str, value: object, also: str = "", wrapped: bool = False) -> nn.Module:
+    """Check that a value is a model whose layers no wrapper renames; return it.
 
     also    what else is allowed, in words (" or the name of a pretrained network")
     wrapped  True lets a wrapper pass, for what only runs the model
@@ -75,15 +76,15 @@ def module(name, value, also="", wrapped=False):
 
 
 def _wrapped(part):
-    """Name under which a wrapper holds the model that it is called for; "" for what is no wrapper."""
+    """Return the name under which a wrapper holds its model; "" without a wrapper."""
     if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return "module"
     names = [name for name, _ in part.named_children()]
     return names[0] if len(names) == 1 and names[0] in _INSIDE else ""
 
 
-def real(name, value, low, high, hint=""):
-    """Return `value` as a float after checking that it is a finite number from low to high.
+def real(name: str, value: object, low: float, high: float, hint: str = "") -> float:
+    """Check that a value is a number from low to high; return it.
 
     raises  ValueError naming the argument, the value and the range
     """
@@ -95,8 +96,8 @@ def real(name, value, low, high, hint=""):
     return float(value)
 
 
-def fraction(name, value):
-    """Return `value` as a float after checking that it is a fraction, 0 to 1; raises ValueError."""
+def fraction(name: str, value: object) -> float:
+    """Check that a value is a fraction, 0 to 1; return it or raise ValueError."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not 0 <= value <= 1:
         hint = f" ({value / 100:g}, not {value:g})" if number and 1.5 <= value <= 100 else " (0.9 for 90%)"
@@ -104,17 +105,18 @@ def fraction(name, value):
     return float(value)
 
 
-def integer(name, value, low, high=None):
-    """Return `value` as an int after checking that it is a whole number from low to high; raises ValueError."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
+def integer(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Check that a value is an integer in range; return it or raise ValueError."""
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
         allowed = f"{low} or more" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name} is {words(value)}; give a whole number {allowed}")
     return int(value)
 
 
-def choice(name, value, allowed):
-    """Return `value` after checking that it is one of `allowed`; raises ValueError that lists them."""
-    if not isinstance(value, Hashable) or value not in tuple(allowed):
+def choice(name: str, value: object, allowed: Iterable) -> object:
+    """Check that a value is among those allowed; return it or raise ValueError."""
+    allowed = tuple(allowed)
+    if not isinstance(value, Hashable) or value not in allowed:
         raise ValueError(f"{name} is {words(value)}; choose one of {', '.join(map(repr, allowed))}")
     return value

@@ -15,18 +15,18 @@ from torch import nn
 from compresslab import checks, paths
 
 
-def article_mlp(seed=None, classes=10):
-    """784-512-256-128-10, ReLU between; 567,434 parameters. `seed` fixes the initial weights."""
+def article_mlp(seed: int | None = None, classes: int = 10) -> nn.Sequential:
+    """Build 784-512-256-128-10, ReLU between; 567,434 parameters. `seed` fixes the initial weights."""
     return _seeded(seed, lambda: _mlp(784, 512, 256, 128, classes))
 
 
-def lenet_300_100(seed=None, classes=10):
-    """784-300-100-10, ReLU between; 266,610 parameters. `seed` fixes the initial weights."""
+def lenet_300_100(seed: int | None = None, classes: int = 10) -> nn.Sequential:
+    """Build 784-300-100-10, ReLU between; 266,610 parameters. `seed` fixes the initial weights."""
     return _seeded(seed, lambda: _mlp(784, 300, 100, classes))
 
 
-def lenet_5(seed=None, classes=10):
-    """Caffe's LeNet-5: convolutions of 20 and 50 filters, 500 hidden units; 431,080 parameters.
+def lenet_5(seed: int | None = None, classes: int = 10) -> nn.Sequential:
+    """Build Caffe's LeNet-5: convolutions of 20 and 50 filters, 500 hidden units; 431,080 parameters.
 
     Jia et al. 2014, arXiv:1408.5093; the network that Deep Compression (arXiv:1510.00149) calls LeNet-5.
     """
@@ -36,18 +36,18 @@ def lenet_5(seed=None, classes=10):
 _BUILDERS = {"article_mlp": article_mlp, "lenet_300_100": lenet_300_100, "lenet_5": lenet_5}
 
 
-def names():
-    """Names of the reference networks, for `build` and `pretrained`."""
+def names() -> list[str]:
+    """List the names of the reference networks, for `build` and `pretrained`."""
     return list(_BUILDERS)
 
 
-def build(name, seed=None, classes=10):
-    """An untrained reference network by its name; raises ValueError for an unknown one."""
+def build(name: str, seed: int | None = None, classes: int = 10) -> nn.Sequential:
+    """Build an untrained reference network by its name; raises ValueError for an unknown one."""
     return _BUILDERS[checks.choice("name", name, _BUILDERS)](seed, classes)
 
 
-def pretrained(name, dataset):
-    """A reference network with the trained weights that ship in data/baselines, in evaluation mode.
+def pretrained(name: str, dataset: str) -> nn.Sequential:
+    """Load a reference network with the trained weights that ship in data/baselines, in evaluation mode.
 
     name     one of `names()`
     dataset  "mnist" or "fashion_mnist"
@@ -61,14 +61,13 @@ def pretrained(name, dataset):
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights of {name}; make them again with `make baselines`"
-        ) from error
+        hint = "make them again with `make baselines`"
+        raise ValueError(f"{path} does not hold the weights of {name}; {hint}") from error
     return model.eval()
 
 
-def baseline_file(name, dataset):
-    """Where the trained weights of a network lie, below a data folder."""
+def baseline_file(name: str, dataset: str) -> str:
+    """Return the path of a network's trained weights, below a data folder."""
     return f"baselines/{dataset}-{name}.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Where things are: the data that ships with the workbook, and the folder for what is written while using it."""
+"""The folders of the workbook: the data that ships with it, and what is written while using it."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,8 @@ import platformdirs
 PACKAGE = Path(__file__).resolve().parent
 
 
-def data_folders():
-    """Folders that may hold the data, in the order they are tried.
+def data_folders() -> list[Path]:
+    """List the folders that may hold the data, in the order they are tried.
 
     COMPRESSLAB_DATA alone if it is set; otherwise the `data` folder of a checkout (beside the package), the copy
     inside an installed package, and `data` in the working folder and the folders above it (a notebook's, nbval's).
@@ -20,8 +20,8 @@ def data_folders():
     return [PACKAGE.parent / "data", PACKAGE / "shipped", *(folder / "data" for folder in (here, *here.parents))]
 
 
-def find_data(relative):
-    """Path of the file `relative` ("MNIST/raw/…", "baselines/…") in the first data folder that has it.
+def find_data(relative: str) -> Path:
+    """Find the file `relative` ("MNIST/raw/…", "baselines/…") in the first data folder that has it.
 
     raises  FileNotFoundError naming the folders that were tried
     """
@@ -36,8 +36,8 @@ def find_data(relative):
     )
 
 
-def home():
-    """Return the folder for what is written: the journal, downloads. It is made at its first use.
+def home() -> Path:
+    """Return the folder for the journal and downloads, made at its first use.
 
     COMPRESSLAB_HOME, or the user's cache folder.
     raises  OSError that names COMPRESSLAB_HOME where there is no such folder and none can be made

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,18 +19,18 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from compresslab import activations, bars, checks
-from compresslab.data import split_of
-from compresslab.layers import (
+from compresslab import bars, calibration, checks
+from compresslab.data import Split, split_of
+from compresslab.weights.layers import (
     DROPOUTS,
     as_inputs,
     detach_left_behind,
     duplicate,
     left_behind,
-    masks_on_gradients,
     modes_kept,
     plain,
 )
+from compresslab.weights.masks import masks_on_gradients
 
 ARITHMETIC = ("fp32", "bf16")
 BETAS = (0.8, 0.99)  # Adam's; a run of 50 steps is over before a longer memory has forgotten the damage
@@ -54,29 +55,29 @@ class Precision:
     channels_last: bool = False
 
     @property
-    def name(self):
-        """One word that `fit(precision=…)` takes: "fp32", "bf16+channels_last", …"""
+    def name(self) -> str:
+        """Return one word that `fit(precision=…)` takes: "fp32", "bf16+channels_last", …"""
         return self.arithmetic + ("+channels_last" if self.channels_last else "")
 
     @classmethod
-    def named(cls, name):
-        """The precision of a name; raises ValueError for an unknown one."""
+    def named(cls, name: str) -> "Precision":
+        """Return the precision of a name; raises ValueError for an unknown one."""
         names = [cls(kind, last).name for last in (False, True) for kind in ARITHMETIC]
         checks.choice("precision", name, ["auto", *names])
         arithmetic, _, layout = name.partition("+")
         return cls(arithmetic, bool(layout))
 
     @property
-    def layout(self):
-        """torch's memory format of 4-d tensors."""
+    def layout(self) -> torch.memory_format:
+        """Return torch's memory format of 4-d tensors."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
-    def active(self, device):
+    def active(self, device: torch.device | str) -> torch.autocast:
         """Return a context that computes in this arithmetic."""
         return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=self.arithmetic == "bf16")
 
 
-def choose_precision(model, device=None):
+def choose_precision(model: nn.Module, device: torch.device | str | None = None) -> Precision:
     """Return the `Precision` for training a model: what the processor is made for, never what a timing says.
 
     model    any nn.Module
@@ -86,7 +87,7 @@ def choose_precision(model, device=None):
     """
     checks.module("model", model, wrapped=True)
     device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
-    if _dtype(model) != torch.float32:
+    if _find_dtype(model) != torch.float32:
         return Precision()
     return Precision("bf16" if _multiplies_bf16(device.type) else "fp32", channels_last=_convolves_images(model))
 
@@ -121,30 +122,30 @@ class Progress:
     batch_loss: torch.Tensor
 
     @property
-    def loss(self):
-        """The batch's loss as a float; reading it waits for a GPU."""
+    def loss(self) -> float:
+        """Return the batch's loss as a float; reading it waits for a GPU."""
         return self.batch_loss.item()
 
 
-def cross_entropy(model, images, labels):
-    """The loss of `fit` unless told otherwise: mean cross entropy of the logits (batch, classes), in nats."""
+def cross_entropy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy of the logits (batch, classes), in nats: the default loss of `fit`."""
     return functional.cross_entropy(model(images), labels)
 
 
 def fit(
-    model,
-    data,
+    model: nn.Module,
+    data: Split | tuple,
     *,
-    epochs=None,
-    steps=None,
-    seed=0,
-    lr=None,
-    batch_size=None,
-    loss=cross_entropy,
-    precision="auto",
-    device=None,
-    bar=True,
-):
+    epochs: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    lr: float | None = None,
+    batch_size: int | None = None,
+    loss: Callable = cross_entropy,
+    precision: str = "auto",
+    device: torch.device | str | None = None,
+    bar: bool = True,
+) -> Iterator[Progress]:
     """Train `model` in place with Adam, yielding a `Progress` after every step; stop iterating to cancel.
 
     model       any nn.Module; compression that it carries (masks) is kept
@@ -174,7 +175,7 @@ def fit(
     split = split_of(data, any_targets=loss is not cross_entropy)
     batch_size = batch_size_for(len(split), batch_size)
     per_epoch = len(split) // batch_size
-    steps = _steps(epochs, steps, per_epoch)
+    steps = _count_steps(epochs, steps, per_epoch)
     seed = checks.integer("seed", seed, 0)
     lr = None if lr is None else checks.real("lr", lr, 0, math.inf)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -187,16 +188,16 @@ def fit(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else trained[0].device))
     wanted = choose_precision(model, device) if precision == "auto" else Precision.named(precision)
     _check_dtype(trained, wanted)
-    return _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, wanted, device, bar)
+    return _train(model, split, steps, per_epoch, batch_size, seed, lr, loss, wanted, device, bar)
 
 
-def batch_size_for(count, batch_size=None):
-    """Images in a training step, of `count` in all: `batch_size`; by default 256, fewer where those make few steps."""
+def batch_size_for(count: int, batch_size: int | None = None) -> int:
+    """Choose the images in a training step, of `count` in all; by default 256, fewer where those make few steps."""
     chosen = min(256, max(16, count // 64)) if batch_size is None else batch_size
     return min(checks.integer("batch_size", chosen, 1), count)
 
 
-def finetune(model, data, **settings):
+def finetune(model: nn.Module, data: Split | tuple, **settings) -> nn.Module:
     """Train a copy of `model` to the end and return it; the same arguments and errors as `fit`."""
     model = duplicate(model)
     for _ in fit(model, data, **settings):
@@ -204,31 +205,31 @@ def finetune(model, data, **settings):
     return model
 
 
-def _training(model, split, steps, per_epoch, batch_size, seed, lr, loss, precision, device, bar):
-    """The loop itself."""
+def _train(model, split, steps, per_epoch, batch_size, seed, lr, loss, precision, device, bar):
+    """Run the training loop, a step at a time."""
     start, description = time.perf_counter(), f"training ({precision.name})"
     order, chance = torch.Generator().manual_seed(seed), _PrivateChance(model, seed, device, loss)
     bar = tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar)
     with _trainable(model, device, precision), masks_on_gradients(model), bars.quiet(), bar:
         images, labels = as_inputs(model, split.images, device), split.labels.to(device)
-        own = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
+        trained = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
 
         def loss_of(batch):
             with chance, precision.active(device):
-                return _loss_of(loss, model, laid_out(images.index_select(0, batch), precision), labels[batch])
+                return _compute_loss(loss, model, lay_out(images.index_select(0, batch), precision), labels[batch])
 
         batches = _batches(len(labels), batch_size, order, device)
         if lr is None:
-            lr = _find_lr(own, loss_of, batches, chance, 1 if steps <= SHORT else TRIAL_STEPS) if steps else 0.0
+            lr = _find_lr(trained, loss_of, batches, chance, 1 if steps <= SHORT else TRIAL_STEPS) if steps else 0.0
             lr *= min(1.0, math.sqrt(LONG / max(1, steps)))
-        optimizer = adam(own, lr)
+        optimizer = _make_adam(trained, lr)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_peak(step, steps))
         for step in range(steps):
             if step and step % per_epoch == 0:
                 batches = _batches(len(labels), batch_size, order, device)
             batch_loss = loss_of(batches[step % per_epoch])
             optimizer.zero_grad()
-            _go_back(batch_loss, model)
+            _compute_gradients(batch_loss, model)
             optimizer.step()
             schedule.step()
             bar.update()
@@ -251,10 +252,10 @@ def _share_of_peak(step, steps):
     return (step + 1) / (rising + 1) if step < rising else (steps - step) / max(1, steps - rising)
 
 
-def _find_lr(own, loss_of, batches, chance, trial_steps):
+def _find_lr(trained, loss_of, batches, chance, trial_steps):
     """Find the learning rate after whose first steps the loss of other images is least.
 
-    own          nn.Module that holds all that is trained; it is left as it was
+    trained      nn.Module that holds all that is trained; it is left as it was
     loss_of      loss_of(batch) -> scalar tensor
     batches      of the first epoch; the last ones judge
     chance       draws the same random numbers (dropout) for every rate
@@ -263,11 +264,11 @@ def _find_lr(own, loss_of, batches, chance, trial_steps):
 
     Only where the loss is least counts, so its scale and its meaning do not matter.
     """
-    weights = [weight for weight in own.parameters() if weight.requires_grad]
-    buffers, drawn = [(buffer, buffer.clone()) for buffer in own.buffers()], chance.states
+    weights = [weight for weight in trained.parameters() if weight.requires_grad]
+    buffers, drawn = [(buffer, buffer.clone()) for buffer in trained.buffers()], chance.states
     start = [weight.detach().clone() for weight in weights]
     judges = batches[-1 - max(1, LR_IMAGES // len(batches[0])) :][:-1] or batches  # the last batch may be short
-    first, seen = _mean_gradients(own, weights, loss_of, batches[:2]), {}
+    first, seen = _mean_gradients(trained, weights, loss_of, batches[:2]), {}
 
     def restore():
         chance.states = drawn
@@ -278,14 +279,14 @@ def _find_lr(own, loss_of, batches, chance, trial_steps):
     def loss_after(power):
         if power not in seen:
             restore()
-            optimizer = adam(own, LOWEST_LR * 2.0**power)
+            optimizer = _make_adam(trained, LOWEST_LR * 2.0**power)
             for step in range(trial_steps):
                 if step == 0:
                     for weight, gradient in zip(weights, first, strict=True):
                         weight.grad = gradient
                 else:
                     optimizer.zero_grad()
-                    _go_back(loss_of(batches[step % len(batches)]), own[0])
+                    _compute_gradients(loss_of(batches[step % len(batches)]), trained[0])
                 optimizer.step()
             with torch.no_grad():
                 value = sum(loss_of(batch).item() for batch in judges)
@@ -296,18 +297,18 @@ def _find_lr(own, loss_of, batches, chance, trial_steps):
         return LOWEST_LR * 2.0 ** _find_minimum(loss_after, 5, 0, 11)
     finally:
         restore()
-        own.zero_grad()
+        trained.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers:  # running statistics; what did not change is not written
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
 
 
-def _mean_gradients(own, weights, loss_of, batches):
+def _mean_gradients(trained, weights, loss_of, batches):
     """Return the gradients of several batches together, a tensor a weight; None for a weight that has none."""
-    own.zero_grad()
+    trained.zero_grad()
     for batch in batches:
-        _go_back(loss_of(batch), own[0])
+        _compute_gradients(loss_of(batch), trained[0])
     return [weight.grad for weight in weights]
 
 
@@ -325,7 +326,7 @@ def _find_minimum(value_at, start, lowest, highest):
 
 @contextlib.contextmanager
 def _trainable(model, device, precision):
-    """The model in training mode, on a device, in a layout; at the end it is where and how it was."""
+    """Yield the model in training mode, on a device, in a layout; at the end it is where and how it was."""
     origin = next(model.parameters()).device
     with modes_kept(model):
         try:
@@ -335,15 +336,15 @@ def _trainable(model, device, precision):
             detach_left_behind(model)
 
 
-def adam(model, lr):
-    """Adam over the parameters that require a gradient, in torch's fused form where that exists for them."""
+def _make_adam(model, lr):
+    """Return Adam over the parameters that require a gradient, in torch's fused form where that exists for them."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     fused = all(weight.dtype == torch.float32 and weight.device.type in ("cpu", "cuda") for weight in weights)
     return torch.optim.Adam(weights, lr=lr, betas=BETAS, fused=fused)
 
 
-def laid_out(images, precision):
-    """Images in the memory format of a precision; only 4-d batches (batch, channels, height, width) have one."""
+def lay_out(images: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Return images in the memory format of a precision; only 4-d batches (batch, channels, height, width) have one."""
     if images.dim() != 4:
         return images
     images = images.contiguous(memory_format=precision.layout)
@@ -352,7 +353,8 @@ def laid_out(images, precision):
     return images
 
 
-def _steps(epochs, steps, per_epoch):
+def _count_steps(epochs, steps, per_epoch):
+    """Return the number of steps; raises ValueError if both are given."""
     if epochs is not None and steps is not None:
         raise ValueError(f"epochs is {epochs!r} and steps is {steps!r}; give one of the two")
     if steps is not None:
@@ -361,8 +363,8 @@ def _steps(epochs, steps, per_epoch):
     return math.ceil(epochs * per_epoch)
 
 
-def _dtype(model):
-    """The floating-point type that a model's weights have, and its images should have."""
+def _find_dtype(model):
+    """Return the floating-point type that a model's weights have, and its images should have."""
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), torch.float32)
 
 
@@ -374,12 +376,12 @@ def _check_dtype(trained, precision):
             "model has float16 weights, in which small steps of training are lost; call model.float() first"
         )
     if dtypes != {torch.float32} and precision.arithmetic != "fp32":
-        found = ", ".join(map(str, dtypes))
-        raise ValueError(f"precision is {precision.name!r} and the weights are {found}; choose 'fp32', as they are")
+        listed = ", ".join(map(str, dtypes))
+        raise ValueError(f"precision is {precision.name!r} and the weights are {listed}; choose 'fp32', as they are")
 
 
 @bars.quiet()
-def check_takes(model, images, labels=None):
+def check_takes(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None = None) -> None:
     """Raise ValueError unless the model gives logits, in both modes, with one for every label.
 
     images  a few;  labels  all of them, (N,) int64; None asks for logits alone
@@ -391,14 +393,14 @@ def check_takes(model, images, labels=None):
         if labels is not None and int(labels.max()) >= classes:
             highest = f"labels go up to {int(labels.max())}"
             raise ValueError(f"{highest}, the model has {classes} classes (0 to {classes - 1})")
-        logits = _logits(twin.train(), images, " in training mode")
+        logits = _compute_logits(twin.train(), images, " in training mode")
     if logits.shape[1] != classes:
         raise ValueError(f"the model has {classes} classes, but {logits.shape[1]} in training mode; give both the same")
     if not logits.requires_grad:
         raise ValueError("the model's outputs have no gradient in training mode; compute them from its weights")
 
 
-def _loss_of(loss, model, images, targets):
+def _compute_loss(loss, model, images, targets):
     """Return the loss of a batch; raises ValueError that says in words what the user's model or loss raised."""
     try:
         value = loss(model, images, targets)
@@ -410,7 +412,7 @@ def _loss_of(loss, model, images, targets):
     return value
 
 
-def _go_back(loss, model):
+def _compute_gradients(loss, model):
     """Compute the gradients of a loss; raises ValueError that names what a model keeps from an earlier step."""
     try:
         loss.backward()
@@ -449,7 +451,7 @@ class _PrivateChance:
 
 
 def _draws(module):
-    """Whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
+    """Tell whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
     dropout = getattr(module, "dropout", 0)
     chance = isinstance(module, (*DROPOUTS, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d))
     return chance or not _is_known(module) or (isinstance(dropout, float) and dropout > 0)
@@ -457,12 +459,11 @@ def _draws(module):
 
 def _is_known(module):
     """Tell whether torch or this package wrote a module's class."""
-    ours = ("compresslab.layers", "compresslab.grids", "compresslab.codebooks")
-    return type(module).__module__.startswith(("torch.nn.", *ours))
+    return type(module).__module__.startswith(("torch.nn.", "compresslab.weights."))
 
 
-def evaluate(model, data, batch_size=None):
-    """Logits of a model over images, in evaluation mode, without gradients, in fp32 arithmetic.
+def evaluate(model: nn.Module, data: Split | tuple | torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+    """Compute the logits of a model over images, in evaluation mode, without gradients, in fp32 arithmetic.
 
     data        a Split, a pair (images, labels), or the images alone, (N, …)
     batch_size  images at a time; by default 1000, and 100, laid out channels last, for 2-d convolutions on the CPU,
@@ -479,7 +480,7 @@ def evaluate(model, data, batch_size=None):
     if precision.channels_last:
         model = plain(model).to(memory_format=precision.layout)
     most = 100 if precision.channels_last else 1000
-    size = activations.choose_batch_size(images, most) if batch_size is None else batch_size
+    size = calibration.choose_batch_size(images, most) if batch_size is None else batch_size
     sample = as_inputs(model, images[:1])
     if sample.dtype == torch.int64:  # whether numbers are words, all of them tell
         images = sample = as_inputs(model, images)
@@ -487,7 +488,7 @@ def evaluate(model, data, batch_size=None):
 
     def logits_of(part):
         with torch.no_grad():  # a setting of each thread
-            return _logits(model, laid_out(part.to(sample.device, sample.dtype), precision)).float().cpu()
+            return _compute_logits(model, lay_out(part.to(sample.device, sample.dtype), precision)).float().cpu()
 
     threads = EVALUATORS if len(parts) > 1 and may_share(model) else 1
     with modes_kept(model), precision.active(weight.device):
@@ -504,7 +505,7 @@ def _spread(function, items, threads):
         yield from pool.map(function, items)
 
 
-def may_share(model):
+def may_share(model: nn.Module) -> bool:
     """Tell whether threads may measure a model side by side, on a second core that is idle.
 
     Each batch is computed on one torch thread either way, so that the logits are the same to the bit. A module that
@@ -519,21 +520,22 @@ def may_share(model):
 
 
 def _convolves_images(model):
-    """Whether a model has 2-d convolutions, and no 3-d ones, for which channels last is another layout."""
+    """Tell whether a model has 2-d convolutions, and no 3-d ones, for which channels last is another layout."""
     kinds = {type(module) for module in model.modules()}
     return any(issubclass(kind, nn.Conv2d) for kind in kinds) and not any(issubclass(kind, nn.Conv3d) for kind in kinds)
 
 
-def _logits(model, images, mode=""):
-    logits = activations.run(model, images)
+def _compute_logits(model, images, mode=""):
+    """Run the model on images; raises ValueError unless it returns logits (N, classes)."""
+    logits = calibration.run(model, images)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"the model returned {got} for {len(images)} images{mode}; it must return logits (N, classes)")
     return logits
 
 
-def accuracy_of(logits, labels):
-    """Fraction of rows of `logits` (N, classes) whose largest entry is at the label, rows with nan counted as wrong.
+def accuracy_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Compute the fraction of rows of `logits` (N, classes) whose largest entry is at the label, without nan.
 
     labels  (N,) int64
     """
@@ -542,7 +544,7 @@ def accuracy_of(logits, labels):
 
 
 @contextlib.contextmanager
-def threads(count):
+def threads(count: int) -> Iterator[None]:
     """Run torch on `count` threads of this process; the number before comes back at the end."""
     before = torch.get_num_threads()
     if count != before:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: under a temporary name in the same folder, synced, then renamed.
+"""Files that are written completely or not at all: under a temporary name in the same folder, synced, then renamed.
 
 A process that is killed in between leaves its temporary file behind. While it lives, it holds a lock on the file, which
 the system lets go of when it ends; so the next file written into the folder can tell a leftover and remove it.
@@ -18,8 +18,8 @@ except ImportError:  # Windows, which itself refuses to remove a file that is op
 _TEMPORARY = re.compile(r"\.clab-[0-9a-f]{16}\.tmp")
 
 
-def write_file(path, content):
-    """Write bytes to the file at `path`, following links; raises OSError, and what was there before stays."""
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write bytes to a file, following links; after an OSError the old file stays."""
     target = Path(os.path.realpath(path))
     remove_leftovers(target.parent)
     file = _open_temporary(target.parent)
@@ -37,8 +37,8 @@ def write_file(path, content):
             os.unlink(file.name)
 
 
-def remove_leftovers(folder):
-    """Remove the temporary files in a folder whose process is gone; what cannot be looked at or removed stays."""
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove the temporary files in a folder whose process is gone."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -47,7 +47,7 @@ def remove_leftovers(folder):
 
 
 def _remove_unlocked(path):
-    """Remove a file; raises OSError if a process has it locked, or where there are no locks."""
+    """Remove a file; raises OSError if it is locked, or cannot be."""
     if not fcntl:
         os.unlink(path)
         return

@@ -1,23 +1,35 @@
-"""Imports point one way, and every part keeps to its trade. Read from the source, nothing is imported."""
+"""Imports point one way, and each part keeps to its purpose. Read from the source, nothing is imported."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "compresslab"
 
-# Lower ranks never import higher ones. Parts of one rank may import each other, but techniques never do.
-RANKS = {
-    **dict.fromkeys(["bars", "checks", "paths", "writing", "datafiles", "layers", "grids", "codebooks"], 0),
-    **dict.fromkeys(["data", "models"], 1),
-    **dict.fromkeys(["train", "activations", "structure", "numerics", "knowledge", "input_grids", "augmentation"], 2),
-    **dict.fromkeys(["shrinking", "rate", "techniques"], 3),
-    "storage": 4,
-    "measure": 5,
-    **dict.fromkeys(["fingerprints", "trial", "sweep", "workers", "journal", "decide", "recipe", "allocation"], 6),
-    **dict.fromkeys(["lab", "classroom", "baselines"], 7),
-}
+# From the bottom up: a part imports only what stands before it. CONTRIBUTING draws the same line.
+ORDER = [
+    "bars",
+    "checks",
+    "paths",
+    "writing",
+    "data",
+    "models",
+    "weights",
+    "calibration",
+    "train",
+    "numerics",
+    "channels",
+    "storage",
+    "measure",
+    "techniques",
+    "experiments",
+    "lab",
+    "classroom",
+]
+RANKS = {name: rank for rank, name in enumerate(ORDER)}
+SHARED_BY_TECHNIQUES = {"base", "distillation_losses", "input_grids"}  # what techniques may import of one another
 PLOTS = {"matplotlib", "PIL"}
 WIDGETS = {"ipywidgets", "IPython", "anywidget"}
 
@@ -65,7 +77,7 @@ def violations(source, module):
         if package in PLOTS and own not in {"lab", "classroom"}:
             yield f"{module} imports {name}; plots are drawn above, in lab"
         mine, theirs = technique(module), technique(name)
-        if mine not in {None, "__init__"} and theirs not in {None, mine, "contract"}:
+        if mine not in {None, "__init__"} and theirs not in {None, mine, *SHARED_BY_TECHNIQUES}:
             yield f"{module} imports {name}; techniques do not import each other"
 
 
@@ -82,20 +94,36 @@ def test_imports_point_one_way(module, path):
 
 def test_every_part_has_its_rank():
     parts = {part(name) for name, _ in MODULES} - {None, "__init__"}
-    assert parts <= set(RANKS), f"give {sorted(parts - set(RANKS))} a rank"
+    assert parts == set(ORDER), f"ORDER and the package differ in {sorted(parts ^ set(ORDER))}"
+
+
+def test_contributing_draws_the_same_order():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    drawn = re.findall(r"[a-z]+", text.split("A part imports only what stands left of it:")[1].split("`tests/")[0])
+    assert drawn == ORDER
+
+
+def test_few_modules_stand_at_top_level():
+    assert len([path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]) <= 8
+
+
+def test_no_two_modules_have_the_same_name():
+    """Exercises are named after their technique, as its notebook and its tests are."""
+    stems = [path.stem for _, path in MODULES if path.parent.name != "classroom" and path.stem != "__init__"]
+    assert sorted(set(stems)) == sorted(stems)
 
 
 PLANTED = {
-    "upwards": ("compresslab.data", "from compresslab import train"),
+    "upwards": ("compresslab.data.sets", "from compresslab import train"),
     "upwards, by module": ("compresslab.storage.container", "import compresslab.measure.sizes"),
     "upwards, inside a function": ("compresslab.train", "def f():\n    from compresslab.lab import explore"),
-    "upwards, relative": ("compresslab.measure.accuracy", "from ..sweep import run"),
-    "through the whole": ("compresslab.measure.accuracy", "import compresslab as cl\ncl.sweep.run"),
+    "upwards, relative": ("compresslab.measure.accuracy", "from ..experiments.sweep import run"),
+    "through the whole": ("compresslab.measure.accuracy", "import compresslab as cl\ncl.experiments.sweep.run"),
     "another technique": ("compresslab.techniques.low_rank", "from compresslab.techniques import zero_pruning"),
     "another, relative": ("compresslab.techniques.low_rank", "from .zero_pruning import prune"),
     "plots in a technique": ("compresslab.techniques.low_rank", "from matplotlib.figure import Figure"),
     "widgets in a technique": ("compresslab.techniques.low_rank", "import ipywidgets as w"),
-    "widgets in a sweep": ("compresslab.sweep", "from ipywidgets import HBox"),
+    "widgets in a sweep": ("compresslab.experiments.sweep", "from ipywidgets import HBox"),
     "widgets in the classroom": ("compresslab.classroom.checks", "import ipywidgets"),
 }
 
@@ -106,12 +134,11 @@ def test_a_planted_violation_is_found(module, source):
 
 
 ALLOWED = {
-    "downwards": ("compresslab.lab.worker", "from compresslab import sweep, measure\nimport ipywidgets"),
-    "the contract": ("compresslab.techniques.low_rank", "from compresslab.techniques.contract import Control"),
-    "the bottom": ("compresslab.techniques.low_rank", "from compresslab import checks, layers, train"),
+    "downwards": ("compresslab.lab.worker", "from compresslab import experiments, measure\nimport ipywidgets"),
+    "the contract": ("compresslab.techniques.low_rank", "from compresslab.techniques.base import Control"),
+    "the bottom": ("compresslab.techniques.low_rank", "from compresslab import checks, weights, train"),
     "its own part": ("compresslab.measure.sizes", "from .macs import macs"),
     "the version": ("compresslab.storage.container", "import compresslab\ncompresslab.__version__"),
-    "baselines": ("compresslab.baselines", "from compresslab import data, measure, models, train"),
 }
 
 

@@ -276,10 +276,10 @@ def test_evaluate_of_a_convolution_equals_a_forward_pass():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_last_images_hold_the_same_pixels(channels):
     images = torch.rand(4, channels, 5, 6)
-    laid = train.laid_out(images, train.Precision(channels_last=True))
+    laid = train.lay_out(images, train.Precision(channels_last=True))
     assert torch.equal(laid, images)
     assert laid.stride() == (30 * channels, 1, 6 * channels, channels)
-    assert train.laid_out(images, train.Precision()).stride() == images.stride()
+    assert train.lay_out(images, train.Precision()).stride() == images.stride()
 
 
 def test_a_row_with_nan_is_wrong():

@@ -4,9 +4,11 @@ import torch
 from torch import nn
 
 from compresslab import data as datasets
-from compresslab import layers, measure, models
-from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab import measure, models
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, require, split_answer
+from compresslab.experiments.sweep import seed_global
 from compresslab.techniques import activation_pruning
+from compresslab.weights import layers
 
 _ROUNDING = 1e-4  # of the largest logit
 _TIE = 0.99  # scores that lead to errors this near to one another may come in either order
@@ -20,13 +22,11 @@ _SAME = 2e-4  # between two accuracies that are meant to be one
     "Write a function that takes channels out of a convolution and out of what reads them.",
     points=3,
 )
-def check_slice_channels(slice_channels):
-    """slice_channels(conv, linear, keep) -> both smaller; a Flatten, maybe a pooling, lies between them."""
+def check_slice_channels(slice_channels: object) -> str:
+    """Check slice_channels(conv, linear, keep) -> both smaller; a Flatten, maybe a pooling, lies between."""
     for name, (conv, between, linear, images) in _convolutions().items():
         for keep in _choices(conv.out_channels):
-            answer = call(slice_channels, conv, linear, keep)
-            if answer is None:
-                number(None)
+            answer = require(call(slice_channels, conv, linear, keep))
             with torch.no_grad():
                 wanted = _without(linear, keep)(between(conv(images)))
                 _refuse_layers(name, answer, conv, linear, keep)
@@ -40,39 +40,35 @@ def check_slice_channels(slice_channels):
 
 
 def _convolutions():
-    """(convolution, what lies between, linear layer, images): a few of different kernels and strides."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    """Return name -> (convolution, what lies between, linear layer, images): of different kernels and strides."""
+    with seed_global(0):
         pooled, flat = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), nn.Sequential(nn.ReLU(), nn.Flatten())
-        return {
-            "a 3 × 3 convolution with pooling behind it": (
-                *(nn.Conv2d(2, 6, 3), pooled, nn.Linear(6 * 16, 5), torch.randn(20, 2, 10, 10)),
-            ),
-            "a padded convolution with a stride": (
-                *(nn.Conv2d(1, 5, 5, stride=2, padding=2), flat, nn.Linear(5 * 36, 4), torch.randn(20, 1, 11, 11)),
-            ),
-            "a convolution whose channels have one position each": (
-                *(nn.Conv2d(1, 4, 7), flat, nn.Linear(4, 3), torch.randn(20, 1, 7, 7)),
-            ),
-        }
+        plain = nn.Conv2d(2, 6, 3), pooled, nn.Linear(6 * 16, 5), torch.randn(20, 2, 10, 10)
+        padded = nn.Conv2d(1, 5, 5, stride=2, padding=2), flat, nn.Linear(5 * 36, 4), torch.randn(20, 1, 11, 11)
+        single = nn.Conv2d(1, 4, 7), flat, nn.Linear(4, 3), torch.randn(20, 1, 7, 7)
+    return {
+        "a 3 × 3 convolution with pooling behind it": plain,
+        "a padded convolution with a stride": padded,
+        "a convolution whose channels have one position each": single,
+    }
 
 
 def _choices(channels):
-    """Which channels stay: every second one, all but the first, the last alone, all of them."""
+    """Choose channels to keep: every second, all but one, one, all."""
     places = torch.arange(channels)
     return [places % 2 == 1, places > 0, places == channels - 1, places >= 0]
 
 
 def _without(linear, keep):
-    """The linear layer with zeros where it reads the channels that go."""
+    """Return the linear layer with zeros where it reads the removed channels."""
     masked = layers.duplicate(linear)
     masked.weight[:, ~keep.repeat_interleave(linear.in_features // len(keep))] = 0
     return masked
 
 
 def _refuse_layers(name, answer, conv, linear, keep):
-    if not isinstance(answer, (tuple, list)) or [type(one) for one in answer] != [nn.Conv2d, nn.Linear]:
-        raise NotYet(f"for {name} give two layers, (convolution, linear); this is {shown(answer)}")
+    if not isinstance(answer, (tuple, list)) or [type(layer) for layer in answer] != [nn.Conv2d, nn.Linear]:
+        raise NotYet(f"for {name} give two layers, (convolution, linear); this is {describe(answer)}")
     count, width = int(keep.sum()), linear.in_features // len(keep)
     wanted = {
         "the convolution's weight": (answer[0].weight, (count, *conv.weight.shape[1:])),
@@ -81,9 +77,9 @@ def _refuse_layers(name, answer, conv, linear, keep):
         "the linear layer's bias": (answer[1].bias, (linear.out_features,)),
     }
     for what, (tensor, shape) in wanted.items():
-        found = None if tensor is None else tuple(tensor.shape)
-        if found != shape:
-            raise NotYet(f"for {name}, keeping {count} of {len(keep)} channels, {what} is {found}, not {shape}")
+        actual = None if tensor is None else tuple(tensor.shape)
+        if actual != shape:
+            raise NotYet(f"for {name}, keeping {count} of {len(keep)} channels, {what} is {actual}, not {shape}")
     if answer[0].out_channels != count or answer[1].in_features != count * width:
         raise NotYet(f"for {name} the weights fit; let out_channels and in_features say what they are now")
     if (answer[0].stride, answer[0].padding) != (conv.stride, conv.padding):
@@ -98,21 +94,20 @@ def _columns_hint(answer, linear, keep):
 
 
 @exercise("03.score", "Write a function that scores neurons by how much the next layer misses them.", points=2)
-def check_score(score):
-    """score(activations, linear) -> (neurons,), in the order of the error left when a neuron goes, its mean folded."""
+def check_score(score: object) -> str:
+    """Check score(activations, linear) -> (neurons,), ordered as the error after removing each, its mean folded."""
     for name, (activations, linear) in _layers().items():
-        answer, missed = call(score, activations, linear), _missed(activations, linear)
-        if answer is None:
-            number(None)
+        answer, missed = require(call(score, activations, linear)), _missed(activations, linear)
         if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != tuple(missed.shape):
-            raise NotYet(f"for {name} give a tensor with one score a neuron, ({len(missed)},); this is {shown(answer)}")
+            raise NotYet(
+                f"for {name} give a tensor with one score a neuron, ({len(missed)},); this is {describe(answer)}"
+            )
         order = answer.detach().double().argsort()
         for first, second in zip(order.tolist(), order.tolist()[1:], strict=False):
             if missed[second] < _TIE * missed[first]:
-                told = f"neuron {second} is missed less than neuron {first}"
-                raise NotYet(
-                    f"for {name}, {told} ({missed[second]:.3g} against {missed[first]:.3g}), and scores higher"
-                )
+                less = f"neuron {second} is missed less than neuron {first}"
+                errors = f"{missed[second]:.3g} against {missed[first]:.3g}"
+                raise NotYet(f"for {name}, {less} ({errors}), and scores higher")
     return (
         "Fold the mean, and what is left is w · (h − mean): its mean square is the variance times the squared "
         "outgoing norm, whatever the mean was and however the layer is scaled."
@@ -120,9 +115,8 @@ def check_score(score):
 
 
 def _layers():
-    """(activations, the layer that reads them) in which each simpler score goes wrong somewhere."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+    """Return name -> (activations, next layer): each simpler score goes wrong somewhere."""
+    with seed_global(0), torch.no_grad():
         usual = (torch.randn(400, 12) + torch.linspace(-1, 1, 12)).relu(), nn.Linear(12, 6)
         shifted = usual[0] + torch.linspace(9, 0, 12), usual[1]
         scales = 2.0 ** torch.arange(-6.0, 6)
@@ -142,7 +136,7 @@ def _layers():
 
 
 def _missed(activations, linear):
-    """Mean square change of the next layer when a neuron goes and its mean is folded, one by one; (neurons,)."""
+    """Return the next layer's mean square change after removing each neuron; (neurons,)."""
     activations, weight = activations.double(), linear.weight.detach().double()
     before, missed = activations @ weight.T, []
     for neuron in range(activations.shape[1]):
@@ -154,11 +148,11 @@ def _missed(activations, linear):
 
 
 @exercise("03.mean_fails", "Build a network that pruning by mean ruins and pruning by std does not hurt.", points=2)
-def check_mean_fails(network):
-    """Linear(2, n) - ReLU - Linear(n, 2) on normal inputs; half of its neurons go, by mean and by std."""
-    kinds = [type(one) for one in network] if isinstance(network, nn.Sequential) else []
+def check_mean_fails(network: object) -> str:
+    """Check Linear(2, n) - ReLU - Linear(n, 2) with half of its neurons removed."""
+    kinds = [type(layer) for layer in network] if isinstance(network, nn.Sequential) else []
     if kinds != [nn.Linear, nn.ReLU, nn.Linear]:
-        raise NotYet(f"give an nn.Sequential of Linear, ReLU and Linear; this is {shown(network)}")
+        raise NotYet(f"give an nn.Sequential of Linear, ReLU and Linear; this is {describe(network)}")
     sizes = network[0].in_features, network[0].out_features, network[2].in_features, network[2].out_features
     if sizes[0] != 2 or sizes[3] != 2 or sizes[1] != sizes[2] or sizes[1] < 2:
         raise NotYet("the network should take 2 numbers, have 2 neurons or more between, and return 2 logits")
@@ -173,9 +167,8 @@ def check_mean_fails(network):
     if changed["std"] > 0.01:
         raise NotYet(f"pruned by std, {changed['std']:.0%} of its answers change; which neurons never vary?")
     if changed["mean"] < 0.2:
-        raise NotYet(
-            f"pruned by mean, only {changed['mean']:.0%} of its answers change; which neurons have the highest mean?"
-        )
+        share = f"{changed['mean']:.0%}"
+        raise NotYet(f"pruned by mean, only {share} of its answers change; which neurons have the highest mean?")
     return (
         f"By mean {changed['mean']:.0%} of its answers change, by std {changed['std']:.0%}. "
         "A neuron that is always on says nothing that a bias could not say; a quiet one may decide everything."
@@ -183,13 +176,11 @@ def check_mean_fails(network):
 
 
 @exercise("03.report", "Choose a pruned article_mlp on validation, report it on test: (model, interval).", points=3)
-def check_report(answer):
-    """(model with 80% fewer parameters, at most 0.4 points lost on validation; its interval on the test images)."""
-    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-        raise NotYet(f"give two things, (model, interval); this is {shown(answer)}")
-    model, interval = answer
+def check_report(answer: object) -> str:
+    """Check (model with 80% fewer parameters and 0.4 points lost, its test interval)."""
+    model, interval = split_answer(answer, "(model, interval)")
     if not isinstance(model, nn.Module):
-        raise NotYet(f"the first of the two should be the model; this is {shown(model)}")
+        raise NotYet(f"the first of the two should be the model; this is {describe(model)}")
     data, dense = datasets.load("mnist"), models.pretrained("article_mlp", "mnist")
     removed = 1 - layers.count_parameters(model) / layers.count_parameters(dense)
     if removed < _REMOVED:
@@ -209,13 +200,16 @@ def check_report(answer):
 
 def _refuse_interval(interval, model, data):
     if not all(hasattr(interval, name) for name in ("accuracy", "low", "high")):
-        raise NotYet(f"the second should be what cl.measure.accuracy_interval returns; this is {shown(interval)}")
-    names, wanted = ("accuracy", "low", "high"), measure.accuracy_interval(model, data.test)
-    found = [number(getattr(interval, name), f"the interval's {name}") for name in names]
-    if all(abs(one - getattr(wanted, name)) < _SAME for name, one in zip(names, found, strict=True)):
+        raise NotYet(f"the second should be what cl.measure.accuracy_interval returns; this is {describe(interval)}")
+    wanted = measure.accuracy_interval(model, data.test)
+    accuracy, low, high = (
+        read_number(getattr(interval, name), f"the interval's {name}") for name in ("accuracy", "low", "high")
+    )
+    same_accuracy = abs(accuracy - wanted.accuracy) < _SAME
+    if same_accuracy and abs(low - wanted.low) < _SAME and abs(high - wanted.high) < _SAME:
         return
-    if abs(found[0] - measure.accuracy(model, data.validation)) < _SAME / 2:
+    if abs(accuracy - measure.accuracy(model, data.validation)) < _SAME / 2:
         raise NotYet("this is the accuracy on the validation images, on which the model was chosen; report test")
-    if abs(found[0] - wanted.accuracy) < _SAME:
-        raise NotYet(f"the accuracy is right, the ends are not those of a 95% interval: {found[1]:.2%}, {found[2]:.2%}")
-    raise NotYet(f"the interval is around {found[0]:.2%}; this model has {wanted.accuracy:.2%} on the test images")
+    if same_accuracy:
+        raise NotYet(f"the accuracy is right, the ends are not those of a 95% interval: {low:.2%}, {high:.2%}")
+    raise NotYet(f"the interval is around {accuracy:.2%}; this model has {wanted.accuracy:.2%} on the test images")

@@ -8,9 +8,22 @@ import torch
 from torch import nn
 
 from compresslab import data as datasets
-from compresslab import layers, measure, models, storage, train
-from compresslab.classroom.feedback import NotYet, call, describe, exercise, given, number, shown
+from compresslab import measure, models, storage, train
+from compresslab.classroom.feedback import (
+    NotYet,
+    call,
+    check_verdict,
+    describe,
+    describe_error,
+    exercise,
+    pair_layers,
+    read_number,
+    require,
+    split_answer,
+)
+from compresslab.experiments.sweep import seed_global
 from compresslab.techniques import quantization, zero_pruning
+from compresslab.weights import layers
 
 _KIB = 1024
 _MOST, _LEAST = 10 * _KIB, 0.975  # bytes, and accuracy, of the first exercise
@@ -23,8 +36,8 @@ _CODE = 4  # bits of a weight of the small rival
 @exercise(
     "08.ten_kib", "Give a network for MNIST whose .clab file is 10 KiB at most, as accurate as you can.", points=3
 )
-def check_ten_kib(network):
-    """A trained network; what counts is its file, and the accuracy of what is loaded from it."""
+def check_ten_kib(network: object) -> str:
+    """Check a trained network by its file and the accuracy after loading it."""
     blob, loaded = _through_the_file(network)
     right = measure.accuracy(loaded, _validation())
     if len(blob) > _MOST:
@@ -41,16 +54,16 @@ def check_ten_kib(network):
 
 
 def _through_the_file(network):
-    """(bytes of a network's file, the network loaded from them)."""
+    """Return the bytes of a network's file, and the network loaded from them."""
     if not isinstance(network, nn.Module):
         hint = "apply the recipe to the network first" if hasattr(network, "apply") else "give the network itself"
-        raise NotYet(f"this is {shown(network)}; {hint}")
+        raise NotYet(f"this is {describe(network)}; {hint}")
     try:
         blob = storage.dumps(network)
         loaded = storage.loads(blob)
         train.evaluate(loaded, _validation().images[:2])
     except Exception as error:
-        raise NotYet(f"this network has no file that answers to images: {describe(error)}") from error
+        raise NotYet(f"this network has no file that answers to images: {describe_error(error)}") from error
     return blob, loaded
 
 
@@ -67,23 +80,18 @@ def _dense():
     "Give two networks, 95% sparse, of 4 bits, and a verdict: (prune_first, quantize_first, verdict).",
     points=2,
 )
-def check_order(answer):
-    """(pruned then quantized, quantized then pruned, McNemar's verdict), LeNet-300-100 for MNIST, both retrained.
+def check_order(answer: object) -> str:
+    """Check (pruned then quantized, quantized then pruned, McNemar's verdict): LeNet-300-100, retrained.
 
     Which of the two wins depends on the training, so the verdict asked for is the one that is measured.
     """
-    if not isinstance(answer, (tuple, list)) or len(answer) != 3:
-        raise NotYet(f"give three things, (prune_first, quantize_first, verdict); this is {shown(answer)}")
-    *networks, verdict = answer
+    *networks, verdict = split_answer(answer, "(prune_first, quantize_first, verdict)")
     for name, network in zip(("the network pruned first", "the network quantized first"), networks, strict=True):
         _refuse_unready(name, network)
-    kept = [_keeps_the_largest(network) for network in networks]
-    if kept != [True, False]:
-        raise NotYet(_order_hint(*kept))
-    test = measure.mcnemar(*networks, _validation())
-    if verdict != test.verdict:
-        raise NotYet(f"on the validation images your verdict does not hold: {shown(verdict)}; ask cl.measure.mcnemar")
-    before, after = (measure.accuracy(network, _validation()) for network in networks)
+    first, second = map(_has_the_largest, networks)
+    if not first or second:
+        raise NotYet(_order_hint(first, second))
+    test, (before, after) = check_verdict(verdict, networks, _validation())
     return (
         f"Pruned first {before:.2%}, quantized first {after:.2%}: {test.verdict} (a: pruned first, "
         f"p = {test.p_value:.1g}). On a coarse grid magnitudes are equal or zero: a poor ranking to prune by."
@@ -91,26 +99,24 @@ def check_order(answer):
 
 
 def _refuse_unready(name, network):
-    dense = layers.weight_layers(_dense())
-    found = layers.weight_layers(network) if isinstance(network, nn.Module) else {}
-    if [tuple(one.weight.shape) for one in found.values()] != [tuple(one.weight.shape) for one in dense.values()]:
-        raise NotYet(f"{name} is no LeNet-300-100; start both from the pretrained network")
+    pairs = pair_layers(name, network, _dense())
     share = _masked_share(network)
     if abs(share - _SPARSITY) > _CLOSE:
         raise NotYet(f"{name} has masks that remove {share:.1%} of the weights; both should remove {_SPARSITY:.0%}")
-    values = max(len(row.unique()) for one in found.values() for row in one.weight.detach())
+    values = max(len(row.unique()) for layer, _ in pairs for row in layer.weight.detach())
     if values > 2**_BITS + 1:
         raise NotYet(f"{name} has neurons with {values} different weights; {_BITS} bits are {2**_BITS} values")
-    if all(torch.equal(one.bias, dense[key].bias) for key, one in found.items()):
+    if all(torch.equal(layer.bias, original.bias) for layer, original in pairs):
         raise NotYet(f"{name} has not been retrained: its biases are those of the dense network")
 
 
 def _masks(network):
-    """Name of a layer -> bool tensor, True where a weight may be other than 0."""
-    found = layers.weight_layers(network)
-    masks = {name: layers.get_mask(one) for name, one in found.items()}
-    return {name: torch.ones_like(found[name].weight, dtype=torch.bool) if mask is None else mask.bool()
-            for name, mask in masks.items()}  # fmt: skip
+    """Return name of a layer -> bool tensor, False where a weight is masked."""
+    masks = {}
+    for name, layer in layers.weight_layers(network).items():
+        mask = layers.get_mask(layer)
+        masks[name] = torch.ones_like(layer.weight, dtype=torch.bool) if mask is None else mask.bool()
+    return masks
 
 
 def _masked_share(network):
@@ -118,14 +124,14 @@ def _masked_share(network):
     return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
-def _keeps_the_largest(network):
-    """Whether the weights that stay are exactly the largest of the dense network."""
+def _has_the_largest(network):
+    """Return whether the weights that stay are exactly the largest of the dense network."""
     largest = _masks(zero_pruning.prune(_dense(), sparsity=_SPARSITY))
     return all(torch.equal(mask, largest[name]) for name, mask in _masks(network).items())
 
 
 def _order_hint(first, second):
-    """What to say of two networks; first, second: whether it kept exactly the dense network's largest weights."""
+    """Return a hint; first, second: whether a network has exactly the dense network's largest weights."""
     if second and not first:
         return "these two look exchanged: the second one kept exactly the largest weights of the dense network"
     if first:
@@ -138,33 +144,32 @@ def _order_hint(first, second):
     "Write a function that compresses a network, and beats a small one trained in the same time.",
     points=2,
 )
-def check_small_net(shrink):
-    """shrink(net, data) -> a network in 12 KiB, more accurate than a small one of that size, trained for that long."""
+def check_small_net(shrink: object) -> str:
+    """Check shrink(net, data) -> a network in 12 KiB that beats a small one."""
     data, start = datasets.load("mnist"), time.process_time()
     usable = callable(shrink) and not isinstance(shrink, nn.Module)
-    network = given(call((lambda net: shrink(net, data)) if usable else shrink, _dense()))
+    network = require(call((lambda net: shrink(net, data)) if usable else shrink, _dense()))
     seconds = time.process_time() - start
     blob, loaded = _through_the_file(network)
     if len(blob) > _RIVAL_MOST:
         raise NotYet(f"the file has {len(blob) / _KIB:.2f} KiB; 12 KiB are the limit")
     rival = _rival(len(blob), seconds, data.train)
     test = measure.mcnemar(loaded, rival, data.validation)
-    ours, theirs = (measure.accuracy(one, data.validation) for one in (loaded, rival))
-    told = f"{ours:.2%} in {len(blob) / _KIB:.1f} KiB; a small net, {storage.file_bytes(rival) / _KIB:.1f} KiB"
-    told += f", trained from scratch for as long or longer: {theirs:.2%}"
+    ours, theirs = (measure.accuracy(model, data.validation) for model in (loaded, rival))
+    text = f"{ours:.2%} in {len(blob) / _KIB:.1f} KiB; a small net, {storage.file_bytes(rival) / _KIB:.1f} KiB"
+    text += f", trained from scratch for as long or longer: {theirs:.2%}"
     if test.verdict != "a is better":
-        raise NotYet(f"{told} ({test.verdict}). What costs the most points, and is it retrained?")
-    return f"{told}. The dense net's training came before that, and is not counted: who pays for it?"
+        raise NotYet(f"{text} ({test.verdict}). What costs the most points, and is it retrained?")
+    return f"{text}. The dense net's training came before that, and is not counted: who pays for it?"
 
 
 def _rival(size, seconds, split):
-    """A network with one hidden layer from scratch, 4 bits a weight, of about `size` bytes, after so many seconds.
+    """Train a small 4-bit network from scratch, of as many bytes and seconds.
 
     It has 300 steps at the least, since after fewer its accuracy says more of the seed than of the size.
     """
     hidden = max(2, round(8 * size / _CODE / (28 * 28 + 10)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seed_global(0):
         small = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, hidden), nn.ReLU(), nn.Linear(hidden, 10))
     start = time.process_time()
     small = train.finetune(small, split, steps=20, lr=0.02, bar=False)
@@ -178,11 +183,11 @@ def _rival(size, seconds, split):
 @exercise(
     "08.gap_code", "Write a function that counts the bytes of a sparse layer as Deep Compression writes it.", points=2
 )
-def check_gap_code(gap_bytes):
-    """gap_bytes(weight, bits, gap_bits) -> bytes, fillers and codebook included."""
+def check_gap_code(gap_bytes: object) -> str:
+    """Check gap_bytes(weight, bits, gap_bits) -> bytes, fillers and codebook included."""
     for name, weight in _sparse_layers().items():
         for bits, gap_bits in ((5, 5), (4, 3), (2, 8)):
-            answer = number(call(gap_bytes, weight, bits, gap_bits), "the number of bytes")
+            answer = read_number(call(gap_bytes, weight, bits, gap_bits), "the number of bytes")
             wanted = _gap_bytes(weight, bits, gap_bits)
             if answer != wanted:
                 what = f"for {name}, {bits} bits a code, {gap_bits} bits a gap"
@@ -195,7 +200,7 @@ def check_gap_code(gap_bytes):
 
 
 def _gap_bytes(weight, bits, gap_bits, fillers=True, codebook=True):
-    """Bytes: a code and a gap for each nonzero and each filler, 4 bytes for each centroid."""
+    """Count bytes: a code and a gap for each entry, 4 for each centroid."""
     places = np.flatnonzero(weight.numpy().ravel())
     zeros = np.diff(places, prepend=-1) - 1  # before each nonzero
     entries = len(places) + (int((zeros >> gap_bits).sum()) if fillers else 0)

@@ -1,12 +1,15 @@
 """Exercises of notebook 01: the loss, a setting in which a teacher gains nothing, a small fast student."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from compresslab import data as datasets
-from compresslab import measure, models, storage, sweep
-from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab import measure, models, storage
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number
+from compresslab.experiments import sweep
 
 _DEFAULTS = {"temperature": 4.0, "alpha": 0.9, "width": 0.2, "share": 0.01, "knowledge": "response"}
 _STEPS, _SEEDS = 200, (0, 1)
@@ -20,13 +23,13 @@ _LOST, _SMALL = 0.01, 0.5  # accuracy that the last exercise's student may lose;
     "Write the loss: distillation_loss(student_logits, teacher_logits, labels, temperature, alpha).",
     points=3,
 )
-def check_loss(distillation_loss):
-    """distillation_loss(student_logits, teacher_logits, labels, temperature, alpha) -> scalar, checked by gradients."""
+def check_loss(distillation_loss: object) -> str:
+    """Check distillation_loss(student_logits, teacher_logits, labels, temperature, alpha) and its gradient."""
     if not callable(distillation_loss):
-        raise NotYet(f"give the function itself, without calling it; this is {shown(distillation_loss)}")
+        raise NotYet(f"give the function itself, without calling it; this is {describe(distillation_loss)}")
     for case in _cases():
         value, gradient = call(_graded(distillation_loss), *case)
-        value = number(value.detach() if isinstance(value, torch.Tensor) else value, "the loss")
+        value = read_number(value.detach() if isinstance(value, torch.Tensor) else value, "the loss")
         right, slope = _by_hand(*case)
         if gradient is None:
             raise NotYet("the loss cannot be differentiated; use torch all through, without .item() and .detach()")
@@ -39,7 +42,7 @@ def check_loss(distillation_loss):
 
 
 def _cases():
-    """Logits of a student and a teacher, labels, temperature and alpha: each part alone first, then both."""
+    """Yield logits of student and teacher, labels, temperature and alpha: each part alone, then both."""
     generator = torch.Generator().manual_seed(0)
     for images, classes, temperature, alpha in ((8, 5, 1.0, 0.0), (8, 5, 1.0, 1.0), (6, 3, 4.0, 1.0), (9, 7, 2.5, 0.3)):
         student, teacher = 3 * torch.randn(2, images, classes, generator=generator, dtype=torch.float64)
@@ -47,10 +50,11 @@ def _cases():
 
 
 def _graded(function):
-    """A function of the same arguments that returns the value, and its gradient by the student's logits (or None)."""
+    """Return a function that returns value and gradient by the student's logits."""
 
-    def graded(student, *others):
-        value = function(student.requires_grad_(), *others)
+    def graded(student: torch.Tensor, *rest) -> tuple:
+        """Return value and gradient."""
+        value = function(student.requires_grad_(), *rest)
         if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.requires_grad:
             return value, None
         return value.detach(), torch.autograd.grad(value.sum(), student, allow_unused=True)[0]
@@ -59,7 +63,7 @@ def _graded(function):
 
 
 def _by_hand(student, teacher, labels, temperature, alpha):
-    """Value and gradient of the loss from probabilities alone, as the paper writes them."""
+    """Return value and gradient of the loss from probabilities alone, as the paper writes them."""
     soft, answer = (teacher / temperature).softmax(1), (student / temperature).softmax(1)
     divergence = (soft * (soft.log() - answer.log())).sum(1).mean()
     hard = functional.one_hot(labels, student.shape[1]).to(student)
@@ -70,66 +74,50 @@ def _by_hand(student, teacher, labels, temperature, alpha):
 
 
 def _loss_hint(value, case):
-    """What is wrong with a loss, found by trying usual mistakes."""
+    """Return what is wrong with a loss, by trying usual mistakes."""
     right = _by_hand(*case)[0]
     if abs(value - right) < 1e-6:
         return "the value is right and its gradient is not; is a part of it detached?"
-    for hint, wrong in _MISTAKES.items():
-        if abs(value - float(wrong(*case))) < 1e-6:
+    for hint, wrong in _make_mistakes(*case).items():
+        if abs(value - float(wrong)) < 1e-6:
             return hint
     return f"the loss is {value:.4f}; by hand it is {right:.4f}"
 
 
-def _mixed(divergence, surprise=functional.cross_entropy):
-    """A wrong loss made of a divergence(student, teacher, T) and a cross entropy."""
+def _make_mistakes(student, teacher, labels, temperature, alpha):
+    """Return hint -> value of the loss with a usual mistake in it."""
+    hard, softened = functional.cross_entropy(student, labels), functional.cross_entropy(student / temperature, labels)
+    divergence = functools.partial(_divergence, student, teacher, temperature)
+    reversed_divergence = _divergence(teacher, student, temperature)
+    half_softened = temperature**2 * _divergence(student, teacher / temperature, 1.0)
 
-    def loss(student, teacher, labels, temperature, alpha):
-        part = divergence(student, teacher, temperature) if alpha else 0
-        return alpha * part + (1 - alpha) * surprise(student, labels)
+    def mix(soft):
+        return alpha * soft + (1 - alpha) * hard
 
-    return loss
+    return {
+        "the divergence lacks T**2; without it the teacher's part fades as T grows": mix(divergence(power=0)),
+        "T appears once before the divergence; the gradient falls as 1 / T**2": mix(divergence(power=1)),
+        "the divergence is averaged over the classes as well; which reduction averages over the batch only?": mix(
+            divergence(share=student.shape[1])
+        ),
+        "the divergence is a sum over the batch; which reduction takes the mean?": mix(
+            divergence(share=1 / len(student))
+        ),
+        "the divergence is the wrong way round; the teacher's probabilities do the weighing": mix(reversed_divergence),
+        "only one of the two is softened; both logits are divided by T": mix(half_softened),
+        "alpha and 1 - alpha are exchanged; alpha weighs the teacher": (1 - alpha) * divergence() + alpha * hard,
+        "the labels are missing: they have the rest, 1 - alpha": alpha * divergence(),
+        "the labels' part counts in full; it is weighed by 1 - alpha": alpha * divergence() + hard,
+        "the labels' part is softened too; the student answers for the labels at temperature 1": (
+            alpha * divergence() + (1 - alpha) * softened
+        ),
+    }
 
 
-def _kl(student, teacher, temperature, power=2, share=1):
-    """T**power times the divergence, a sum over the batch divided by `share` times its size."""
+def _divergence(student, teacher, temperature, power=2, share=1):
+    """Return T**power times the divergence, divided by `share` times the batch size."""
     answer, soft = (student / temperature).log_softmax(1), (teacher / temperature).softmax(1)
     return temperature**power * functional.kl_div(answer, soft, reduction="sum") / (share * len(student))
-
-
-_MISTAKES = {
-    "the divergence lacks T**2; without it the teacher's part fades as T grows": _mixed(
-        lambda s, t, temperature: _kl(s, t, temperature, power=0)
-    ),
-    "T appears once before the divergence; the gradient falls as 1 / T**2": _mixed(
-        lambda s, t, temperature: _kl(s, t, temperature, power=1)
-    ),
-    "the divergence is averaged over the classes as well; which reduction averages over the batch only?": _mixed(
-        lambda s, t, temperature: _kl(s, t, temperature, share=s.shape[1])
-    ),
-    "the divergence is a sum over the batch; which reduction takes the mean?": _mixed(
-        lambda s, t, temperature: _kl(s, t, temperature, share=1 / len(s))
-    ),
-    "the divergence is the wrong way round; the teacher's probabilities do the weighing": _mixed(
-        lambda s, t, temperature: _kl(t, s, temperature)
-    ),
-    "only one of the two is softened; both logits are divided by T": _mixed(
-        lambda s, t, temperature: temperature**2 * _kl(s, t / temperature, 1.0)
-    ),
-    "alpha and 1 - alpha are exchanged; alpha weighs the teacher": lambda s, t, y, temperature, alpha: (
-        (1 - alpha) * _kl(s, t, temperature) + alpha * functional.cross_entropy(s, y)
-    ),
-    "the labels are missing: they have the rest, 1 - alpha": lambda s, t, y, temperature, alpha: (
-        alpha * _kl(s, t, temperature)
-    ),
-    "the labels' part counts in full; it is weighed by 1 - alpha": lambda s, t, y, temperature, alpha: (
-        alpha * _kl(s, t, temperature) + functional.cross_entropy(s, y)
-    ),
-    "the labels' part is softened too; the student answers for the labels at temperature 1": (
-        lambda s, t, y, temperature, alpha: (
-            alpha * _kl(s, t, temperature) + (1 - alpha) * functional.cross_entropy(s / temperature, y)
-        )
-    ),
-}
 
 
 @exercise(
@@ -137,15 +125,15 @@ _MISTAKES = {
     "Give (setting, why): a setting in which a teacher gains nothing, and the control to blame.",
     points=2,
 )
-def check_gains_nothing(answer):
-    """(setting, why): settings of distillation for article_mlp on MNIST; the control that brings the gain back.
+def check_gains_nothing(answer: object) -> str:
+    """Check (setting, why): settings of distillation for article_mlp on MNIST, and the control to blame.
 
     Nothing is at most half a point over the student without a teacher, after 200 steps, in the mean of two seeds. The
     control is to blame if with its default instead the gain is a point or more.
     """
     setting, why = _pair(answer)
     full = {**_DEFAULTS, **setting}
-    if not number(full["alpha"], "alpha") > 0:
+    if not read_number(full["alpha"], "alpha") > 0:
         raise NotYet("with alpha 0 there is no teacher that could gain anything; leave alpha above 0")
     gain, alone = _gain(full)
     if alone < _LEARNS:
@@ -166,25 +154,24 @@ def check_gains_nothing(answer):
 
 
 def _pair(answer):
-    """The setting as a dict and the control's name, checked."""
+    """Return the setting as a dict and the control's name, checked."""
     if not isinstance(answer, (tuple, list)) or len(answer) != 2 or not isinstance(answer[0], dict):
-        raise NotYet(f"give a dict of settings and the name of a control; this is {shown(answer)}")
+        raise NotYet(f"give a dict of settings and the name of a control; this is {describe(answer)}")
     setting, why = answer
     if unknown := [name for name in setting if name not in _DEFAULTS]:
-        raise NotYet(f"the setting has {shown(unknown[0])}; the controls are {', '.join(_DEFAULTS)}")
+        raise NotYet(f"the setting has {describe(unknown[0])}; the controls are {', '.join(_DEFAULTS)}")
     if why not in [name for name, value in setting.items() if value != _DEFAULTS[name]]:
-        raise NotYet(f"{shown(why)} is no control that your setting changes; it changes {shown(list(setting))}")
+        raise NotYet(f"{describe(why)} is no control that your setting changes; it changes {describe(list(setting))}")
     return setting, why
 
 
 def _gain(setting):
-    """Points that the teacher adds (mean over seeds), and the accuracy without it; known ones from the journal."""
+    """Return the points that the teacher adds and the accuracy without it."""
     teacher, data = models.pretrained("article_mlp", "mnist"), datasets.load("mnist")
     grid = [setting, {**setting, "alpha": 0.0}]
-    options = {"steps": _STEPS, "seed": list(_SEEDS), "bar": False}
-    found = list(sweep.run("distillation", teacher, data, grid, **options))
+    results = list(sweep.run("distillation", teacher, data, grid, steps=_STEPS, seed=list(_SEEDS), bar=False))
     taught, alone = (
-        sum(one.accuracy for one in found if (one.setting["alpha"] > 0) == with_teacher) / len(_SEEDS)
+        sum(result.accuracy for result in results if (result.setting["alpha"] > 0) == with_teacher) / len(_SEEDS)
         for with_teacher in (True, False)
     )
     return 100 * (taught - alone), alone
@@ -193,21 +180,24 @@ def _gain(setting):
 @exercise(
     "01.student", "Give a trained student of LeNet-300-100: half its file, faster, at most a point worse.", points=3
 )
-def check_student(student):
-    """A trained network for MNIST, compared with the pretrained LeNet-300-100 on the validation images."""
+def check_student(student: object) -> str:
+    """Check a trained network for MNIST against the pretrained LeNet-300-100 on the validation images."""
     if not isinstance(student, nn.Module):
-        raise NotYet(f"give the trained network itself; this is {shown(student)}")
+        raise NotYet(f"give the trained network itself; this is {describe(student)}")
     teacher, split = models.pretrained("lenet_300_100", "mnist"), datasets.load("mnist").validation
-    wanted, found = measure.accuracy(teacher, split) - _LOST, measure.accuracy(student, split)
+    wanted, accuracy = measure.accuracy(teacher, split) - _LOST, measure.accuracy(student, split)
     size = storage.file_bytes(student) / storage.file_bytes(teacher)
     if size > _SMALL:
         raise NotYet(f"its file is {size:.0%} of the teacher's; make it narrower, {_SMALL:.0%} at most is asked for")
-    if found < wanted:
-        raise NotYet(f"{found:.2%} right, and {wanted:.2%} is asked for; train longer, on more images, or faster (lr)")
+    if accuracy < wanted:
+        hint = "train longer, on more images, or faster (lr)"
+        raise NotYet(f"{accuracy:.2%} right, and {wanted:.2%} is asked for; {hint}")
     speed = measure.compare_latency(teacher, student, batch_size=256)
     if speed.verdict != "faster":
-        raise NotYet(f"its file is small, its speed on 256 images {shown(speed.verdict)}: what makes matrices smaller?")
+        raise NotYet(
+            f"its file is small, its speed on 256 images {describe(speed.verdict)}: what makes matrices smaller?"
+        )
     return (
-        f"{found:.2%} right, {size:.0%} of the file, {speed.ratio:.1f} times as fast on batches of 256. Is it the "
+        f"{accuracy:.2%} right, {size:.0%} of the file, {speed.ratio:.1f} times as fast on batches of 256. Is it the "
         "teacher's merit? Only the same student without it, on several seeds, can tell."
     )

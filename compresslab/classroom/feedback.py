@@ -1,9 +1,9 @@
-"""How an exercise is checked, and how a check speaks.
+"""Runs the checks of the exercises, and holds what they share.
 
 A check is a function of the learner's answer. It returns one sentence saying why the right answer matters, or raises
-`NotYet` with a hint. Whatever the answer does, nothing but words comes back: a function that fails, calls itself
-without end or returns nonsense is described, never passed on as a traceback, so a notebook runs to its end
-however many exercises are still open. Grading reads the points: nbgrader takes the number that a cell ends with.
+`NotYet` with a hint. Whatever the answer does, only words come back: a function that fails, never returns or returns
+nonsense is described, never passed on as a traceback, so a notebook runs to its end with open exercises.
+Grading reads the points: nbgrader takes the number that a cell ends with.
 """
 
 import copy
@@ -11,45 +11,42 @@ import html
 import math
 import os
 import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from IPython.display import display
 from torch import nn
 
-from compresslab import checks
+from compresslab import checks, measure
+from compresslab.weights import layers
 
-_EXERCISES = {}  # name -> (what is asked, points, check)
+_EXERCISES = {}  # name -> (question, points, check)
 _STUBS = (None, Ellipsis, NotImplemented, NotImplementedError)
 _COLORS = {"✓": "#009E73", "✗": "#D55E00", "…": "#767676"}  # of the box, by the sign that its message begins with
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a check found; true if the exercise is passed.
+    """The result of a check; true if the exercise is passed."""
 
-    exercise  its name;  passed  bool;  message  the line that was shown;  possible  points for a right answer
-    """
-
-    exercise: str
+    exercise: str  # its name
     passed: bool
-    message: str
-    possible: int = 1
+    message: str  # the line that was shown
+    possible: int = 1  # points for a right answer
 
     def __bool__(self):
         return self.passed
 
     @property
-    def points(self):
+    def points(self) -> int:
         """Points earned: all that are possible if passed, else 0."""
         return self.possible if self.passed else 0
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        """The points, as a cell's result: words for people, a number for nbgrader."""
-        return {
-            "text/plain": str(self.points),
-            "text/html": f"<small>{self.points} of {self.possible} points</small>",
-        }
+        """Return the points as a cell's result: words for people, a number for nbgrader."""
+        words = f"<small>{self.points} of {self.possible} points</small>"
+        return {"text/plain": str(self.points), "text/html": words}
 
 
 class _Box:
@@ -62,9 +59,8 @@ class _Box:
         return self.message
 
     def _repr_html_(self):
-        style = (
-            f"border: 1px solid; border-left-width: 6px; border-color: {_COLORS[self.message[0]]}; padding: 4px 12px"
-        )
+        color = _COLORS[self.message[0]]
+        style = f"border: 1px solid; border-left-width: 6px; border-color: {color}; padding: 4px 12px"
         return f'<div class="compresslab-check" style="{style}">{html.escape(self.message)}</div>'
 
 
@@ -76,49 +72,49 @@ class _Nothing(Exception):
     """Raised where the exercise is still as it was handed out."""
 
 
-def check(exercise, answer):
-    """Check an answer, show a box about it (outside of notebooks, print a line), and return a `Feedback`.
+def check(exercise: str, answer: object) -> Feedback:
+    """Check an answer, show a box (outside of notebooks a line), return a `Feedback`.
 
     exercise  its name, "00.file_bytes"; `exercises()` lists them
     answer    what the exercise asks for: a number, a function, a model, …
     returns   Feedback, true if passed; an answer that is wrong, fails or is not there yet has 0 points
-    raises    ValueError for an exercise that does not exist; AssertionError for an answer that does not pass, but only
-              where COMPRESSLAB_STRICT_CHECKS is set: the checks of the solved notebooks
+    raises    ValueError for an exercise that does not exist; where COMPRESSLAB_STRICT_CHECKS is set, for the checks of
+              the solved notebooks, AssertionError for an answer that does not pass
     """
     checks.choice("exercise", exercise, sorted(_EXERCISES))
-    feedback = _feedback(exercise, answer)
+    feedback = _run(exercise, answer)
     display(_Box(feedback.message))
     if os.environ.get("COMPRESSLAB_STRICT_CHECKS") and not feedback:
         raise AssertionError(feedback.message)
     return feedback
 
 
-def exercises():
-    """Name -> what is asked, in a sentence, of every exercise; sorted by name."""
-    return {name: asked for name, (asked, _, _) in sorted(_EXERCISES.items())}
+def exercises() -> dict[str, str]:
+    """Return name -> question, in a sentence, of every exercise; sorted by name."""
+    return {name: question for name, (question, _, _) in sorted(_EXERCISES.items())}
 
 
-def exercise(name, asked, points):
-    """Decorator that registers a check: check(answer) -> why it matters; raises NotYet with a hint.
+def exercise(name: str, question: str, points: int) -> Callable:
+    """Register the decorated check: check(answer) -> why it matters; raises NotYet with a hint.
 
     points  for a right answer, as in the metadata of the notebook's cell
     """
 
-    def register(function):
-        _EXERCISES[name] = (asked, points, function)
+    def register(function: Callable) -> Callable:
+        _EXERCISES[name] = (question, points, function)
         return function
 
     return register
 
 
-def call(function, *arguments):
-    """The learner's function, called on copies of the arguments; what goes wrong inside becomes a hint.
+def call(function: Callable, *arguments) -> object:
+    """Call the learner's function on copies of the arguments; turn errors into hints.
 
     raises  NotYet if it is no function, fails, or never ends; _Nothing for NotImplementedError, and where it returns
             `...` or another stub; None is passed on, since it may be the right answer
     """
     if not callable(function) or isinstance(function, nn.Module):
-        raise NotYet(f"give the function itself, without calling it; this is {shown(function)}")
+        raise NotYet(f"give the function itself, without calling it; this is {describe(function)}")
     try:
         answer = function(*copy.deepcopy(arguments))
     except NotImplementedError as error:
@@ -126,44 +122,70 @@ def call(function, *arguments):
     except RecursionError as error:
         raise NotYet("your function calls itself without end; which call is meant to be the last?") from error
     except (Exception, SystemExit) as error:
-        inputs = ", ".join(map(shown, arguments))
-        raise NotYet(f"for ({inputs}) your function stopped with {describe(error)}") from error
-    return None if answer is None else given(answer)
+        inputs = ", ".join(map(describe, arguments))
+        raise NotYet(f"for ({inputs}) your function stopped with {describe_error(error)}") from error
+    return None if answer is None else require(answer)
 
 
-def given(answer):
-    """`answer` itself, what a learner's function returned; as not begun yet where that is None or another stub."""
+def require(answer: object) -> object:
+    """Return the answer; None and other stubs count as not answered yet."""
     if _is_stub(answer):
         raise _Nothing
     return answer
 
 
-def number(value, what="your answer"):
-    """A float from a Python, numpy or one-element torch number; raises NotYet for anything else, nan and infinity."""
-    value = given(value)
+def split_answer(answer: object, names: str) -> list:
+    """Return the parts of an answer; NotYet unless it has as many as `names`."""
+    count = names.count(",") + 1
+    if not isinstance(answer, (tuple, list)) or len(answer) != count:
+        raise NotYet(f"give {'two' if count == 2 else 'three'} things, {names}; this is {describe(answer)}")
+    return list(answer)
+
+
+def check_verdict(verdict: object, networks: list, split) -> tuple:
+    """Return McNemar's test and both accuracies; NotYet if the verdict is another."""
+    test = measure.mcnemar(*networks, split)
+    if verdict != test.verdict:
+        said = describe(verdict)
+        raise NotYet(f"on the validation images your verdict does not hold: {said}; ask cl.measure.mcnemar")
+    return test, [measure.accuracy(network, split) for network in networks]
+
+
+def pair_layers(name: str, network: object, dense: nn.Module) -> list:
+    """Return pairs of a network's layer and the dense one's; NotYet if their shapes differ."""
+    mine = layers.weight_layers(network).values() if isinstance(network, nn.Module) else ()
+    originals = layers.weight_layers(dense).values()
+    if [layer.weight.shape for layer in mine] != [layer.weight.shape for layer in originals]:
+        raise NotYet(f"{name} is no LeNet-300-100; start both from the pretrained network")
+    return list(zip(mine, originals, strict=True))
+
+
+def read_number(value: object, what: str = "your answer") -> float:
+    """Return a Python, numpy or one-element torch number as a float; NotYet for anything else."""
+    value = require(value)
     single = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
     if isinstance(value, (bool, str, bytes)) or not (single or hasattr(value, "__float__")):
-        raise NotYet(f"{what} should be a number; this is {shown(value)}")
+        raise NotYet(f"{what} should be a number; this is {describe(value)}")
     try:
         value = float(value)
     except Exception as error:
-        raise NotYet(f"{what} should be one number; float() of it gives {describe(error)}") from error
+        raise NotYet(f"{what} should be one number; float() of it gives {describe_error(error)}") from error
     if not math.isfinite(value):
         raise NotYet(f"{what} is {value}; look for a division by zero or a logarithm of it")
     return value
 
 
-def truth(value, what="your answer"):
-    """A bool from True, False, or one such value of numpy or torch; raises NotYet for anything else."""
-    value = given(value)
+def read_truth(value: object, what: str = "your answer") -> bool:
+    """Return a Python, numpy or torch truth as a bool; NotYet for anything else."""
+    value = require(value)
     kind = str(getattr(value, "dtype", type(value).__name__))
     if "bool" not in kind or getattr(value, "ndim", 0):
-        raise NotYet(f"{what} should be True or False; this is {shown(value)}")
+        raise NotYet(f"{what} should be True or False; this is {describe(value)}")
     return bool(value)
 
 
-def shown(value):
-    """A short text for a value, whatever its repr does."""
+def describe(value: object) -> str:
+    """Return a short text for a value, whatever its repr does."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, nn.Module):
@@ -173,14 +195,14 @@ def shown(value):
     return reprlib.repr(value) if isinstance(value, (int, str, list, tuple, dict)) else f"a {type(value).__name__}"
 
 
-def describe(error):
-    """An exception in words: its type and the first line of its message."""
+def describe_error(error: BaseException) -> str:
+    """Return the type of an exception and the first line of its message."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
-def _feedback(name, answer):
-    asked, points, function = _EXERCISES[name]
+def _run(name, answer):
+    question, points, function = _EXERCISES[name]
     try:
         if _is_stub(answer):
             raise _Nothing
@@ -188,14 +210,14 @@ def _feedback(name, answer):
     except NotYet as hint:
         message = f"✗ {name}: not yet. {_sentence(str(hint))}"
     except _Nothing:
-        message = f"… {name}: not answered yet. {asked}"
+        message = f"… {name}: not answered yet. {question}"
     except (Exception, SystemExit) as error:
-        message = f"✗ {name}: not yet. This answer cannot be used: {describe(error)}"
+        message = f"✗ {name}: not yet. This answer cannot be used: {describe_error(error)}"
     return Feedback(name, False, message, points)
 
 
 def _is_stub(answer):
-    """Whether the answer is what was handed out: None, `...` and the like, or a tuple of nothing else."""
+    """Return whether the answer is a stub: None, `...`, a tuple of such."""
     if isinstance(answer, tuple) and answer:
         return all(map(_is_stub, answer))
     return any(answer is stub for stub in _STUBS) or isinstance(answer, NotImplementedError)

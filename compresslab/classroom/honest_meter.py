@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from compresslab import measure, models
-from compresslab.classroom.feedback import NotYet, call, exercise, number, shown, truth
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, read_truth, require
 
 _TOLERANCE = 0.02  # of the file's real length
 _NETWORKS = {
@@ -32,11 +32,11 @@ _SLIPS = (  # (prediction / real length, what it looks like)
 @exercise(
     "00.file_bytes", "Write a function that predicts the bytes of a dense file from its tensors' shapes.", points=2
 )
-def check_file_bytes(predict):
-    """predict(shapes) -> bytes of torch.save of fp32 tensors of these shapes, within 2%."""
+def check_file_bytes(predict: object) -> str:
+    """Check predict(shapes) -> bytes of torch.save of fp32 tensors of these shapes, within 2%."""
     worst = 0.0
     for name, shapes in _NETWORKS.items():
-        predicted, real = number(call(predict, shapes), f"the prediction for {name}"), _saved_bytes(shapes)
+        predicted, real = read_number(call(predict, shapes), f"the prediction for {name}"), _saved_bytes(shapes)
         if abs(predicted / real - 1) > _TOLERANCE:
             raise NotYet(f"for {name} {_bytes_hint(predicted, real, shapes)}")
         worst = max(worst, abs(predicted / real - 1))
@@ -72,21 +72,21 @@ def _bytes_hint(predicted, real, shapes):
     "Write a function that finds the smallest batch size that halves latency per sample.",
     points=2,
 )
-def check_halving_batch_size(find):
-    """find(times) -> smallest batch size with at most half the time per sample of batch size 1, or None."""
+def check_halving_batch_size(find: object) -> str:
+    """Check find(times) -> smallest batch size with half the latency per sample, or None."""
     for name, times in _tables():
-        found, right = call(find, times), _halving(times)
-        if right is None and found is not None:
-            raise NotYet(f"on a table {name}, no batch size halves it; return None there, not {shown(found)}")
-        if right is not None and number(found, f"the batch size on a table {name}") != right:
-            raise NotYet(f"on a table {name}, {_halving_hint(number(found), times)}")
+        answer, right = call(find, times), _halving(times)
+        if right is None and answer is not None:
+            raise NotYet(f"on a table {name}, no batch size halves it; return None there, not {describe(answer)}")
+        if right is not None and read_number(answer, f"the batch size on a table {name}") != right:
+            raise NotYet(f"on a table {name}, {_halving_hint(read_number(answer), times)}")
     measured = _halving(times)
     here = f"On this machine LeNet-300-100 gets there at batch size {measured}" if measured else "Here none gets there"
     return f"{here}. A latency says nothing without its batch size."
 
 
 def _tables():
-    """Name and table (batch size -> seconds a call) of each case; the last one is measured now."""
+    """Yield name and table (batch size -> seconds); the last is measured now."""
     yield "where a batch costs little more than one image", {1: 20e-6, 2: 24e-6, 4: 30e-6, 8: 48e-6, 16: 80e-6}
     yield "where two images take exactly as long as one", {1: 10e-6, 2: 10e-6, 4: 10e-6}
     yield "that is not in order", {64: 90e-6, 1: 16e-6, 8: 24e-6, 2: 17e-6, 4: 19e-6}
@@ -100,61 +100,53 @@ def _halving(times):
     return min((size for size, seconds in times.items() if seconds / size <= times[1] / 2), default=None)
 
 
-def _halving_hint(found, times):
-    if found not in times:
-        return f"{found:g} is not one of its batch sizes; give a key of the table"
-    share = times[found] / found / times[1]
+def _halving_hint(size, times):
+    if size not in times:
+        return f"{size:g} is not one of its batch sizes; give a key of the table"
+    share = times[size] / size / times[1]
     if share <= 0.5:
-        return f"batch size {found:g} does it, but a smaller one does too"
-    return f"batch size {found:g} takes {share:.0%} of the time per sample of batch size 1; divide by the batch size"
+        return f"batch size {size:g} does it, but a smaller one does too"
+    return f"batch size {size:g} takes {share:.0%} of the time per sample of batch size 1; divide by the batch size"
 
 
 @exercise(
     "00.told_apart", "Write a function that says whether two models, timed in turns, can be told apart.", points=3
 )
-def check_told_apart(told_apart):
-    """told_apart(a, b) -> whether the middle half of the ratios a / b lies on one side of 1."""
+def check_told_apart(told_apart: object) -> str:
+    """Check told_apart(a, b) -> whether the quartiles of a / b exclude 1."""
     for name, (a, b, apart, hint) in _timings().items():
-        answers = [truth(call(told_apart, *pair), f"the answer for {name}") for pair in ((a, b), (b, a))]
+        answers = [read_truth(call(told_apart, *pair), f"the answer for {name}") for pair in ((a, b), (b, a))]
         if answers[0] != answers[1]:
             raise NotYet(f"for {name} your answer changes when a and b are swapped; a difference may go either way")
         if answers[0] != apart:
             medians = f"medians {statistics.median(a) * 1e6:.1f} and {statistics.median(b) * 1e6:.1f} µs"
             raise NotYet(f"{name} ({medians}) {'can' if apart else 'cannot'} be told apart: {hint}")
     model = models.lenet_300_100(seed=0)
-    one, two = (measure.latency(model, runs=50, seconds=0.2).median for _ in range(2))
+    first, second = (1e6 * measure.latency(model, runs=50, seconds=0.2).median for _ in range(2))
     return (
-        f"One and the same network, timed twice here just now: {one * 1e6:.1f} and {two * 1e6:.1f} µs. "
+        f"One and the same network, timed twice here just now: {first:.1f} and {second:.1f} µs. "
         "Two numbers that differ are no finding; the spread decides."
     )
 
 
 def _timings():
-    """Name -> (seconds of a, seconds of b, whether they can be told apart, hint); made from seeded noise."""
+    """Return name -> (seconds of a, seconds of b, whether they differ, hint)."""
     noise = np.random.default_rng(0)
-    usual, again, twice, other = (20e-6 * noise.lognormal(0, 0.1, 200) for _ in range(4))
+    usual, again, twice, paused = (20e-6 * noise.lognormal(0, 0.1, 200) for _ in range(4))
     drift = np.linspace(10e-6, 40e-6, 200)
     near, far = (drift * noise.lognormal(0, 0.02, 200) for _ in range(2))
-    paused = other.copy()
     paused[::20] += 2e-3
+    spread = "medians always differ a little; what does their spread say?"
+    middle = "the middle half of the ratios counts, not the extremes"
+    neighbours = "both drift together, so compare each timing with its neighbour, not two separate spreads"
+    pauses = "a few long pauses move the mean, they do not move the middle half"
     return {
-        "one network timed twice": (usual, again, False, "medians always differ a little; what does their spread say?"),
+        "one network timed twice": (usual, again, False, spread),
         "two identical lists": (usual, usual, False, "every ratio is exactly 1"),
-        "a network a quarter slower": (
-            1.25 * usual,
-            again,
-            True,
-            "the middle half of the ratios counts, not the extremes",
-        ),
+        "a network a quarter slower": (1.25 * usual, again, True, middle),
         "a network twice as fast": (usual, 2 * twice, True, "the difference may go either way"),
-        "a network 10% faster on a machine that slows down": (
-            *(near, 0.9 * far, True),
-            "both drift together, so compare each timing with its neighbour, not two separate spreads",
-        ),
-        "one network, with pauses in some timings": (
-            *(paused, usual, False),
-            "a few long pauses move the mean, they do not move the middle half",
-        ),
+        "a network 10% faster on a machine that slows down": (near, 0.9 * far, True, neighbours),
+        "one network, with pauses in some timings": (paused, usual, False, pauses),
     }
 
 
@@ -163,8 +155,8 @@ def _timings():
     "Write a function that keeps the points of an accuracy-versus-size plot that no other one beats.",
     points=3,
 )
-def check_pareto(pareto):
-    """pareto(points) -> those (bytes, accuracy) that no other point beats, in any order."""
+def check_pareto(pareto: object) -> str:
+    """Check pareto(points) -> the (bytes, accuracy) that no other point beats, in any order."""
     clouds = {
         "three points, one of them beaten": [(100, 0.98), (50, 0.97), (80, 0.96)],
         "one point": [(10, 0.5)],
@@ -175,12 +167,12 @@ def check_pareto(pareto):
         "no points": [],
     }
     for name, points in clouds.items():
-        kept, front = _as_points(call(pareto, points), name), _front(points)
-        if beaten := sorted(kept & set(points) - front):
+        answer, front = _as_points(require(call(pareto, points)), name), _front(points)
+        if beaten := sorted(answer & set(points) - front):
             raise NotYet(f"for {name}, {beaten[0]} is kept, but another point is no larger and no less accurate")
-        if missing := sorted(front - kept):
+        if missing := sorted(front - answer):
             raise NotYet(f"for {name}, {missing[0]} is missing: nothing is both no larger and no less accurate than it")
-        if strange := sorted(kept - front):
+        if strange := sorted(answer - front):
             raise NotYet(f"for {name}, {strange[0]} is not one of the points given")
     return "What is left is all that anyone needs to choose from: every other point is beaten on both axes at once."
 
@@ -191,11 +183,10 @@ def _cloud():
 
 
 def _as_points(points, name):
-    number(0 if points is not None else None)
     try:
         return {(float(size), float(right)) for size, right in points}
     except (TypeError, ValueError) as error:
-        raise NotYet(f"for {name}, give a list of (bytes, accuracy) pairs; this is {shown(points)}") from error
+        raise NotYet(f"for {name}, give a list of (bytes, accuracy) pairs; this is {describe(points)}") from error
 
 
 def _front(points):

@@ -1,12 +1,15 @@
 """Exercises of notebook 05: break-even ranks, a convolution as two, ranks under a budget, factors for the outputs."""
 
+import functools
+import itertools
 import math
 
 import torch
 from torch import nn
 
-from compresslab import layers
-from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, require, split_answer
+from compresslab.experiments.sweep import seed_global
+from compresslab.weights import layers
 
 _SHAPES = ((256, 128), (300, 784), (10, 100), (64, 64), (40, 1000))
 
@@ -16,16 +19,15 @@ _SHAPES = ((256, 128), (300, 784), (10, 100), (64, 64), (40, 1000))
     "Write a function that gives the rank below which two, three or more factors are smaller.",
     points=2,
 )
-def check_break_even(break_even):
-    """break_even(rows, columns, factors) -> rank below which so many factors hold fewer numbers than the matrix."""
+def check_break_even(break_even: object) -> str:
+    """Check break_even(rows, columns, factors) -> rank below which the factors are smaller than the matrix."""
     for factors in (2, 3, 4, 6):
         for rows, columns in _SHAPES:
-            answer = number(call(break_even, rows, columns, factors), "the break-even rank")
+            answer = read_number(call(break_even, rows, columns, factors), "the break-even rank")
             real = _measured_break_even(rows, columns, factors)
             if abs(answer - real) > 1e-3 * real:
-                raise NotYet(
-                    f"for {factors} factors of {rows} × {columns}, {_rank_hint(answer, rows, columns, factors)}"
-                )
+                hint = _rank_hint(answer, rows, columns, factors)
+                raise NotYet(f"for {factors} factors of {rows} × {columns}, {hint}")
     two, three = (_measured_break_even(256, 128, factors) for factors in (2, 3))
     return (
         f"Counted on real layers: a 256 × 128 matrix pays below rank {two:.1f} as two factors, below {three:.1f} as "
@@ -33,39 +35,22 @@ def check_break_even(break_even):
     )
 
 
-def _called(function, *arguments):
-    """What the learner's function returns; None counts as a stub."""
-    answer = call(function, *arguments)
-    return number(answer) if answer is None else answer
-
-
-def _numbers(rows, columns, factors, rank):
-    """Numbers in a chain of so many matrices with this inner size, as real layers count them."""
+def _count_numbers(rows, columns, factors, rank):
+    """Count the numbers in a chain of real layers with this inner size."""
     sizes = [columns, *[rank] * (factors - 1), rows]
-    chain = [nn.Linear(one, other, bias=False, device="meta") for one, other in zip(sizes, sizes[1:], strict=False)]
+    pairs = itertools.pairwise(sizes)
+    chain = [nn.Linear(inputs, outputs, bias=False, device="meta") for inputs, outputs in pairs]
     return layers.count_parameters(nn.Sequential(*chain))
 
 
 def _measured_break_even(rows, columns, factors):
-    """Where the count of numbers passes that of the matrix, between two whole ranks by the curve through them."""
-    dense, below = rows * columns, 0
-    while _numbers(rows, columns, factors, below + 1) < dense:
-        below += 1
-    low, high = float(below), float(below + 1)
-    points = [(rank, _numbers(rows, columns, factors, rank)) for rank in (below + 1, below + 2, below + 3)]
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _through(points, middle) < dense else (low, middle)
-    return low
-
-
-def _through(points, place):
-    """Value at `place` of the parabola through three points; counts are parabolas in the rank."""
-    total = 0.0
-    for number_, (x, y) in enumerate(points):
-        others = [other for place_, (other, _) in enumerate(points) if place_ != number_]
-        total += y * math.prod((place - other) / (x - other) for other in others)
-    return total
+    """Solve square r² + linear r = dense for the break-even rank r."""
+    first, second = (_count_numbers(rows, columns, factors, rank) for rank in (1, 2))
+    square, dense = (second - 2 * first) / 2, rows * columns
+    linear = first - square
+    if square == 0:
+        return dense / linear
+    return (math.sqrt(linear**2 + 4 * square * dense) - linear) / (2 * square)
 
 
 def _rank_hint(answer, rows, columns, factors):
@@ -74,7 +59,7 @@ def _rank_hint(answer, rows, columns, factors):
     if answer >= min(rows, columns):
         return f"{answer:.4g} is not below the full rank, {min(rows, columns)}, where factors are larger for certain"
     rank = max(1, round(answer))
-    count = _numbers(rows, columns, factors, rank)
+    count = _count_numbers(rows, columns, factors, rank)
     return (
         f"you answer {answer:.4g}; at rank {rank} they hold {count:,} numbers and the matrix {rows * columns:,}: "
         "which sizes has each factor?"
@@ -84,22 +69,21 @@ def _rank_hint(answer, rows, columns, factors):
 @exercise(
     "05.two_convolutions", "Write a function that turns a Conv2d into two that compute nearly the same.", points=3
 )
-def check_two_convolutions(two_convolutions):
-    """two_convolutions(conv, rank) -> nn.Sequential of a Conv2d with `rank` filters and a 1 x 1 one."""
-    for told, conv, images in _convolutions():
+def check_two_convolutions(two_convolutions: object) -> str:
+    """Check two_convolutions(conv, rank) -> nn.Sequential of two Conv2d."""
+    for case, conv, images in _convolutions():
         matrix = conv.weight.detach().flatten(1)
         full = min(matrix.shape)
         for rank in (full, 2):
-            pair = _checked_pair(_called(two_convolutions, conv, rank), conv, rank, told)
+            pair = _checked_pair(require(call(two_convolutions, conv, rank)), conv, rank, case)
             with torch.no_grad():
                 wanted = conv(images)
-                _compare_outputs(pair, images, wanted, told, rank == full)
+                _compare_outputs(pair, images, wanted, case, rank == full)
             product = pair[1].weight.detach().flatten(1) @ pair[0].weight.detach().flatten(1)
             best = float(torch.linalg.svdvals(matrix)[rank:].norm())
             if float((matrix - product).norm()) > 1.001 * best + 1e-4:
-                raise NotYet(
-                    f"for {told}, another pair of rank {rank} is nearer to the weight; take the SVD's first ones"
-                )
+                nearer = f"another pair of rank {rank} is nearer to the weight"
+                raise NotYet(f"for {case}, {nearer}; take the SVD's first ones")
     return (
         "A convolution is a matrix from its windows to its filters: few filters with the old kernel, then a 1 × 1 "
         "convolution that mixes them. Stride, padding and dilation belong to the first, the bias to the second."
@@ -107,9 +91,8 @@ def check_two_convolutions(two_convolutions):
 
 
 def _convolutions():
-    """(in words, Conv2d, images) that differ in kernel, stride, padding, dilation and bias."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    """Return (case, Conv2d, images) that differ in kernel, stride, padding, dilation and bias."""
+    with seed_global(0):
         return [
             ("a plain convolution", nn.Conv2d(3, 8, 3), torch.randn(2, 3, 9, 9)),
             ("one with a stride and padding", nn.Conv2d(4, 6, 5, stride=2, padding=2), torch.randn(2, 4, 11, 11)),
@@ -119,51 +102,51 @@ def _convolutions():
         ]
 
 
-def _checked_pair(pair, conv, rank, told):
-    if not isinstance(pair, nn.Sequential) or len(pair) != 2 or not all(isinstance(one, nn.Conv2d) for one in pair):
-        raise NotYet(f"give an nn.Sequential of two nn.Conv2d; this is {shown(pair)}")
-    shapes = [tuple(one.weight.shape) for one in pair]
+def _checked_pair(pair, conv, rank, case):
+    if not isinstance(pair, nn.Sequential) or len(pair) != 2 or not all(isinstance(conv, nn.Conv2d) for conv in pair):
+        raise NotYet(f"give an nn.Sequential of two nn.Conv2d; this is {describe(pair)}")
+    shapes = [tuple(layer.weight.shape) for layer in pair]
     wanted = [(rank, conv.in_channels, *conv.kernel_size), (conv.out_channels, rank, 1, 1)]
     if shapes != wanted:
-        raise NotYet(f"for {told} and rank {rank}, the weights have shapes {shapes}; they should have {wanted}")
+        raise NotYet(f"for {case} and rank {rank}, the weights have shapes {shapes}; they should have {wanted}")
     if pair[0].bias is not None:
         raise NotYet("the first convolution has a bias, which costs numbers and changes the output; bias=False")
     if (pair[1].bias is None) != (conv.bias is None):
-        raise NotYet(f"for {told}, the second convolution should have a bias exactly if the old one has")
+        raise NotYet(f"for {case}, the second convolution should have a bias exactly if the old one has")
     if set(pair[1].stride) != {1}:
-        raise NotYet(f"for {told}, the second convolution skips places that the first has computed; who should skip?")
+        raise NotYet(f"for {case}, the second convolution skips places that the first has computed; who should skip?")
     return pair
 
 
-def _compare_outputs(pair, images, wanted, told, exact):
+def _compare_outputs(pair, images, wanted, case, exact):
     try:
-        found = pair(images)
+        outputs = pair(images)
     except RuntimeError as error:
-        raise NotYet(f"for {told}, the two do not run one after the other: {error}") from error
-    if found.shape != wanted.shape:
-        sizes = f"{tuple(found.shape)}, the old one's {tuple(wanted.shape)}"
-        raise NotYet(f"for {told}, the output has shape {sizes}; which of the two moves the window, and how far?")
-    if exact and not torch.allclose(found, wanted, atol=1e-4):
-        raise NotYet(f"for {told}, even the full rank changes the output; where do scale, bias and dilation go?")
+        raise NotYet(f"for {case}, the two do not run one after the other: {error}") from error
+    if outputs.shape != wanted.shape:
+        sizes = f"{tuple(outputs.shape)}, the old one's {tuple(wanted.shape)}"
+        raise NotYet(f"for {case}, the output has shape {sizes}; which of the two moves the window, and how far?")
+    if exact and not torch.allclose(outputs, wanted, atol=1e-4):
+        raise NotYet(f"for {case}, even the full rank changes the output; where do scale, bias and dilation go?")
 
 
 @exercise(
     "05.share_ranks", "Write a function that shares a budget of numbers out among layers, as a rank for each.", points=3
 )
-def check_share_ranks(share_ranks):
-    """share_ranks(spectra, shapes, budget) -> {name: rank}, whose lost squared singular values are few."""
-    for told, spectra, shapes in _networks():
+def check_share_ranks(share_ranks: object) -> str:
+    """Check share_ranks(spectra, shapes, budget) -> {name: rank} by the squared singular values lost."""
+    for case, spectra, shapes in _networks():
         cost = {name: sum(shape) for name, shape in shapes.items()}
         for share in (0.1, 0.25, 0.5):
             budget = int(share * sum(math.prod(shape) for shape in shapes.values()))
-            ranks = _checked_ranks(_called(share_ranks, spectra, shapes, budget), spectra, told)
+            ranks = _checked_ranks(require(call(share_ranks, spectra, shapes, budget)), spectra, case)
             spent = sum(cost[name] * rank for name, rank in ranks.items())
             if spent > budget:
-                raise NotYet(f"for {told}, your ranks hold {spent:,} numbers, more than the budget of {budget:,}")
+                raise NotYet(f"for {case}, your ranks hold {spent:,} numbers, more than the budget of {budget:,}")
             lost, least = _lost(spectra, ranks), _lost(spectra, _shared(spectra, cost, budget))
             if lost > 1.02 * least + 1e-9:
-                raise NotYet(f"for {told} and {budget:,} numbers, {lost / least:.2f} times as much is lost as need be; "
-                             f"{_sharing_hint(spectra, ranks, cost, budget)}")  # fmt: skip
+                ratio, hint = f"{lost / least:.2f} times as much", _sharing_hint(spectra, ranks, cost, budget)
+                raise NotYet(f"for {case} and {budget:,} numbers, {ratio} is lost as need be; {hint}")
     return (
         "Always buy the singular value that brings most for what it costs: its square over rows + columns. "
         "Large layers whose spectrum is flat give, small ones whose spectrum is steep take."
@@ -171,55 +154,44 @@ def check_share_ranks(share_ranks):
 
 
 def _networks():
-    """(in words, name -> singular values, name -> shape): steep and flat spectra, large and small layers."""
+    """Return (case, name -> singular values, name -> shape) of different layers."""
 
-    def spectrum(shape, scale, decay):
-        return scale * decay ** torch.arange(min(shape), dtype=torch.float64)
+    def make(case, **described):
+        spectra = {
+            name: scale * decay ** torch.arange(min(shape), dtype=torch.float64)
+            for name, (shape, scale, decay) in described.items()
+        }
+        return case, spectra, {name: shape for name, (shape, *_) in described.items()}
 
-    alike = {"fc1": (300, 784), "fc2": (100, 300)}
-    tall = {"first": (40, 2000), "second": (60, 60), "third": (200, 50)}
+    large, small = (300, 784), (100, 300)
     return [
-        (
-            "two layers of like decay",
-            {"fc1": spectrum((300, 784), 6.0, 0.97), "fc2": spectrum((100, 300), 4.0, 0.95)},
-            alike,
-        ),
-        (
-            "a flat and a steep layer",
-            {"fc1": spectrum((300, 784), 2.0, 0.995), "fc2": spectrum((100, 300), 20.0, 0.9)},
-            alike,
-        ),
-        (
+        make("two layers of like decay", fc1=(large, 6.0, 0.97), fc2=(small, 4.0, 0.95)),
+        make("a flat and a steep layer", fc1=(large, 2.0, 0.995), fc2=(small, 20.0, 0.9)),
+        make(
             "three layers of very different prices",
-            {
-                "first": spectrum((40, 2000), 4.0, 0.93),
-                "second": spectrum((60, 60), 3.0, 0.97),
-                "third": spectrum((200, 50), 2.0, 0.95),
-            },
-            tall,
+            **{"first": ((40, 2000), 4.0, 0.93), "second": ((60, 60), 3.0, 0.97), "third": ((200, 50), 2.0, 0.95)},
         ),
     ]
 
 
-def _checked_ranks(ranks, spectra, told):
+def _checked_ranks(ranks, spectra, case):
     if not isinstance(ranks, dict) or set(ranks) != set(spectra):
-        raise NotYet(f"for {told}, give a dict with a rank for each of {', '.join(spectra)}; this is {shown(ranks)}")
+        raise NotYet(f"for {case}, give a dict with a rank for each of {', '.join(spectra)}; this is {describe(ranks)}")
     for name, rank in ranks.items():
-        value = number(rank, f"the rank of {name!r}")
+        value = read_number(rank, f"the rank of {name!r}")
         if value != int(value) or not 1 <= value <= len(spectra[name]):
-            raise NotYet(
-                f"for {told}, the rank of {name!r} is {value:g}; give a whole number from 1 to {len(spectra[name])}"
-            )
+            most = len(spectra[name])
+            raise NotYet(f"for {case}, the rank of {name!r} is {value:g}; give a whole number from 1 to {most}")
     return {name: int(rank) for name, rank in ranks.items()}
 
 
 def _lost(spectra, ranks):
-    """Sum of the squared singular values that are left out."""
+    """Return the sum of the squared singular values that are left out."""
     return sum(float(values[ranks[name] :].square().sum()) for name, values in spectra.items())
 
 
 def _shared(spectra, cost, budget):
-    """Ranks bought one by one, the best value for its price first; at least 1 each."""
+    """Buy ranks one by one, the best value for its price first."""
     ranks = dict.fromkeys(spectra, 1)
     left = budget - sum(cost.values())
     offers = [(float(value) ** 2 / cost[name], name) for name, values in spectra.items() for value in values[1:]]
@@ -231,7 +203,7 @@ def _shared(spectra, cost, budget):
 
 
 def _sharing_hint(spectra, ranks, cost, budget):
-    """The best single change: which layer should give, and which take."""
+    """Return the best single change: which layer should give, and which take."""
     spare = budget - sum(cost[name] * rank for name, rank in ranks.items())
     if spare > 5 * max(cost.values()):
         return f"{spare:,} numbers of the budget are not used"
@@ -244,19 +216,19 @@ def _sharing_hint(spectra, ranks, cost, budget):
 @exercise(
     "05.weighted_factors", "Write a function that factorizes a weight so that its outputs change least.", points=3
 )
-def check_weighted_factors(weighted_factors):
-    """weighted_factors(weight, inputs, rank) -> (left, right), with the least error of inputs @ weight.T."""
+def check_weighted_factors(weighted_factors: object) -> str:
+    """Check weighted_factors(weight, inputs, rank) -> (left, right) by the error of inputs @ weight.T."""
     ratios = []
-    for told, weight, inputs in _weighted():
+    for case, weight, inputs in _weighted():
         outputs = inputs @ weight.T
         values = torch.linalg.svdvals(outputs.double())
         for rank in (1, 4):
-            left, right = _checked_factors(_called(weighted_factors, weight, inputs, rank), weight, rank, told)
+            left, right = _checked_factors(require(call(weighted_factors, weight, inputs, rank)), weight, rank, case)
             error = float((outputs - inputs @ (left @ right).T).double().norm())
             best = float(values[rank:].norm())
             plain = _plain_error(weight, inputs, rank)
             if error > 1.02 * best + 1e-6 * float(values[0]):
-                raise NotYet(f"for {told} and rank {rank}, {_error_hint(error, best, plain)}")
+                raise NotYet(f"for {case} and rank {rank}, {_error_hint(error, best, plain)}")
             ratios.append(plain / error)
     return (
         f"On these layers the plain SVD's outputs are up to {max(ratios):.1f} times as wrong. What is "
@@ -265,12 +237,8 @@ def check_weighted_factors(weighted_factors):
 
 
 def _weighted():
-    """(in words, weight, inputs): inputs of different size, correlated, and some that are always zero."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator)
-
+    """Return (case, weight, inputs): inputs of different size, correlated, and some that are always zero."""
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
     scales = torch.logspace(0, -1.5, 20)
     dead = draw(300, 30) * (torch.arange(30) % 3 > 0)
     return [
@@ -281,19 +249,17 @@ def _weighted():
     ]
 
 
-def _checked_factors(factors, weight, rank, told):
-    if not isinstance(factors, (tuple, list)) or len(factors) != 2:
-        raise NotYet(f"give two matrices, (left, right); this is {shown(factors)}")
-    left, right = factors
-    for matrix in factors:
+def _checked_factors(factors, weight, rank, case):
+    left, right = split_answer(factors, "(left, right)")
+    for matrix in (left, right):
         if not isinstance(matrix, torch.Tensor):
-            raise NotYet(f"left and right should be tensors; one of them is {shown(matrix)}")
+            raise NotYet(f"left and right should be tensors; one of them is {describe(matrix)}")
     wanted = [(weight.shape[0], rank), (rank, weight.shape[1])]
     if [tuple(left.shape), tuple(right.shape)] != wanted:
-        raise NotYet(f"for {told} and rank {rank}, the shapes are {tuple(left.shape)} and {tuple(right.shape)}; "
-                     f"they should be {wanted[0]} and {wanted[1]}")  # fmt: skip
+        shapes = f"{tuple(left.shape)} and {tuple(right.shape)}; they should be {wanted[0]} and {wanted[1]}"
+        raise NotYet(f"for {case} and rank {rank}, the shapes are {shapes}")
     if not (left.isfinite().all() and right.isfinite().all()):
-        raise NotYet(f"for {told}, there are values that are not finite; is a matrix inverted that has no inverse?")
+        raise NotYet(f"for {case}, there are values that are not finite; is a matrix inverted that has no inverse?")
     return left.detach().to(weight.dtype), right.detach().to(weight.dtype)
 
 

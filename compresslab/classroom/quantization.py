@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from compresslab.classroom.feedback import NotYet, call, exercise, given, number, shown
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, require
 
 _SLACK = 1 + 1e-4  # of half a step, for rounding in float32
 _NEAR = 1.1  # of the least squared error that a fine search finds
@@ -12,11 +12,11 @@ _LENGTHS = (0, 1, 2, 3, 8, 97, 1000)
 
 
 @exercise("06.affine_grid", "Write a function that lays an affine grid over any tensor.", points=3)
-def check_affine_grid(affine_grid):
-    """affine_grid(weight, bits) -> (codes, scale, zero_point)."""
+def check_affine_grid(affine_grid: object) -> str:
+    """Check affine_grid(weight, bits) -> (codes, scale, zero_point)."""
     for name, weight in _tensors().items():
         for bits in (2, 4, 8):
-            _check_grid(given(call(affine_grid, weight, bits)), name, weight, bits)
+            _check_grid(require(call(affine_grid, weight, bits)), name, weight, bits)
     return (
         "A range that is made to hold 0 gives 0 a code of its own, which padding and pruned weights need; "
         "and a constant is a grid of one step."
@@ -26,11 +26,13 @@ def check_affine_grid(affine_grid):
 def _check_grid(answer, name, weight, bits):
     what = f"for {name} and {bits} bits"
     if not isinstance(answer, tuple) or len(answer) != 3:
-        raise NotYet(f"{what} your function returns {shown(answer)}; return codes, scale and zero point")
+        raise NotYet(f"{what} your function returns {describe(answer)}; return codes, scale and zero point")
     codes, scale, zero_point = answer
-    scale, zero_point = number(scale, f"the scale {what}"), number(zero_point, f"the zero point {what}")
+    scale, zero_point = read_number(scale, f"the scale {what}"), read_number(zero_point, f"the zero point {what}")
     if not isinstance(codes, torch.Tensor) or codes.shape != weight.shape:
-        raise NotYet(f"{what} the codes are {shown(codes)}; give a tensor of the weight's shape, {tuple(weight.shape)}")
+        raise NotYet(
+            f"{what} the codes are {describe(codes)}; give a tensor of the weight's shape, {tuple(weight.shape)}"
+        )
     if scale <= 0:
         raise NotYet(f"{what} the scale is {scale:g}; it is a distance, above 0: what if all weights are equal?")
     codes, most = codes.double(), 2**bits - 1
@@ -50,7 +52,7 @@ def _check_grid(answer, name, weight, bits):
 
 
 def _cut(weight, bits):
-    """Steps by which rounding the zero point may move the end of a range: up to half of one."""
+    """Return the steps by which a rounded zero point may move a range."""
     return 0.5 if weight.min() < 0 < weight.max() else 0.0
 
 
@@ -69,22 +71,22 @@ def _tensors():
 
 
 @exercise("06.pack_int4", "Write the two functions that pack 4-bit codes into bytes and bring them back.", points=2)
-def check_pack_int4(answer):
-    """(pack, unpack): pack(codes) -> bytes; unpack(bytes, count) -> codes."""
+def check_pack_int4(answer: object) -> str:
+    """Check (pack, unpack): pack(codes) -> bytes; unpack(bytes, count) -> codes."""
     if not isinstance(answer, tuple) or len(answer) != 2:
-        raise NotYet(f"give both functions, (pack, unpack); this is {shown(answer)}")
+        raise NotYet(f"give both functions, (pack, unpack); this is {describe(answer)}")
     pack, unpack = answer
     drawn = torch.Generator().manual_seed(0)
     for length in _LENGTHS:
         codes = torch.randint(0, 16, (length,), generator=drawn, dtype=torch.uint8)
-        packed = given(call(pack, codes))
+        packed = require(call(pack, codes))
         if not isinstance(packed, torch.Tensor) or packed.dtype != torch.uint8 or packed.dim() != 1:
-            raise NotYet(f"pack returns {shown(packed)} for {length} codes; give a uint8 tensor of one dimension")
+            raise NotYet(f"pack returns {describe(packed)} for {length} codes; give a uint8 tensor of one dimension")
         if len(packed) != (length + 1) // 2:
             raise NotYet(f"{length} codes are {len(packed)} bytes after pack; {(length + 1) // 2} are enough")
         back = call(unpack, packed, length)
         if not isinstance(back, torch.Tensor) or back.shape != codes.shape:
-            raise NotYet(f"unpack returns {shown(back)} for {length} codes")
+            raise NotYet(f"unpack returns {describe(back)} for {length} codes")
         if not torch.equal(back.to(torch.int64), codes.to(torch.int64)):
             wrong = int((back.to(torch.int64) != codes).sum())
             raise NotYet(f"{wrong} of {length} codes come back as others; is the order the same, are 15 and 8 right?")
@@ -92,18 +94,18 @@ def check_pack_int4(answer):
 
 
 @exercise("06.best_scale", "Write a function that chooses the scale of a symmetric grid, outlier or not.", points=3)
-def check_best_scale(best_scale):
-    """best_scale(weight, bits) -> scale with about the least squared error."""
+def check_best_scale(best_scale: object) -> str:
+    """Check best_scale(weight, bits) -> scale with about the least squared error."""
     for name, weight in _weights().items():
         for bits in (2, 3, 4):
             what = f"for {name} and {bits} bits"
-            scale = number(call(best_scale, weight, bits), f"the scale {what}")
+            scale = read_number(call(best_scale, weight, bits), f"the scale {what}")
             if scale <= 0:
                 raise NotYet(f"{what} the scale is {scale:g}; it is a distance, above 0")
-            found, least = _error(weight, scale, bits), _least(weight, bits)
-            if found > _NEAR * least:
+            error, least = _error(weight, scale, bits), _least(weight, bits)
+            if error > _NEAR * least:
                 hint = "is the grid too fine, so that much is cut off?" if _cuts(weight, scale, bits) else _COARSE
-                raise NotYet(f"{what} the squared error is {found / least:.2f} times the least one; {hint}")
+                raise NotYet(f"{what} the squared error is {error / least:.2f} times the least one; {hint}")
     return "One number decides how far apart all values lie; give up the outlier, and the others are heard again."
 
 
@@ -134,5 +136,5 @@ def _least(weight, bits):
 
 
 def _cuts(weight, scale, bits):
-    """Whether a tenth of the weights lie outside the grid."""
+    """Return whether a tenth of the weights lie outside the grid."""
     return math.isfinite(scale) and (weight.abs() > scale * 2 ** (bits - 1)).float().mean() > 0.1

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from compresslab import data as datasets
-from compresslab import layers, measure, models
-from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab import measure, models
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, require, split_answer
 from compresslab.techniques import activation_pruning, redundancy_pruning
+from compresslab.weights import layers
 
 _ERROR = 1e-5  # of a logit, relative to the largest one
 _TARGET = 227_000  # parameters of the contest's networks
@@ -23,24 +24,21 @@ _VERDICTS = ("redundancy is better", "activation is better", "can't tell")
     "Write a function that plants twins into a hidden layer without changing what a network computes.",
     points=2,
 )
-def check_plant(plant):
-    """plant(weight, bias, outgoing, neurons, scale) -> the three tensors with a twin of each of `neurons` more."""
+def check_plant(plant: object) -> str:
+    """Check plant(weight, bias, outgoing, neurons, scale) -> tensors with twins."""
     worst, planted = 0.0, 0
-    for (inputs, size, outputs), neurons, scale in (
-        ((6, 8, 4), [0, 3], 2.0),
-        ((20, 30, 10), [29, 5, 12], 0.5),
-        ((5, 7, 3), [2], 1.0),
-    ):
+    cases = ((6, 8, 4), [0, 3], 2.0), ((20, 30, 10), [29, 5, 12], 0.5), ((5, 7, 3), [2], 1.0)
+    for (inputs, size, outputs), neurons, scale in cases:
         tensors = _hidden(inputs, size, outputs)
         case = f"for {size} neurons, twins of {neurons}, scale {scale:g}"
-        wide = _tensors(call(plant, *tensors, neurons, scale), 3, "(weight, bias, outgoing)")
+        wide = _tensors(call(plant, *tensors, neurons, scale), "(weight, bias, outgoing)")
         _check_shapes(case, wide, (size + len(neurons), inputs), outputs)
         images = _rand(400, inputs)
         _check_planted(case, tensors, wide, neurons, scale, images)
-        found = redundancy_pruning.prune(_network(*wide), images, similarity=1)
-        if found[0].out_features != size:
-            raise NotYet(f"{case}, {size + len(neurons) - found[0].out_features} are found to be twins of others")
-        worst = max(worst, _error(_network(*tensors)(images), found(images)))
+        merged = redundancy_pruning.prune(_network(*wide), images, similarity=1)
+        if merged[0].out_features != size:
+            raise NotYet(f"{case}, {size + len(neurons) - merged[0].out_features} are found to be twins of others")
+        worst = max(worst, _error(_network(*tensors)(images), merged(images)))
         planted += len(neurons)
     return (
         f"All {planted} planted twins were found at similarity 1 and merged again; the logits moved by {worst:.0e} at "
@@ -49,7 +47,7 @@ def check_plant(plant):
 
 
 def _check_planted(case, tensors, wide, neurons, scale, images):
-    """Refuse twins that change the function, are no twins, or have nothing to say."""
+    """Refuse twins that change the function, are no twins, or have no outgoing weights."""
     before, after = _network(*tensors), _network(*wide)
     old, new = (torch.relu(network[0](images)).detach() for network in (before, after))
     for neuron in neurons:
@@ -66,10 +64,10 @@ def _check_planted(case, tensors, wide, neurons, scale, images):
 
 
 def _check_shapes(case, wide, shape, outputs):
-    found = [tuple(tensor.shape) for tensor in wide]
+    shapes = [tuple(tensor.shape) for tensor in wide]
     wanted = [shape, shape[:1], (outputs, shape[0])]
-    if found != wanted:
-        raise NotYet(f"{case}, your tensors are {_listed(found)}; they should be {_listed(wanted)}")
+    if shapes != wanted:
+        raise NotYet(f"{case}, your tensors are {_listed(shapes)}; they should be {_listed(wanted)}")
 
 
 def _listed(shapes):
@@ -77,7 +75,7 @@ def _listed(shapes):
 
 
 def _hidden(inputs, size, outputs):
-    """Weight, bias and outgoing weights of a hidden layer whose neurons all speak and have no twins."""
+    """Return weight, bias and outgoing weights of a hidden layer without silent neurons and twins."""
     chance = torch.Generator().manual_seed(size)
     weight = torch.randn(size, inputs, generator=chance) / inputs**0.5
     return weight, 0.5 + torch.rand(size, generator=chance), torch.randn(outputs, size, generator=chance)
@@ -88,27 +86,24 @@ def _rand(*shape):
 
 
 def _network(weight, bias, outgoing):
-    """The network of a hidden layer: images (N, inputs) to logits (N, outputs)."""
+    """Return the network of a hidden layer: images (N, inputs) to logits (N, outputs)."""
     first, second = nn.utils.skip_init(nn.Linear, *weight.T.shape), nn.utils.skip_init(nn.Linear, *outgoing.T.shape)
     first.weight, first.bias = nn.Parameter(weight), nn.Parameter(bias)
     second.weight, second.bias = nn.Parameter(outgoing), nn.Parameter(torch.zeros(len(outgoing)))
     return nn.Sequential(first, nn.ReLU(), second).requires_grad_(False)
 
 
-def _error(wanted, found):
-    """Largest difference, relative to the largest number."""
-    return float((wanted - found).abs().max() / wanted.abs().max())
+def _error(wanted, actual):
+    """Return the largest difference, relative to the largest number."""
+    return float((wanted - actual).abs().max() / wanted.abs().max())
 
 
-def _tensors(answer, count, names):
-    """The tensors of an answer, detached, in single precision; raises NotYet where it is something else."""
-    if answer is None:
-        number(None)
-    if not isinstance(answer, (tuple, list)) or len(answer) != count:
-        raise NotYet(f"your function should return {names}; it returns {shown(answer)}")
-    if wrong := [one for one in answer if not isinstance(one, torch.Tensor)]:
-        raise NotYet(f"your function should return tensors, {names}; one of them is {shown(wrong[0])}")
-    tensors = [tensor.detach().float() for tensor in answer]
+def _tensors(answer, names):
+    """Return the tensors of an answer, detached, in single precision; NotYet for anything else."""
+    parts = split_answer(require(answer), names)
+    if wrong := [part for part in parts if not isinstance(part, torch.Tensor)]:
+        raise NotYet(f"your function should return tensors, {names}; one of them is {describe(wrong[0])}")
+    tensors = [tensor.detach().float() for tensor in parts]
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise NotYet("some of the numbers that your function returns are not finite; look for a division by zero")
     return tensors
@@ -117,8 +112,8 @@ def _tensors(answer, count, names):
 @exercise(
     "04.merge", "Write a function that merges one neuron's outgoing weights into those of its affine twin.", points=3
 )
-def check_merge(merge):
-    """merge(activations, weight, bias, stays, goes) -> (weight, bias) of the next layer without input `goes`."""
+def check_merge(merge: object) -> str:
+    """Check merge(activations, weight, bias, stays, goes) -> (weight, bias) without input `goes`."""
     worst = 0.0
     for slope, offset, stays, goes, noise in (
         (2.0, 1.0, 0, 4, 0.0),
@@ -130,7 +125,7 @@ def check_merge(merge):
         activations, weight, bias = _affine(slope, offset, stays, goes, noise)
         case = f"for a neuron {goes} that is {slope:g} times neuron {stays} plus {offset:g}"
         case += " and some noise" if noise else ""
-        less, moved = _tensors(call(merge, activations, weight, bias, stays, goes), 2, "(weight, bias)")
+        less, moved = _tensors(call(merge, activations, weight, bias, stays, goes), "(weight, bias)")
         wanted = len(weight), weight.shape[1] - 1
         if (tuple(less.shape), tuple(moved.shape)) != (wanted, wanted[:1]):
             shapes = _listed([less.shape, moved.shape])
@@ -147,26 +142,26 @@ def check_merge(merge):
 
 def _check_merged(case, change, activations, weight, stays, goes):
     """Refuse a merge that changes what the next layer computes by more than it must."""
-    one = torch.ones(len(activations), 1)
-    known = torch.cat([activations[:, [stays]], one], 1).double()
+    ones = torch.ones(len(activations), 1)
+    known = torch.cat([activations[:, [stays]], ones], 1).double()
     rest = activations[:, [goes]].double()
     residual = rest - known @ torch.linalg.lstsq(known, rest).solution
     least = float((residual.float() * weight[:, goes]).square().sum(1).mean().sqrt())
-    found = float(change.square().sum(1).mean().sqrt())
-    if found <= least * 1.0005 + 2e-5:
+    error = float(change.square().sum(1).mean().sqrt())
+    if error <= least * 1.0005 + 2e-5:
         return
     varies = float((change - change.mean(0)).square().sum(1).mean().sqrt())
     if varies <= least * 1.0005 + 2e-5:
         hint = "by the same amount for every image; where does the offset go?"
-    elif least > 1e-3 and found < 1.5 * least:
+    elif least > 1e-3 and error < 1.5 * least:
         hint = f"a little more than the {least:.3f} that least squares leave; how is its slope computed?"
     else:
         hint = "from image to image; which slope, sign included, and into which column? Which column goes?"
-    raise NotYet(f"{case}, the next layer's sums are off by {found:.3f}, {hint}")
+    raise NotYet(f"{case}, the next layer's sums are off by {error:.3f}, {hint}")
 
 
 def _affine(slope, offset, stays, goes, noise):
-    """Activations (300, 6) in which one neuron is an affine image of another, and the weight and bias behind them."""
+    """Return activations (300, 6) with an affine twin, and the next weight and bias."""
     chance = torch.Generator().manual_seed(10 * stays + goes)
     activations = 2 * torch.rand(300, 6, generator=chance)
     extra = noise * torch.randn(300, generator=chance)
@@ -179,28 +174,27 @@ def _affine(slope, offset, stays, goes, noise):
     "Give two lists of retrained networks of equal size and a verdict: (by_redundancy, by_activation, verdict).",
     points=3,
 )
-def check_contest(answer):
-    """(networks by redundancy, networks by activation, verdict), from article_mlp for MNIST, one network for each seed.
+def check_contest(answer: object) -> str:
+    """Check (networks by redundancy, networks by activation, verdict), from article_mlp for MNIST, a seed each.
 
-    A verdict for one of them must hold by McNemar's test for every seed.
+    A verdict for one side must hold by McNemar's test for every seed.
     """
-    if not isinstance(answer, (tuple, list)) or len(answer) != 3:
-        raise NotYet(f"give three things, (by_redundancy, by_activation, verdict); this is {shown(answer)}")
-    *teams, verdict = answer
+    *teams, verdict = split_answer(answer, "(by_redundancy, by_activation, verdict)")
     data, dense = datasets.load("mnist"), models.pretrained("article_mlp", "mnist")
     names = ("by_redundancy", "by_activation")
-    kept = [_kept(name, team, dense) for name, team in zip(names, teams, strict=True)]
-    _check_chosen(*kept, dense, data.train.images[:_CALIBRATION])
+    neurons = [_find_neurons(name, team, dense) for name, team in zip(names, teams, strict=True)]
+    _check_chosen(*neurons, dense, data.train.images[:_CALIBRATION])
     if len(teams[0]) != len(teams[1]):
         raise NotYet(f"{len(teams[0])} networks against {len(teams[1])}; give one of each for every seed")
-    found = _contest_verdict(*teams, data.validation)
-    if verdict != found:
-        told = "does not decide for the same one" if found == _VERDICTS[2] else "decides for the same one"
-        raise NotYet(f"your verdict {shown(verdict)} does not hold: McNemar's test {told} in every seed (validation)")
-    means = [sum(measure.accuracy(one, data.validation) for one in team) / len(team) for team in teams]
+    measured = _contest_verdict(*teams, data.validation)
+    if verdict != measured:
+        test = "does not decide for the same one" if measured == _VERDICTS[2] else "decides for the same one"
+        hint = f"McNemar's test {test} in every seed (validation)"
+        raise NotYet(f"your verdict {describe(verdict)} does not hold: {hint}")
+    means = [sum(measure.accuracy(network, data.validation) for network in team) / len(team) for team in teams]
     return (
         f"At {layers.count_parameters(teams[0][0]):,} parameters, means of {len(teams[0])} seeds: {means[0]:.2%} by "
-        f"redundancy, {means[1]:.2%} by activation: {found}. Who says the same as others may still say it loudest."
+        f"redundancy, {means[1]:.2%} by activation: {measured}. Who says the same as others may still say it loudest."
     )
 
 
@@ -209,39 +203,39 @@ def _contest_verdict(by_redundancy, by_activation, split):
     return {("a is better",): _VERDICTS[0], ("b is better",): _VERDICTS[1]}.get(tuple(verdicts), _VERDICTS[2])
 
 
-def _kept(name, team, dense):
-    """Which neurons of the dense network's fc1 a team's networks kept, (512,) bool; raises NotYet for another team."""
-    if isinstance(team, nn.Module) or not isinstance(team, (tuple, list)) or len(team) < _SEEDS:
-        found = f"a list of {len(team)}" if isinstance(team, (tuple, list)) else shown(team)
-        raise NotYet(f"the answer's {name} should be a list of {_SEEDS} networks at least, one a seed; it is {found}")
-    kept = [_kept_by(name, network, dense) for network in team]
-    if not all(torch.equal(kept[0], one) for one in kept):
+def _find_neurons(name, team, dense):
+    """Return which neurons of the dense fc1 a team's networks have, (512,) bool."""
+    if not isinstance(team, (tuple, list)) or len(team) < _SEEDS:
+        actual = f"a list of {len(team)}" if isinstance(team, (tuple, list)) else describe(team)
+        raise NotYet(f"the answer's {name} should be a list of {_SEEDS} networks at least, one a seed; it is {actual}")
+    first, *rest = [_find_neurons_of(name, network, dense) for network in team]
+    if not all(torch.equal(first, neurons) for neurons in rest):
         raise NotYet(f"the networks of {name} did not keep the same neurons; prune once, retrain with several seeds")
-    if any(torch.equal(team[0].fc1.weight, other.fc1.weight) for other in team[1:]):
+    if any(torch.equal(team[0].fc1.weight, network.fc1.weight) for network in team[1:]):
         raise NotYet(f"two networks of {name} are the same; retrain each with a seed of its own")
-    return kept[0]
+    return first
 
 
-def _kept_by(name, network, dense):
-    """Which neurons of the dense network's fc1 one network kept, (512,) bool.
+def _find_neurons_of(name, network, dense):
+    """Return which neurons of the dense network's fc1 a network has, (512,) bool.
 
-    They are told by their weights for pixels that are 0 in every image, which no training moves.
+    They are recognised by their weights for pixels that are 0 in every image, which no training moves.
     """
     original = dense.fc1.weight.detach()
-    own = getattr(getattr(network, "fc1", None), "weight", None) if isinstance(network, nn.Module) else None
-    if not isinstance(own, torch.Tensor) or own.shape[1:] != original.shape[1:] or len(own) > len(original):
-        raise NotYet(f"{name} holds {shown(network)} that is not article_mlp, pruned; start from the pretrained one")
+    weight = getattr(getattr(network, "fc1", None), "weight", None) if isinstance(network, nn.Module) else None
+    if not isinstance(weight, torch.Tensor) or weight.shape[1:] != original.shape[1:] or len(weight) > len(original):
+        raise NotYet(f"{name} holds {describe(network)} that is not article_mlp, pruned; start from the pretrained one")
     size = layers.count_parameters(network)
     if abs(size - _TARGET) > _ROOM * _TARGET:
         raise NotYet(f"a network of {name} has {size:,} parameters; all should have {_TARGET:,}, give or take 1%")
     still = _still_pixels()
-    distance = torch.cdist(own.detach()[:, still], original[:, still])
-    kept = torch.zeros(len(original), dtype=torch.bool).index_fill_(0, distance.argmin(1), True)
-    if kept.sum() < len(own) or distance.amin(1).max() > 0.01:
+    distance = torch.cdist(weight.detach()[:, still], original[:, still])
+    neurons = torch.zeros(len(original), dtype=torch.bool).index_fill_(0, distance.argmin(1), True)
+    if neurons.sum() < len(weight) or distance.amin(1).max() > 0.01:
         raise NotYet(f"a network of {name} was not made from the pretrained article_mlp; prune that one, then retrain")
-    if torch.equal(own, original[kept]):
+    if torch.equal(weight, original[neurons]):
         raise NotYet(f"a network of {name} has not been retrained: fc1 has the weights that it had")
-    return kept
+    return neurons
 
 
 @functools.cache
@@ -253,8 +247,8 @@ def _check_chosen(by_redundancy, by_activation, dense, images):
     """Refuse teams whose neurons were chosen in another way than their name says."""
     correlation = redundancy_pruning.similarities(dense, images, layers=["fc1"])["fc1"].abs().fill_diagonal_(0)
     means = activation_pruning.statistics(dense, images, layers=["fc1"])["fc1"]
-    alike = [float(correlation[kept][:, kept].max()) < 0.65 for kept in (by_redundancy, by_activation)]
-    loud = [float(means[kept].mean() / means[~kept].mean()) > 1.5 for kept in (by_redundancy, by_activation)]
+    alike = [float(correlation[team][:, team].max()) < 0.65 for team in (by_redundancy, by_activation)]
+    loud = [float(means[team].mean() / means[~team].mean()) > 1.5 for team in (by_redundancy, by_activation)]
     if alike[0] and loud[1] and not (alike[1] and loud[0]):
         return
     if alike[1] and loud[0]:

@@ -4,12 +4,14 @@ import functools
 import warnings
 
 import torch
-from torch import nn
 
-from compresslab import allocation, layers, measure, models, storage
 from compresslab import data as datasets
-from compresslab.classroom.feedback import NotYet, call, exercise, given, number, shown
+from compresslab import measure, models, storage
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, require, split_answer
+from compresslab.experiments import allocation
+from compresslab.experiments.sweep import seed_global
 from compresslab.techniques import zero_pruning
+from compresslab.weights import layers
 
 _NETWORK = "lenet_300_100"
 _SPARSITY = 0.9  # of the ranking
@@ -23,84 +25,85 @@ _POINT = 0.01  # by how much an allocation has to be better
     "Predict in which order the layers of lenet_5 are sensitive, and write a function that ranks.",
     points=2,
 )
-def check_ranking(answer):
-    """(predicted, ranking): ranking(model, split, sparsity) -> names of layers, the most sensitive first."""
-    predicted, ranking = _pair(answer, "(predicted, ranking)")
+def check_ranking(answer: object) -> str:
+    """Check (predicted, ranking): ranking(model, split, sparsity) -> names of layers, the most sensitive first."""
+    predicted, ranking = split_answer(answer, "(predicted, ranking)")
     predicted = _names(predicted, ["conv1", "conv2", "fc1", "fc2"], "your prediction")
     for (network, data), split in _ranked():
         model = models.pretrained(network, data)
         drops = _drops(model, split)
         where = f"{network} on {data}"
-        order = _names(given(call(ranking, model, split, _SPARSITY)), list(drops), f"the ranking of {where}")
+        order = _names(require(call(ranking, model, split, _SPARSITY)), list(drops), f"the ranking of {where}")
         right = sorted(drops, key=drops.get, reverse=True)
         if order != right:
             raise NotYet(f"for {where} you say {' > '.join(order)}; {_order_hint(order, right, drops)}")
         if network == "lenet_5":
             hits, measured = sum(map(str.__eq__, predicted, right)), " > ".join(right)
-    return (
-        f"For lenet_5 measured: {measured}; your prediction had {hits} of 4 places right. It is not the order of size."
-    )
+    places = f"your prediction had {hits} of 4 places right"
+    return f"For lenet_5 measured: {measured}; {places}. It is not the order of size."
 
 
 def _ranked():
-    """(network, data set), split: where rankings are tried, in orders that differ."""
+    """Yield (network, data set), split, on which rankings are tried; their orders differ."""
     for network, data in ((_NETWORK, "mnist"), (_NETWORK, "fashion_mnist"), ("lenet_5", "mnist")):
         yield (network, data), datasets.load(data).validation[:_IMAGES]
 
 
 def _drops(model, split):
-    """Layer -> fraction of the images lost when it alone is pruned."""
-    whole = measure.accuracy(model, split)
+    """Return layer -> fraction of the images lost when it alone is pruned."""
+    dense = measure.accuracy(model, split)
     pruned = {name: zero_pruning.prune(model, _SPARSITY, layers=[name]) for name in layers.weight_layers(model)}
-    return {name: whole - measure.accuracy(one, split) for name, one in pruned.items()}
+    return {name: dense - measure.accuracy(small, split) for name, small in pruned.items()}
 
 
 def _names(answer, allowed, what):
-    """A list of layer names, each once."""
+    """Return an answer as a list of layer names, each once."""
     if answer is None or answer is Ellipsis:
-        given(None)
+        require(None)
     if not isinstance(answer, (list, tuple)) or sorted(map(str, answer)) != sorted(allowed):
-        raise NotYet(f"{what} should be a list of {', '.join(allowed)}, each once; this is {shown(answer)}")
+        raise NotYet(f"{what} should be a list of {', '.join(allowed)}, each once; this is {describe(answer)}")
     return list(answer)
 
 
 def _order_hint(order, right, drops):
     if order == right[::-1]:
         return "the most sensitive comes first"
-    wrong = next(one for one, other in zip(order, right, strict=True) if one != other)
+    wrong = next(name for name, measured in zip(order, right, strict=True) if name != measured)
     return f"at {_SPARSITY:.0%} sparsity {wrong} alone loses {100 * drops[wrong]:.1f} points; measure each layer alone"
 
 
 @exercise(
     "07.lamp", "Write LAMP's score: the square of a weight by the sum of all squares that are no smaller.", points=2
 )
-def check_lamp(lamp):
-    """lamp(weight) -> scores in the shape of `weight`."""
+def check_lamp(lamp: object) -> str:
+    """Check lamp(weight) -> scores in the shape of `weight`."""
     for weight in _tensors():
-        scores = given(call(lamp, weight))
+        scores = require(call(lamp, weight))
         if not isinstance(scores, torch.Tensor) or scores.shape != weight.shape:
-            raise NotYet(f"for a weight of shape {tuple(weight.shape)} you return {shown(scores)}; give its shape back")
+            raise NotYet(
+                f"for a weight of shape {tuple(weight.shape)} you return {describe(scores)}; give its shape back"
+            )
         wanted = _lamp(weight)
         if not torch.allclose(scores.double(), wanted, rtol=1e-3, atol=1e-9):
             raise NotYet(_score_hint(scores.double(), wanted, weight.double()))
-    emptied, kept = _at_scales(lamp)
+    by_size, by_score = _count_left_at_scales(lamp)
     return (
-        f"Of two layers that differ a thousandfold in scale, 80% sparse together, |w| leaves {emptied} weights in the "
-        f"second and your score {kept}: the largest weight of each layer has score 1, the top of the ranking."
+        f"Of two layers that differ a thousandfold in scale, 80% sparse together, |w| leaves {by_size} weights in the "
+        f"second and your score {by_score}: the largest weight of each layer has score 1, the top of the ranking."
     )
 
 
 def _tensors():
-    """Weights without ties, of one to four dimensions."""
+    """Return weights without ties, of one to four dimensions."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((6,), (5, 7), (4, 3, 3, 3))
     return [torch.tensor([[3.0, -1.0], [2.0, -5.0]]), *(torch.randn(shape, generator=generator) for shape in shapes)]
 
 
 def _lamp(weight):
-    """The scores by their definition, every pair compared."""
+    """Return the scores by their definition, every pair compared."""
     squares = weight.double().square().flatten()
-    return torch.stack([one / squares[squares >= one].sum() for one in squares]).reshape(weight.shape)
+    return torch.stack([square / squares[squares >= square].sum() for square in squares]).reshape(weight.shape)
 
 
 def _score_hint(scores, wanted, weight):
@@ -114,14 +117,13 @@ def _score_hint(scores, wanted, weight):
     return f"the smallest weight's score should be {float(wanted.min()):.3g}; yours is {float(scores.min()):.3g}"
 
 
-def _at_scales(lamp):
-    """Weights left in the second layer by |w|, and by the learner's scores, of a network 80% sparse."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        first, second = torch.randn(20, 20), 1e-3 * torch.randn(20, 20)
+def _count_left_at_scales(lamp):
+    """Count the second layer's remaining weights by |w| and by the learner's scores."""
+    with seed_global(0):
+        weights = torch.randn(20, 20), 1e-3 * torch.randn(20, 20)
     left = []
     for score in (torch.abs, lamp):
-        scores = [score(one.clone()).float().flatten() for one in (first, second)]
+        scores = [score(weight.clone()).float().flatten() for weight in weights]
         cut = torch.cat(scores).sort().values[640]
         left.append(int((scores[1] >= cut).sum()))
     return left
@@ -132,8 +134,8 @@ def _at_scales(lamp):
     "Give a sparsity for each layer of lenet_300_100, Fashion-MNIST, for 25% of the dense bytes.",
     points=3,
 )
-def check_challenge(shares):
-    """dict of layer -> sparsity, judged by measurement, without retraining."""
+def check_challenge(shares: object) -> str:
+    """Check a dict of layer -> sparsity by measurement, without retraining."""
     model, split = models.pretrained(_NETWORK, "fashion_mnist"), datasets.load("fashion_mnist").validation
     small = _pruned(model, shares)
     size, room = storage.file_bytes(small), int(_SHARE * measure.sizes(model).dense_bytes)
@@ -150,7 +152,7 @@ def check_challenge(shares):
 
 
 def _uniform(model, room):
-    """The network of the same sparsity everywhere whose file just fits, within a thousandth."""
+    """Prune to the same sparsity everywhere, so that the file just fits, within a thousandth."""
     low, high = 0.0, 1.0
     for _ in range(10):
         middle = (low + high) / 2
@@ -160,15 +162,15 @@ def _uniform(model, room):
 
 
 def _pruned(model, shares):
-    """The model pruned by the learner's dict."""
+    """Return the model pruned by the learner's dict."""
     if not isinstance(shares, dict):
-        raise NotYet(f"give a dict of layer -> sparsity; this is {shown(shares)}")
+        raise NotYet(f"give a dict of layer -> sparsity; this is {describe(shares)}")
     names = list(layers.weight_layers(model))
     for name, share in shares.items():
         if name not in names:
-            raise NotYet(f"there is no layer {shown(name)}; the layers are {', '.join(names)}")
-        if not 0 <= number(share, f"the sparsity of {name}") <= 1:
-            raise NotYet(f"the sparsity of {name} is {shown(share)}; give a fraction, 0 to 1")
+            raise NotYet(f"there is no layer {describe(name)}; the layers are {', '.join(names)}")
+        if not 0 <= read_number(share, f"the sparsity of {name}") <= 1:
+            raise NotYet(f"the sparsity of {name} is {describe(share)}; give a fraction, 0 to 1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         small = allocation.apply(model, {name: float(share) for name, share in shares.items()})
@@ -181,22 +183,22 @@ def _pruned(model, shares):
 @exercise(
     "07.break_greedy", "Give a budget (bytes) and an allocation that beats the greedy one: (budget, shares).", points=3
 )
-def check_break_greedy(answer):
-    """(budget, shares): lenet_300_100, MNIST, one-shot; a point more accurate than greedy, and no larger a file."""
-    budget, shares = _pair(answer, "(budget, shares)")
+def check_break_greedy(answer: object) -> str:
+    """Check (budget, shares): lenet_300_100, MNIST, one-shot; a point better than greedy, no larger a file."""
+    budget, shares = split_answer(answer, "(budget, shares)")
     if shares is None:
-        given(None)
+        require(None)
     data, model = datasets.load("mnist"), models.pretrained(_NETWORK, "mnist")
     better = _pruned(model, shares)
     try:
-        greedy = allocation.allocate(_scan(), number(budget, "the budget"))
+        greedy = allocation.allocate(_scan(), read_number(budget, "the budget"))
     except ValueError as error:
         raise NotYet(f"{error}") from error
     usual = allocation.apply(model, greedy)
-    sizes = [storage.file_bytes(one) for one in (better, usual)]
+    sizes = [storage.file_bytes(network) for network in (better, usual)]
     if sizes[0] > sizes[1]:
         raise NotYet(f"your file has {sizes[0]:,} bytes and the greedy one {sizes[1]:,}; it may not be larger")
-    mine, theirs = (measure.accuracy(one, data.validation) for one in (better, usual))
+    mine, theirs = (measure.accuracy(network, data.validation) for network in (better, usual))
     if mine < theirs + _POINT:
         raise NotYet(
             f"{mine:.2%} against {theirs:.2%} by greedy, in {sizes[0]:,} and {sizes[1]:,} bytes; be a point better: "
@@ -210,11 +212,4 @@ def check_break_greedy(answer):
 
 @functools.cache
 def _scan():
-    """The scan of the notebook."""
     return allocation.scan(_NETWORK, "mnist", bar=False)
-
-
-def _pair(answer, what):
-    if not isinstance(answer, (tuple, list)) or len(answer) != 2 or isinstance(answer, nn.Module):
-        raise NotYet(f"give two things, {what}; this is {shown(answer)}")
-    return answer

@@ -1,5 +1,6 @@
 """Exercises of notebook 02: a threshold for a ratio, the layer that dies first, the CSR break-even, gradual pruning."""
 
+import bisect
 import warnings
 
 import numpy as np
@@ -8,46 +9,55 @@ from scipy import sparse
 from torch import nn
 
 from compresslab import data as datasets
-from compresslab import layers, measure, models
-from compresslab.classroom.feedback import NotYet, call, exercise, number, shown
+from compresslab import models
+from compresslab.classroom.feedback import (
+    NotYet,
+    call,
+    check_verdict,
+    describe,
+    exercise,
+    pair_layers,
+    read_number,
+    require,
+    split_answer,
+)
+from compresslab.experiments.sweep import seed_global
 from compresslab.techniques import zero_pruning
+from compresslab.weights import layers
 
 _CLOSE = 0.001  # of all weights
 _SPARSITY = 0.95  # of the gradual exercise
-_VERDICTS = ("a is better", "b is better", "can't tell")
 
 
 @exercise("02.threshold_for", "Write a function that turns a sparsity into the threshold that gives it.", points=2)
-def check_threshold_for(threshold_for):
-    """threshold_for(model, sparsity) -> t, so that prune(model, threshold=t) is that sparse."""
+def check_threshold_for(threshold_for: object) -> str:
+    """Check threshold_for(model, sparsity) -> t, so that prune(model, threshold=t) is that sparse."""
     for name, model in _networks().items():
         for wanted in (0.5, 0.9, 0.99, 0.1):
-            threshold = number(call(threshold_for, model, wanted), f"the threshold for {name}")
+            threshold = read_number(call(threshold_for, model, wanted), f"the threshold for {name}")
             if threshold < 0:
                 raise NotYet(f"for {name} the threshold is {threshold:g}; it is compared with |w|")
-            found = _sparsity_below(model, threshold)
-            if abs(found - wanted) > _CLOSE:
-                raise NotYet(
-                    f"asked for {wanted:.0%} of {name}, your threshold gives {found:.1%}; {_hint(found, wanted)}"
-                )
+            sparsity = _sparsity_below(model, threshold)
+            if abs(sparsity - wanted) > _CLOSE:
+                hint = _hint(sparsity, wanted)
+                raise NotYet(f"asked for {wanted:.0%} of {name}, your threshold gives {sparsity:.1%}; {hint}")
     return (
         "A sparsity says how many weights go and a threshold says which; one is a quantile of the other, "
         "but only for this one network: the threshold of another network is another number."
     )
 
 
-def _hint(found, wanted):
-    if abs(found - (1 - wanted)) < 0.02 < abs(wanted - 0.5):
+def _hint(sparsity, wanted):
+    if abs(sparsity - (1 - wanted)) < 0.02 < abs(wanted - 0.5):
         return "that is the share that stays; which share goes?"
-    if abs(found - abs(2 * wanted - 1)) < 0.03:
+    if abs(sparsity - abs(2 * wanted - 1)) < 0.03:
         return "are negative weights ranked by their magnitude?"
     return "rank the magnitudes of all weights of all layers together, and of the weights only"
 
 
 def _networks():
-    """Networks whose layers differ in scale, kind and number of biases; small, so that a check is quick."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    """Make small networks whose layers differ in scale, kind and number of biases."""
+    with seed_global(0):
         biased = nn.Sequential(nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, 10))
         scaled = nn.Sequential(
             nn.Flatten(), nn.Linear(100, 90), nn.ReLU(), nn.Linear(90, 50), nn.ReLU(), nn.Linear(50, 10)
@@ -65,33 +75,31 @@ def _networks():
 
 
 def _sparsity_below(model, threshold):
-    """Fraction of all weights that prune(model, threshold=threshold) zeroes."""
+    """Return the fraction of all weights that prune(model, threshold=threshold) zeroes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # layers may be emptied here, that is another exercise
         return _sparsity(zero_pruning.prune(model, threshold=threshold))
 
 
 def _sparsity(model):
-    """Fraction of the weights of a model (not its biases) that are zero."""
+    """Return the fraction of the weights of a model (not its biases) that are zero."""
     weights = [weight.value for weight in layers.distinct_weights(model)]
     return 1 - sum(int(value.count_nonzero()) for value in weights) / sum(value.numel() for value in weights)
 
 
 @exercise("02.dies_first", "Write a function that names the layer which a rising threshold empties first.", points=2)
-def check_dies_first(dies_first):
-    """dies_first(model) -> name of the layer that loses all its weights first, one threshold for all layers."""
+def check_dies_first(dies_first: object) -> str:
+    """Check dies_first(model) -> name of the layer that one rising threshold empties first."""
     for name, model in _mortals().items():
-        answer = call(dies_first, model)
-        if answer is None:
-            number(None)
+        answer = require(call(dies_first, model))
         peaks = {key: float(layer.weight.detach().abs().max()) for key, layer in layers.weight_layers(model).items()}
         if answer not in peaks:
-            raise NotYet(f"for {name} you answer {shown(answer)}; give the name of a layer: {', '.join(peaks)}")
+            raise NotYet(f"for {name} you answer {describe(answer)}; give the name of a layer: {', '.join(peaks)}")
         first = min(peaks, key=peaks.get)
         if answer != first:
             alive = sum(1 for peak in peaks.values() if peak < peaks[answer])
-            others = "another layer is" if alive == 1 else f"{alive} other layers are"
-            raise NotYet(f"for {name}, {others} empty before {answer!r}; which weight goes last in a layer?")
+            earlier = "another layer is" if alive == 1 else f"{alive} other layers are"
+            raise NotYet(f"for {name}, {earlier} empty before {answer!r}; which weight goes last in a layer?")
     return (
         "A layer dies when its largest weight falls below the threshold, and nothing passes a dead layer. "
         "Layers differ in scale, so one threshold for all of them is not one sparsity for all of them."
@@ -99,7 +107,7 @@ def check_dies_first(dies_first):
 
 
 def _mortals():
-    """Networks in which the layer that dies first is not the one with the smallest mean, spread or count."""
+    """Make networks whose first dead layer has not the smallest mean, spread or count."""
     nets = _networks()
     with torch.no_grad():
         peaked = nets["a net with one large layer"]
@@ -126,11 +134,11 @@ def _mortals():
     "Write a function that gives the sparsity above which CSR is smaller than dense fp32.",
     points=3,
 )
-def check_csr_break_even(break_even):
-    """break_even(rows, columns, index_bytes) -> sparsity at which CSR takes as many bytes as dense fp32."""
+def check_csr_break_even(break_even: object) -> str:
+    """Check break_even(rows, columns, index_bytes) -> sparsity at which CSR is as large as dense fp32."""
     for rows, columns in ((300, 784), (100, 300), (10, 100), (40, 12)):
         for index_bytes in (2, 4):
-            answer = number(call(break_even, rows, columns, index_bytes), "the break-even")
+            answer = read_number(call(break_even, rows, columns, index_bytes), "the break-even")
             real, room = _measured_break_even(rows, columns, index_bytes), 1.5 / (rows * columns) + 1e-4
             if abs(answer - real) > room:
                 raise NotYet(f"for {rows} × {columns}, {index_bytes}-byte indices, {_csr_hint(answer, real)}")
@@ -153,19 +161,16 @@ def _csr_hint(answer, real):
 
 
 def _measured_break_even(rows, columns, index_bytes):
-    """The first count of zeros at which a real CSR matrix is no larger than the dense one, as a sparsity."""
-    dense, low, high = 4 * rows * columns, 0, rows * columns
-    while low < high:
-        middle = (low + high) // 2
-        if _csr_bytes(rows, columns, middle, index_bytes) <= dense:
-            high = middle
-        else:
-            low = middle + 1
-    return low / (rows * columns)
+    """Return the sparsity at which a real CSR matrix is as small as the dense."""
+    size = rows * columns
+    zeros = bisect.bisect_left(
+        range(size), True, key=lambda zeros: _csr_bytes(rows, columns, zeros, index_bytes) <= 4 * size
+    )
+    return zeros / size
 
 
 def _csr_bytes(rows, columns, zeros, index_bytes):
-    """Bytes of a CSR matrix with so many zeros: fp32 values, column indices of `index_bytes`, int32 row pointers."""
+    """Count the bytes of a CSR matrix: values, column indices, row pointers."""
     matrix = np.ones(rows * columns, dtype=np.float32)
     matrix[:zeros] = 0
     csr = sparse.csr_matrix(matrix.reshape(rows, columns))
@@ -176,24 +181,19 @@ def _csr_bytes(rows, columns, zeros, index_bytes):
 @exercise(
     "02.gradual", "Give two retrained networks at 95% sparsity and a verdict: (at_once, gradually, verdict).", points=3
 )
-def check_gradual(answer):
-    """(pruned at once, pruned gradually, McNemar's verdict), LeNet-300-100 for MNIST at 95% sparsity, retrained.
+def check_gradual(answer: object) -> str:
+    """Check (pruned at once, pruned gradually, McNemar's verdict): LeNet-300-100 for MNIST, retrained.
 
     Which of the two wins depends on the training budget, so the verdict asked for is the one that is measured.
     """
-    if not isinstance(answer, (tuple, list)) or len(answer) != 3:
-        raise NotYet(f"give three things, (at_once, gradually, verdict); this is {shown(answer)}")
-    *networks, verdict = answer
+    *networks, verdict = split_answer(answer, "(at_once, gradually, verdict)")
     for name, network in zip(("the network pruned at once", "the network pruned gradually"), networks, strict=True):
         _refuse_unready(name, network)
     split, dense = datasets.load("mnist").validation, models.pretrained("lenet_300_100", "mnist")
-    largest = [_keeps(network, zero_pruning.prune(dense, sparsity=_SPARSITY)) for network in networks]
-    if largest != [True, False]:
-        raise NotYet(_order_hint(*largest))
-    before, after = (measure.accuracy(network, split) for network in networks)
-    test = measure.mcnemar(*networks, split)
-    if verdict != test.verdict:
-        raise NotYet(f"on the validation images your verdict does not hold: {shown(verdict)}; ask cl.measure.mcnemar")
+    at_once, gradually = (_has_zeros_of(network, zero_pruning.prune(dense, sparsity=_SPARSITY)) for network in networks)
+    if not at_once or gradually:
+        raise NotYet(_order_hint(at_once, gradually))
+    test, (before, after) = check_verdict(verdict, networks, split)
     return (
         f"At 95% sparsity {before:.2%} at once, {after:.2%} gradually, on the same {len(split):,} validation images: "
         f"{test.verdict} (a: at once, p = {test.p_value:.1g}). That is for one budget; does it hold for another one?"
@@ -201,31 +201,24 @@ def check_gradual(answer):
 
 
 def _refuse_unready(name, network):
-    dense = layers.weight_layers(models.pretrained("lenet_300_100", "mnist"))
-    found = layers.weight_layers(network) if isinstance(network, nn.Module) else {}
-    if [tuple(one.weight.shape) for one in found.values()] != [tuple(one.weight.shape) for one in dense.values()]:
-        raise NotYet(f"{name} is no LeNet-300-100; start both from the pretrained network")
+    pairs = pair_layers(name, network, models.pretrained("lenet_300_100", "mnist"))
     if abs(_sparsity(network) - _SPARSITY) > _CLOSE:
         raise NotYet(f"{name} is {_sparsity(network):.1%} sparse; both should be {_SPARSITY:.0%}")
-    pairs = [
-        (one.weight.detach(), original.weight.detach())
-        for one, original in zip(found.values(), dense.values(), strict=True)
-    ]
+    pairs = [(layer.weight.detach(), original.weight.detach()) for layer, original in pairs]
     if all(torch.equal(weight[weight != 0], original[weight != 0]) for weight, original in pairs):
         raise NotYet(f"{name} has not been retrained: its surviving weights are those of the dense network")
 
 
-def _keeps(network, other):
-    """Whether the zeros of two networks are in the same places."""
-    pairs = zip(layers.weight_layers(network).values(), layers.weight_layers(other).values(), strict=True)
+def _has_zeros_of(network, pruned):
+    """Return whether the zeros of two networks are in the same places."""
+    pairs = zip(layers.weight_layers(network).values(), layers.weight_layers(pruned).values(), strict=True)
     return all(torch.equal(a.weight == 0, b.weight == 0) for a, b in pairs)
 
 
 def _order_hint(first, second):
-    """What to say of two networks; first, second: whether it kept exactly the dense network's largest weights."""
+    """Return a hint; first, second: whether a network has exactly the dense network's largest weights."""
     if second and not first:
         return "these two look exchanged: only the second one kept the largest weights of the dense network"
     which = "both" if first else "neither"
-    return (
-        f"{which} kept exactly the largest weights of the dense network; pruning at once does, gradual pruning does not"
-    )
+    same = "exactly the largest weights of the dense network"
+    return f"{which} kept {same}; pruning at once does, gradual pruning does not"

@@ -1,13 +1,17 @@
 """Pictures of what happened inside a model: one function for each kind that a technique may ask for.
 
-Each takes a contract `Picture` and `ax` and returns `ax`; `draw` chooses by the picture's kind.
+Each takes a contract `Picture`, `ax` and the limits of its values and returns `ax`; `draw` chooses by the kind.
 """
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.ticker import PercentFormatter
 
-from compresslab.lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, RED, TEXT, dress, few_ticks
+from compresslab.lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, RED, TEXT, dress, limit_ticks
+from compresslab.techniques import Picture
 
 BINS = 81
 PARTS = (BLUE, ORANGE, GREEN, GREY)  # colours of a bar's parts
@@ -16,7 +20,7 @@ BAR = 0.6  # height of a bar of 100% in a row of 1, which leaves room for its nu
 FRACTIONS = (0.0, 1.02)  # limits of bars that are fractions, shown in percent
 
 
-def draw(picture, ax, limits=None):
+def draw(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     """Draw a Picture of any kind; raises ValueError for a kind that is not known.
 
     limits  (low, high) of the value axis (bars, spectra) or of the colours (images, matrix); None takes the picture's
@@ -26,8 +30,8 @@ def draw(picture, ax, limits=None):
     return KINDS[picture.kind](picture, ax, limits)
 
 
-def histogram(picture, ax, limits=None):
-    """How often each value occurs, on a log axis; what lies inside the cut (|value| <= cut) is another colour."""
+def histogram(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
+    """Draw how often each value occurs, on a log axis."""
     values = np.asarray(picture.values, dtype=float).ravel()
     values = values[np.isfinite(values)]
     dress(ax, picture.title)
@@ -37,34 +41,35 @@ def histogram(picture, ax, limits=None):
     ax.set(xlim=(low, high), ylim=(0.7, 2 * max(counts.max(initial=0), 1)), yscale="log" if counts.any() else "linear")
     ax.set_xlabel(picture.axis or "value", fontsize=TEXT)
     ax.set_ylabel("count", fontsize=TEXT)
-    few_ticks(ax.xaxis)
+    limit_ticks(ax.xaxis)
     return ax
 
 
-def cut(picture, ax):
-    """The moving part of a histogram or spectrum: the cut as lines and a band, the marks; returns the artists."""
-    if picture.kind == "histogram" and picture.marks is not None:
-        width = min(2.0, 60 / max(1, len(picture.marks)))
-        return [ax.vlines(picture.marks, *ax.get_ylim(), color=RED, linewidth=width), *_cut(picture, ax)]
-    return _cut(picture, ax) if picture.kind in ("histogram", "spectrum") else []
-
-
-def _cut(picture, ax):
-    if picture.cut is None:
+def cut(picture: Picture, ax: Axes) -> list[Artist]:
+    """Draw the moving part of a histogram or spectrum: cut and marks; return the artists."""
+    if picture.kind not in ("histogram", "spectrum"):
         return []
+    artists = []
+    if picture.marks is not None:
+        width = min(2.0, 60 / max(1, len(picture.marks)))
+        artists.append(ax.vlines(picture.marks, *ax.get_ylim(), color=RED, linewidth=width))
+    if picture.cut is None:
+        return artists
     if picture.kind == "spectrum":
-        return [ax.axvline(picture.cut - 0.5, color=RED, linewidth=2.5)]
+        return [*artists, ax.axvline(picture.cut - 0.5, color=RED, linewidth=2.5)]
+    # The band lies over what the technique removes: above the cut, or below it on both sides of zero.
+    left, right = ax.get_xlim()
     if picture.above:
-        band = ax.axvspan(picture.cut, ax.get_xlim()[1], color=ORANGE, alpha=0.35, linewidth=0)
-        return [band, ax.axvline(picture.cut, color=RED, linewidth=2.5)]
-    sides = {-picture.cut, picture.cut} if ax.get_xlim()[0] < 0 else {picture.cut}
-    start = -picture.cut if ax.get_xlim()[0] < 0 else ax.get_xlim()[0]
-    band = ax.axvspan(start, picture.cut, color=ORANGE, alpha=0.35, linewidth=0)
-    return [band, *(ax.axvline(side, color=RED, linewidth=2.5) for side in sides)]
+        band, lines = (picture.cut, right), {picture.cut}
+    else:
+        band, lines = (-picture.cut if left < 0 else left, picture.cut), {picture.cut}
+        lines |= {-picture.cut} if left < 0 else set()
+    artists.append(ax.axvspan(*band, color=ORANGE, alpha=0.35, linewidth=0))
+    return [*artists, *(ax.axvline(place, color=RED, linewidth=2.5) for place in lines)]
 
 
-def matrix(picture, ax, limits=None):
-    """A matrix as colours, red and blue around zero; zeros are white."""
+def matrix(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
+    """Draw a matrix as colours, red and blue around zero; zeros are white."""
     values = np.asarray(picture.values, dtype=float)
     reach = _reach(values, limits)
     shown = ax.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
@@ -73,8 +78,8 @@ def matrix(picture, ax, limits=None):
     return ax
 
 
-def spectrum(picture, ax, limits=None):
-    """Values in descending order on a log axis; those kept lie left of the cut."""
+def spectrum(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
+    """Draw values in descending order on a log axis."""
     values = np.asarray(picture.values, dtype=float).ravel()
     dress(ax, picture.title)
     ax.plot(np.arange(len(values)), values, ".-", color=BLUE, markersize=6)
@@ -83,26 +88,26 @@ def spectrum(picture, ax, limits=None):
         ax.set_yscale("log")
         ax.set_ylim(*(limits or (max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)))
     ax.set_xlabel(picture.axis or "number", fontsize=TEXT)
-    few_ticks(ax.xaxis)
+    limit_ticks(ax.xaxis)
     return ax
 
 
-def images(picture, ax, limits=None):
-    """Many small images (count, height, width) side by side in one picture, red and blue around zero."""
+def images(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
+    """Draw many small images (count, height, width) side by side, red and blue around zero."""
     stack = np.asarray(picture.values, dtype=float)
     reach = _reach(stack, limits)
-    if stack.dtype == bool or (stack.size and stack.min() >= 0):
-        ax.imshow(tile(stack, np.nan), cmap=_with_gaps("cividis"), vmin=0, vmax=reach, interpolation="nearest")
-    else:
-        ax.imshow(tile(stack, np.nan), cmap=_with_gaps("RdBu_r"), vmin=-reach, vmax=reach, interpolation="nearest")
+    signed = stack.size and stack.min() < 0
+    colors = colormaps["RdBu_r" if signed else "cividis"].with_extremes(bad=LIGHT)  # the gaps are NaN
+    low = -reach if signed else 0
+    ax.imshow(tile(stack, np.nan), cmap=colors, vmin=low, vmax=reach, interpolation="nearest")
     dress(ax, picture.title).grid(False)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     return ax
 
 
-def bars(picture, ax, limits=None):
-    """One bar for each value, with its label."""
+def bars(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
+    """Draw a bar for each value, with its label."""
     values = np.nan_to_num(np.asarray(picture.values, dtype=float).ravel())
     labels = picture.labels or [str(number) for number in range(len(values))]
     dress(ax, picture.title).grid(False, axis="y")
@@ -116,12 +121,12 @@ def bars(picture, ax, limits=None):
     if limits == FRACTIONS:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(picture.axis, fontsize=TEXT)
-    few_ticks(ax.xaxis, 6)
+    limit_ticks(ax.xaxis, 6)
     return ax
 
 
-def stack(picture, ax, limits=None):
-    """One bar for each row of values, made of parts in colours of their own."""
+def stack(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
+    """Draw a bar for each row of values, a colour for each part."""
     values = np.nan_to_num(np.asarray(picture.values, dtype=float))
     dress(ax, picture.title).grid(False, axis="y")
     starts = np.cumsum(values, axis=1) - values
@@ -134,12 +139,12 @@ def stack(picture, ax, limits=None):
     ax.set_xlabel(picture.axis, fontsize=TEXT)
     if picture.classes:
         ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right")
-    few_ticks(ax.xaxis, 6)
+    limit_ticks(ax.xaxis, 6)
     return ax
 
 
-def targets(picture, ax, limits=None):
-    """A row for each image: the image, and a bar for each class; the bar of its true class is orange."""
+def targets(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
+    """Draw each image beside a bar for each class, orange for its true class."""
     values = np.nan_to_num(np.asarray(picture.values, dtype=float))
     rows, columns = values.shape
     dress(ax, picture.title).grid(False)
@@ -150,12 +155,12 @@ def targets(picture, ax, limits=None):
     sides = [across - width, across - width, across + width, across + width]
     heights = [down, down - height, down - height, down]
     corners = np.stack([np.stack(sides, -1), np.stack(heights, -1)], -1).reshape(-1, 4, 2)  # (bars, corner, x and y)
-    own = np.array([[name == label for name in picture.classes] for label in picture.labels], bool)
-    colors = np.where(own.ravel(), ORANGE, BLUE) if own.size == values.size else BLUE
+    is_true = np.array([[name == label for name in picture.classes] for label in picture.labels], bool)
+    colors = np.where(is_true.ravel(), ORANGE, BLUE) if is_true.size == values.size else BLUE
     ax.add_collection(PolyCollection(corners, facecolors=colors), autolim=False)
     ax.hlines(np.arange(rows) + 0.97, -0.5, columns - 0.5, color=LIGHT, linewidth=0.8)
     likeliest = np.argsort(-values, axis=1)[:, :2]  # (rows, 2)
-    for row, column in ((row, column) for row, two in enumerate(likeliest) for column in two):
+    for row, column in zip(np.repeat(np.arange(rows), likeliest.shape[1]), likeliest.ravel(), strict=True):
         if values[row, column] >= 0.005:
             place = (column, 0.95 - BAR * min(1, values[row, column]) + row)
             ax.text(*place, f"{values[row, column]:.0%}", fontsize=TEXT - 2, ha="center", va="bottom")
@@ -170,7 +175,7 @@ def targets(picture, ax, limits=None):
 
 
 def _thumbnails(picture, ax):
-    """Draw a picture's images in a column left of 0, each square in a row of its own; returns the column's width."""
+    """Draw a picture's images in a column left of 0; return its width."""
     if picture.images is None or not len(picture.images):
         return 0.0
     count, height, width = picture.images.shape
@@ -184,8 +189,8 @@ def _thumbnails(picture, ax):
     return wide
 
 
-def tile(stack, gap):
-    """Images (count, height, width) as one, with lines of `gap` around each.
+def tile(stack: np.ndarray, gap: float) -> np.ndarray:
+    """Lay images (count, height, width) out as one, with lines of `gap` around each.
 
     returns  (rows * (height + 1) + 1, columns * (width + 1) + 1)
 
@@ -202,16 +207,16 @@ def tile(stack, gap):
     return sheet
 
 
-def value_limits(values):
-    """Limits around all of `values`, a little wider; the same on both sides of zero if there are negative ones."""
+def value_limits(values: np.ndarray) -> tuple[float, float]:
+    """Return limits around all values, symmetric if any value is negative."""
     if not len(values):
         return 0.0, 1.0
     reach = float(np.abs(values).max()) * 1.02 or 1.0
     return (-reach if values.min() < 0 else 0.0), reach
 
 
-def limits(picture):
-    """The limits to keep while a slider moves, taken from a model's first picture; None to follow each picture."""
+def limits(picture: Picture) -> tuple[float, float] | None:
+    """Return the limits to keep while a slider moves; None to follow each picture."""
     values = np.asarray(picture.values, dtype=float)
     if picture.kind == "histogram":
         return value_limits(values[np.isfinite(values)])
@@ -227,19 +232,5 @@ def _reach(values, limits):
     return float(np.quantile(finite, 0.995)) if finite.size and finite.max() > 0 else 1.0
 
 
-def _with_gaps(name):
-    from matplotlib import colormaps
-
-    return colormaps[name].with_extremes(bad=LIGHT)
-
-
-KINDS = {
-    "histogram": histogram,
-    "matrix": matrix,
-    "spectrum": spectrum,
-    "images": images,
-    "bars": bars,
-    "stack": stack,
-    "targets": targets,
-}
-__all__ = ["GREY", "KINDS", *KINDS, "cut", "draw", "tile", "value_limits"]
+_FUNCTIONS = (histogram, matrix, spectrum, images, bars, stack, targets)
+KINDS = {function.__name__: function for function in _FUNCTIONS}

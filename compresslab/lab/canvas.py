@@ -7,6 +7,7 @@ onto a copy of it (Agg blitting). No pyplot, no clear_output: the page never bla
 import html
 import io
 import threading
+from collections.abc import Callable
 
 import ipywidgets as widgets
 import numpy as np
@@ -21,11 +22,7 @@ _drawing = threading.RLock()  # matplotlib's caches of fonts and text are shared
 
 
 class TitledImage(widgets.Image):
-    """An Image whose tooltip the browser can show: it becomes the picture's title, which screen readers speak.
-
-    The browser's part of ipywidgets shows a tooltip where the description is empty; an Image has no description, and
-    its view fails.
-    """
+    """An Image with a tooltip, which screen readers speak; without a description its view would fail in the browser."""
 
     description = traitlets.Unicode("").tag(sync=True)
 
@@ -38,23 +35,22 @@ class Panel:
                    the first picture, and keeps that
     """
 
-    def __init__(self, width=WIDTH, height=HEIGHT, place=None):
+    def __init__(self, width: int = WIDTH, height: int = HEIGHT, place: tuple | None = None):
         self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)
         layout = widgets.Layout(width="100%", height="auto", margin="0")
         self.image = TitledImage(format="png", width=width, height=height, value=_png(self.canvas), layout=layout)
         self.caption = widgets.HTML(layout=widgets.Layout(margin="0"))
         self.caption.add_class("compresslab-caption")
-        self.widget = widgets.VBox(
-            [self.image, self.caption], layout=widgets.Layout(width="100%", max_width="720px", margin="0")
-        )
+        layout = widgets.Layout(width="100%", max_width="720px", margin="0")
+        self.widget = widgets.VBox([self.image, self.caption], layout=layout)
         self._places = place and [place]
         self._background = None
 
-    def draw(self, still, moving=None, layout=False):
+    def draw(self, still: Callable, moving: Callable | None = None, layout: bool = False) -> None:
         """Draw anew: still(ax) paints the axes, moving(ax) returns artists laid over them.
 
-        layout  True computes the layout again (another kind of picture); the first time always does
+        layout  True computes the layout again, for another kind of picture; the first time always does
         """
         with _drawing:
             self.figure.clear()
@@ -62,16 +58,18 @@ class Panel:
             if layout:
                 self.figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
             still(self.figure.add_subplot())
-            if layout:
-                self._places = self._lay_out()
+            if layout:  # 60 ms, so not for every picture
+                self.figure.draw_without_rendering()
+                self.figure.set_layout_engine("none")
+                self._places = [ax.get_position().bounds for ax in self.figure.axes]  # a colour bar has its own
             for ax, place in zip(self.figure.axes, self._places, strict=False):
                 ax.set_position(place)
             self.canvas.draw()
             self._background = self.canvas.copy_from_bbox(self.figure.bbox)
             self.move(moving)
 
-    def move(self, moving=None):
-        """Lay moving(ax)'s artists over the kept background and show the result."""
+    def move(self, moving: Callable | None = None) -> None:
+        """Lay moving(ax)'s artists over the still part and show the result."""
         with _drawing:
             if self._background is None:
                 return
@@ -82,32 +80,26 @@ class Panel:
                 artist.remove()
             self.image.value = _png(self.canvas)
 
-    def blank(self):
+    def blank(self) -> None:
         """Show an empty picture."""
         with _drawing:
             self.figure.clear()
             self._background = None
             self.image.value = _png(self.canvas)
 
-    def release(self):
+    def release(self) -> None:
         """Let go of the figure and its pixels; nothing can be drawn any more."""
         with _drawing:
             self.figure = self.canvas = self._background = None
 
-    def _lay_out(self):
-        """Places of all axes (a colour bar has its own) as the constrained layout finds them; 60 ms, so once."""
-        self.figure.draw_without_rendering()
-        self.figure.set_layout_engine("none")
-        return [ax.get_position().bounds for ax in self.figure.axes]
-
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Set the caption, a sentence that says what the picture shows; also the picture's tooltip."""
         if text != self.image.tooltip:
             self.caption.value, self.image.tooltip = html.escape(text), text
 
 
 def _png(canvas):
-    """The canvas as PNG bytes, packed lightly: 1 of 9 is several times quicker than the default."""
+    """Return the canvas as PNG bytes, packed lightly, which is several times quicker."""
     if not canvas.figure.axes:
         pixels = np.full((*canvas.get_width_height()[::-1], 3), 255, np.uint8)  # (height, width, colour)
     else:

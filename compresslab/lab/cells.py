@@ -1,25 +1,27 @@
-"""Which notebook cell opened which labs: running a cell again closes the labs that it opened before.
+"""Notes which notebook cell opened which labs: running a cell again closes the labs that it opened before.
 
-A front end that sends the id of the cell with every run (JupyterLab does, as `cellId`) makes this possible; under any
-other, labs stay open until they are closed by hand.
+This needs the id of the cell, which JupyterLab sends with every run as `cellId`; elsewhere labs stay open until they
+are closed by hand.
 """
 
 import sys
 import threading
 import weakref
 
+from ipywidgets import Widget
+
 _runs = {}  # cell's id -> (id of its newest run, the labs that this run opened)
 
 
-def close_earlier():
-    """Close the labs that earlier runs of the running cell opened; those of this run and of other cells stay."""
+def close_earlier() -> None:
+    """Close the labs that earlier runs of the running cell opened."""
     cell, run = _find_running_cell()
     if cell is not None and _runs.get(cell, (run,))[0] != run:
         for lab in list(_runs.pop(cell)[1]):
             lab.discard()
 
 
-def remember(lab):
+def remember(lab: Widget) -> None:
     """Note that the running cell opened this lab."""
     cell, run = _find_running_cell()
     if cell is not None:
@@ -27,7 +29,7 @@ def remember(lab):
 
 
 def _find_running_cell():
-    """(id of the running cell, id of this run of it), or (None, None) where no cell runs or its id is not sent."""
+    """Return the ids of the running cell and of this run, or (None, None)."""
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
     # Another thread is told the cell that runs at the moment, which need not be the one that started the thread.

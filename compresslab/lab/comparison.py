@@ -1,19 +1,27 @@
-"""Curves of any number of labs over one another, from the journal: which technique gives what at which size."""
+"""Curves of several labs or techniques over one another, from the journal: accuracy at each size."""
 
 import pandas as pd
+from matplotlib.axes import Axes
 
-from compresslab import checks, fingerprints, measure, models, techniques
+from compresslab import checks, measure, models, techniques
 from compresslab import data as datasets
-from compresslab import journal as journals
+from compresslab.experiments import fingerprints
+from compresslab.experiments import journal as journals
 from compresslab.lab import plots
 from compresslab.lab.explorer import Lab
-from compresslab.lab.session import DATA
-
-STAGES = ("retrained", "one-shot")
+from compresslab.lab.measurements import DATA
 
 
-def compare(*sources, model="lenet_300_100", data="mnist", stage="retrained", journal=None, front=True, ax=None):
-    """Lay measured curves over one another, with the band of their seeds and the Pareto front of them all.
+def compare(
+    *sources,
+    model: str = "lenet_300_100",
+    data: str = "mnist",
+    stage: str = "retrained",
+    journal=None,
+    front: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Lay measured curves over one another, with bands of seeds and the Pareto front.
 
     sources  each one of: a Lab, for the curve through its chosen point, with every seed that the journal holds; a
              technique's name (or a Technique, or a Recipe), for all that the journal holds of it; a DataFrame of
@@ -22,46 +30,30 @@ def compare(*sources, model="lenet_300_100", data="mnist", stage="retrained", jo
     model, data  names, for techniques given by name
     stage    "retrained" or "one-shot", for techniques given by name and DataFrames
     journal  a Journal or a path, for techniques given by name; None takes the default one; not opened for other sources
-    front    draw the Pareto front: the points than which no other is both smaller and more accurate
+    front    draw the Pareto front: points that no other point beats on both size and accuracy
     returns  ax; accuracy is on the validation images, sizes are those of the .clab files
     raises   ValueError for a source of which nothing is measured, or that is none of those
     """
-    checks.choice("stage", stage, STAGES)
+    checks.choice("stage", stage, ("retrained", "one-shot"))
     if not sources:
-        sources = _techniques(journal, model, data, stage)
-    found = [_source(one, model, data, stage, journal) for one in sources]
-    where = {_of(results) for _, results, _ in found} - {""}
-    curves = [(f"{label} ({_of(results)})" if len(where) > 1 else label, means(results)) for label, results, _ in found]
-    ax = plots.frame_around(pd.concat([points for _, points in curves]), ax)
-    for accuracy in dict.fromkeys(dense for *_, dense in found if dense is not None):
+        sources = _list_techniques(journal, model, data, stage)
+    loaded = [_load(source, model, data, stage, journal) for source in sources]
+    subjects = {_name_subjects(results) for _, results, _ in loaded} - {""}
+    for label, results, _ in loaded:
+        text = f"{label} ({_name_subjects(results)})" if len(subjects) > 1 else label
+        ax = plots.curve(results, ax, label=text)
+    for accuracy in dict.fromkeys(dense for *_, dense in loaded if dense is not None):
         plots.baseline(ax, accuracy)
     if front:
-        plots.front(ax, pareto(pd.concat([points for _, points in curves])))
-    for number, (label, points) in enumerate(curves):
-        color, marker = plots.SERIES[number % len(plots.SERIES)][0], plots.SERIES[_marker(number)][1]
-        plots.series(ax, points, color, marker, label=label, hollow=stage == "one-shot")
+        plots.front(ax, find_front(pd.concat([plots.average_seeds(results) for _, results, _ in loaded])))
     ax.legend(fontsize=plots.TEXT - 1, frameon=False, loc="lower right")
-    ax.set_gid(_words(curves))  # a text alternative, as the figure's title in an SVG
+    best = "; ".join(f"{label}: best {results['accuracy'].max():.2%}" for label, results, _ in loaded)
+    ax.set_gid(f"Measured accuracy against file size. {best}.")  # a text alternative, as the figure's title in an SVG
     return ax
 
 
-def means(results):
-    """One row for each setting and number of steps: file_bytes and accuracy, means over the seeds; low, high; seeds."""
-    settings = [name for name in results.columns if name not in plots.MEASURED - {"steps"}]
-    keys = results[settings].map(str).agg("|".join, axis=1) if settings else results.index
-    grouped = results.groupby(keys, sort=False)
-    together = grouped.agg(
-        file_bytes=("file_bytes", "mean"),
-        accuracy=("accuracy", "mean"),
-        low=("accuracy", "min"),
-        high=("accuracy", "max"),
-        seeds=("accuracy", "size"),
-    )
-    return together.sort_values("file_bytes").reset_index(drop=True)
-
-
-def pareto(points, same=0.005):
-    """The rows of `points` (file_bytes, accuracy) that no other row beats, smallest first.
+def find_front(points: pd.DataFrame, same: float = 0.005) -> pd.DataFrame:
+    """Return the rows of `points` (file_bytes, accuracy) that no other row beats, smallest first.
 
     same  share by which sizes may differ and still count as equal: files of one shape differ by some bytes
     """
@@ -72,74 +64,46 @@ def pareto(points, same=0.005):
     return points[~beaten.any(axis=0)].sort_values("file_bytes")
 
 
-def _source(source, model, data, stage, journal):
-    """(label, DataFrame of Results, the dense model's accuracy or None) of one source."""
+def _read(journal, **where):
+    opened = journal if isinstance(journal, journals.Journal) else journals.open(journal)
+    return opened.results(**where)
+
+
+def _list_techniques(journal, model, data, stage):
+    """List the techniques of which the journal holds something for a model and data."""
+    measured = {result.technique for result in _read(journal, model=model, data=data, stage=stage)}
+    if names := [name for name in techniques.names() if name in measured]:
+        return names
+    raise ValueError(f"the journal holds nothing for model {model!r} and data {data!r}; open a lab, or run a sweep")
+
+
+def _load(source, model, data, stage, journal):
+    """Return (label, DataFrame of Results, the dense model's accuracy or None) of one source."""
     label, source = source if isinstance(source, tuple) and len(source) == 2 else (None, source)
+    dense = None
     if isinstance(source, Lab):
-        results, dense = source.family(), source.dense_accuracy
-        label = label or source.title
+        label, results = label or source.title, source.family()
+        dense = source.measurements.subject(source.choice).accuracy
     elif isinstance(source, pd.DataFrame):
-        results, dense = _frame(source, stage), None
-        label = label or _label(results)
+        plots.check_columns(source)
+        results = source[source["stage"] == stage].dropna(axis=1, how="all") if "stage" in source else source
+        label = label or ", ".join(dict.fromkeys(source.get("technique", ["results"])))
     elif isinstance(source, (str, techniques.Technique)) or hasattr(source, "as_technique"):
         technique = techniques.get(source)
-        results, dense = _measured(technique, model, data, stage, journal), _dense(model, data)
-        label = label or technique.name
+        label, code = label or technique.name, fingerprints.of_technique(technique)  # of the technique as it is now
+        measured = _read(journal, technique=technique.name, model=model, data=data, stage=stage)
+        results = journals.frame([result for result in measured if result.versions.get("technique") == code])
+        if model in models.names() and data in DATA:
+            dense = measure.accuracy(models.pretrained(model, data), datasets.load(data).validation)
     else:
-        raise ValueError(
-            f"source is a {type(source).__name__}; give a Lab, a technique's name or a DataFrame of results"
-        )
+        kind = type(source).__name__
+        raise ValueError(f"source is a {kind}; give a Lab, a technique's name or a DataFrame of results")
     if not len(results):
         raise ValueError(f"nothing is measured of {label!r} yet ({stage}); open its lab, or run a sweep")
     return label, results, dense
 
 
-def _techniques(journal, model, data, stage):
-    """Names of the techniques of which the journal holds something for a model and data."""
-    held = {result.technique for result in _open(journal).results(model=model, data=data, stage=stage)}
-    if names := [name for name in techniques.names() if name in held]:
-        return names
-    raise ValueError(f"the journal holds nothing for model {model!r} and data {data!r}; open a lab, or run a sweep")
-
-
-def _open(journal):
-    return journal if isinstance(journal, journals.Journal) else journals.open(journal)
-
-
-def _measured(technique, model, data, stage, journal):
-    """What the journal holds of a technique as its code is now."""
-    held = _open(journal).results(technique=technique.name, model=model, data=data, stage=stage)
-    code = fingerprints.of_technique(technique)
-    return journals.frame([result for result in held if result.versions.get("technique") == code])
-
-
-def _frame(results, stage):
-    if missing := {"accuracy", "file_bytes"} - set(results.columns):
-        raise ValueError(f"results has no column {', '.join(sorted(missing))}; give the frame of a sweep or a lab")
-    return results[results["stage"] == stage].dropna(axis=1, how="all") if "stage" in results else results
-
-
-def _label(results):
-    return ", ".join(dict.fromkeys(results["technique"])) if "technique" in results else "results"
-
-
-def _of(results):
-    """Of which models and data results are: "lenet_5, mnist"."""
-    names = [name for column in ("model", "data") if column in results for name in dict.fromkeys(results[column])]
-    return ", ".join(names)
-
-
-def _dense(model, data):
-    """Validation accuracy of a reference network; None for a model of one's own."""
-    if model not in models.names() or data not in DATA:
-        return None
-    return measure.accuracy(models.pretrained(model, data), datasets.load(data).validation)
-
-
-def _marker(number):
-    return (number + number // len(plots.SERIES)) % len(plots.SERIES)
-
-
-def _words(curves):
-    told = [f"{label}: best {points['accuracy'].max():.2%}" for label, points in curves]
-    return f"Measured accuracy against file size. {'; '.join(told)}."
+def _name_subjects(results):
+    """Return the names of the models and data that results are of: "lenet_5, mnist"."""
+    columns = [column for column in ("model", "data") if column in results]
+    return ", ".join(name for column in columns for name in dict.fromkeys(results[column]))

@@ -1,13 +1,15 @@
 """Widgets made from what a technique declares: a slider, a chooser or a checkbox for each of its controls."""
 
 import threading
+from functools import partial
 
 import ipywidgets as widgets
 
 from compresslab import checks
-from compresslab.lab.span import makes_curve, whole
+from compresslab.lab.page import LABEL, LONG_LABEL
+from compresslab.lab.settings import counts_whole_numbers, makes_curve
+from compresslab.techniques import Control, Technique
 
-LABEL, LONG_LABEL = "135px", "270px"  # room for the longest name, and label, before a slider
 UNUSED = "compresslab-unused"  # class of an alternative that is not in use; the page shows it dimmed
 
 
@@ -21,68 +23,61 @@ class Controls:
     Of controls that share an `alternative`, the one moved last is in use; the others are dimmed.
     """
 
-    def __init__(self, technique, setting):
-        self.declared = {control.name: control for control in technique.controls}
+    def __init__(self, technique: Technique, setting: dict):
+        check_setting(technique, setting)
+        self._declared = {control.name: control for control in technique.controls}
         self._active = {}  # alternative -> name of the control in use
         self._lock = threading.Lock()
         self.on_change = lambda: None
-        check_setting(technique, setting)
-        self.widgets = {name: make(control, setting.get(name)) for name, control in self.declared.items()}
-        for control in technique.controls:
-            if control.alternative and (control.alternative not in self._active or control.name in setting):
-                self._active[control.alternative] = control.name
-            self.widgets[control.name].observe(self._observer(control.name), "value")
+        self.widgets = {name: make_widget(control, setting.get(name)) for name, control in self._declared.items()}
+        for name, control in self._declared.items():
+            if control.alternative and (control.alternative not in self._active or name in setting):
+                self._active[control.alternative] = name
+            self.widgets[name].observe(partial(self._handle_move, name), "value")
         used = [name for name in self.widgets if self.in_use(name)]
-        self.moved = next((name for name in used if makes_curve(self.declared[name])), next(iter(used), None))
+        self.moved = next((name for name in used if makes_curve(self._declared[name])), next(iter(used), None))
         self._dim()
 
-    def in_use(self, name):
-        """Whether a control takes part, or an alternative to it does."""
-        alternative = self.declared[name].alternative
+    def in_use(self, name: str) -> bool:
+        """Return whether a control takes part; False while an alternative to it does."""
+        alternative = self._declared[name].alternative
         return not alternative or self._active[alternative] == name
 
-    def setting(self):
-        """name -> value of the controls in use; what the technique's function is called with."""
+    def values(self) -> dict:
+        """Return name -> value of the controls in use: the setting of the technique's function."""
         with self._lock:
-            return {name: plain(widget.value) for name, widget in self.widgets.items() if self.in_use(name)}
+            return {name: drop_dust(widget.value) for name, widget in self.widgets.items() if self.in_use(name)}
 
-    def _observer(self, name):
-        def moved(change):
-            if plain(change["new"]) == plain(change["old"]):  # a browser's own rounding, not a hand
-                return
-            with self._lock:
-                if makes_curve(self.declared[name]) and change["new"] is not None:
-                    self.moved = name
-                if alternative := self.declared[name].alternative:
-                    self._active[alternative] = self._chosen(name, change["new"])
-            self._dim()
-            self._empty(name)
-            self.on_change()
+    def _handle_move(self, name, change):
+        if drop_dust(change["new"]) == drop_dust(change["old"]):  # a browser's own rounding, not a hand
+            return
+        with self._lock:
+            if makes_curve(self._declared[name]) and change["new"] is not None:
+                self.moved = name
+            if alternative := self._declared[name].alternative:
+                self._activate(name, alternative, change["new"])
+        self._dim()
+        self.on_change()
 
-        return moved
-
-    def _chosen(self, name, value):
-        """Name of the control in use now that this alternative has a value: another one, if it was emptied."""
-        alternative = self.declared[name].alternative
-        others = [one for one, control in self.declared.items() if control.alternative == alternative and one != name]
+    def _activate(self, name, alternative, value):
+        """Use a control instead of its alternatives, or a rival if it was emptied."""
+        group = [rival for rival, control in self._declared.items() if control.alternative == alternative]
+        rivals = [rival for rival in group if rival != name]
         if value is not None:
-            return name
-        return self._active[alternative] if self._active[alternative] != name else next(iter(others), name)
-
-    def _empty(self, moved):
-        """Empty the choosers that the control just moved puts out of use, so that the same choice can be made again."""
-        for name, widget in self.widgets.items():
-            same = self.declared[name].alternative == self.declared[moved].alternative
-            if name != moved and same and not self.in_use(name) and self.declared[name].default is None:
-                widget.value = None
+            self._active[alternative] = name
+        elif rivals and self._active[alternative] == name:
+            self._active[alternative] = rivals[0]
 
     def _dim(self):
+        """Dim the controls out of use; empty their choosers, to be used again."""
         for name, widget in self.widgets.items():
             (widget.remove_class if self.in_use(name) else widget.add_class)(UNUSED)
+            if not self.in_use(name) and isinstance(widget, widgets.Dropdown) and self._declared[name].default is None:
+                widget.value = None
 
 
-def make(control, value=None):
-    """The widget of one control, set to `value` or to the control's default."""
+def make_widget(control: Control, value: object = None) -> widgets.Widget:
+    """Make the widget of a control, set to `value` or to the control's default."""
     value = control.default if value is None else value
     common = {
         "description": control.label or control.name,
@@ -94,30 +89,30 @@ def make(control, value=None):
         return widgets.Dropdown(options=[(str(choice), choice) for choice in control.choices], value=value, **common)
     if isinstance(control.default, bool):
         return widgets.Checkbox(value=value, **common)
-    value = control.low if value is None else value
-    kind = widgets.IntSlider if whole(control) else widgets.FloatSlider
-    shown = {} if whole(control) else {"readout_format": readout(control)}
     if control.unit not in ("", "%"):
         common["description"] += f" ({control.unit})"
-    limits = {"min": control.low, "max": control.high, "step": control.step}
-    return kind(value=value, continuous_update=True, **limits, **shown, **common)
+    common |= {"value": control.low if value is None else value, "continuous_update": True}
+    common |= {"min": control.low, "max": control.high, "step": control.step}
+    if counts_whole_numbers(control):
+        return widgets.IntSlider(**common)
+    return widgets.FloatSlider(readout_format=choose_readout(control), **common)
 
 
-def readout(control):
-    """d3's number format that shows one step of a slider: percent for fractions, else enough decimals."""
+def choose_readout(control: Control) -> str:
+    """Return the number format (d3's) that shows one step of a slider."""
     decimals = max(0, len(f"{control.step:.10f}".rstrip("0").split(".")[1]))
     return f".{max(0, decimals - 2)}%" if control.unit == "%" else f".{decimals}f"
 
 
-def plain(value):
-    """A slider's value without the dust of binary fractions, so that 0.7000000000000001 is 0.7 in the journal."""
+def drop_dust(value: object) -> object:
+    """Return a slider's value without the dust of binary fractions: 0.7 for 0.7000000000000001."""
     return round(value, 10) if isinstance(value, float) else value
 
 
-def check_setting(technique, setting):
+def check_setting(technique: Technique, setting: dict) -> None:
     """Raise ValueError unless `setting` (name -> value) fits the technique's controls."""
     declared = {control.name: control for control in technique.controls}
-    used = {}
+    used = {}  # alternative -> name
     for name, value in setting.items():
         checks.choice("setting", name, declared)
         control = declared[name]
@@ -125,5 +120,5 @@ def check_setting(technique, setting):
             checks.choice(name, value, control.choices)
         elif not isinstance(control.default, bool):
             checks.real(name, value, control.low, control.high)
-        if control.alternative and (other := used.setdefault(control.alternative, name)) != name:
-            raise ValueError(f"setting has both {other} and {name}; give one of them")
+        if control.alternative and used.setdefault(control.alternative, name) != name:
+            raise ValueError(f"setting has both {used[control.alternative]} and {name}; give one of them")

@@ -1,184 +1,185 @@
-"""The live lab: a page of widgets that really compresses, retrains and measures while a slider moves."""
+"""The live lab: a page of widgets that really compresses, retrains and measures while a slider moves.
 
-import functools
+A control's callback hands a job to the worker (`worker.Worker`: the newest wins). The job (`jobs.measure`) draws the
+stages of one point (`measurements.Measurements.stages`) on the page (`view.View`).
+"""
+
 import gc
 from contextlib import suppress
+from functools import partial
 
 import ipywidgets as widgets
+import pandas as pd
 
-from compresslab import journal as journals
-from compresslab.lab import code, files, words
-from compresslab.lab.chart import Chart
-from compresslab.lab.gallery import Gallery
-from compresslab.lab.jobs import Jobs
-from compresslab.lab.page import Page, close_widgets
-from compresslab.lab.record import Record
-from compresslab.lab.session import Choice, default_steps
+from compresslab.experiments import journal
+from compresslab.lab import jobs, sharing, words
+from compresslab.lab.controls import Controls
+from compresslab.lab.measurements import Choice, Measurements, default_steps
+from compresslab.lab.page import close_widgets
+from compresslab.lab.view import View
 from compresslab.lab.worker import Worker
 
 
 class Lab(widgets.VBox):
-    """What `explore` returns; IPython shows it as a page of widgets.
+    """The lab that `explore` returns; IPython shows it as a page of widgets.
 
     controls  name -> widget: each parameter of the technique, and "model", "data", "steps", "seed"
     buttons   name -> button: "whole curve", "report on test", "export CSV", "show the code", "clear", "lock in", …
     fair      label -> checkbox of a fair control
     guess     "accuracy" (percent), "size" (KiB; 0 for none) -> field
+    settled   the newest Choice, once it is measured with all that goes with it; None before
+    error     the last error shown to the person, or None; the next good result clears it
     """
 
-    def __init__(self, session, controls, choosers, fair, threaded):
-        self._session, self._settings, self.fair = session, controls, fair
+    def __init__(self, measurements: Measurements, controls: Controls, choosers: dict, compare: tuple, threaded: bool):
+        self.measurements, self.threaded, self._setting = measurements, threaded, controls
         self.controls = {**controls.widgets, **choosers}
-        self._chart, self._record = Chart(), Record()
-        self._page = Page(choosers.values(), controls.widgets.values(), fair, self._chart.panel)
-        self.buttons, self.guess = self._page.buttons, self._page.guess
-        self._gallery = Gallery()
-        self._jobs = Jobs(session, self._page, self._chart, self._gallery, self._record, threaded)
-        self._worker = Worker(self._jobs.next_background, self._jobs.show_error, threaded)
-        self._jobs.on_rest = self._write_code
-        super().__init__(self._page.children, layout=widgets.Layout(width="100%"))
+        self.settled = self.error = None
+        self.view = View(measurements, controls.widgets.values(), choosers.values(), compare)
+        self.buttons, self.guess, self.fair = self.view.buttons, self.view.guess, self.view.fair
+        self._worker = Worker(lambda: jobs.choose_background(self), self.show_error, threaded)
+        super().__init__(self.view.children, layout=widgets.Layout(width="100%"))
         self.add_class("compresslab")
         self._listen()
-        session.journal.tell_problem(self._page.show_unkept)
+        measurements.journal.tell_problem(self.view.show_unkept)
         self.measure()
 
     @property
-    def results(self):
-        """DataFrame of everything measured here, the chosen point last: setting columns, accuracy, file_bytes, …"""
-        return self._record.to_frame()
-
-    @property
-    def error(self):
-        """The last error shown to the person, or None; the next good result clears it."""
-        return self._jobs.error
-
-    @property
-    def title(self):
-        """The technique, and what is chosen beside the slider of the curve: "zero_pruning, criterion random"."""
-        technique, choice = self._session.technique, self.choice
-        rest = {name: value for name, value in choice.setting.items() if name != choice.control}
-        told = words.setting(technique, rest)
-        return technique.name if told == technique.name else f"{technique.name}, {told}"
-
-    @property
-    def dense_accuracy(self):
-        """Fraction of the validation images that the model has right before compression."""
-        return self._session.subject(self.choice).accuracy
-
-    def family(self):
-        """DataFrame of the curve through the chosen point, along the slider moved last, with every seed that the
-        journal holds.
-        """
-        return journals.frame(self._session.family(self.choice))
-
-    @property
-    def choice(self):
-        """What is chosen on the page now."""
+    def choice(self) -> Choice:
+        """Everything that is chosen on the page now."""
         chosen = {name: self.controls[name].value for name in ("model", "data", "steps", "seed")}
         compare = tuple(label for label, box in self.fair.items() if box.value)
-        return Choice(setting=self._settings.setting(), compare=compare, control=self._settings.moved, **chosen)
+        return Choice(setting=self._setting.values(), compare=compare, control=self._setting.moved, **chosen)
 
     @property
-    def state(self):
+    def results(self) -> pd.DataFrame:
+        """Everything measured here, the chosen point last: setting columns, accuracy, file_bytes, …"""
+        return self.measurements.to_frame()
+
+    def family(self) -> pd.DataFrame:
+        """Return the curve through the chosen point, with every seed of the journal."""
+        return journal.frame(self.measurements.family(self.choice))
+
+    @property
+    def curve_is_complete(self) -> bool:
+        """Tell if the curves on the chart have no setting left to measure."""
+        return self.measurements.missing(self.choice) is None
+
+    @property
+    def title(self) -> str:
+        """The technique, and what is chosen beside the slider of the curve: "zero_pruning, criterion random"."""
+        technique, choice = self.measurements.technique, self.choice
+        rest = {name: value for name, value in choice.setting.items() if name != choice.control}
+        setting = words.describe_setting(technique, rest)
+        return technique.name if setting == technique.name else f"{technique.name}, {setting}"
+
+    @property
+    def state(self) -> str:
         """One line of Python that opens a lab like this one."""
-        return code.state(self._session.technique, self.choice)
+        return sharing.write_state(self.measurements.technique, self.choice)
 
     @property
-    def code(self):
-        """The lines of Python that reproduce the chosen point, and the line that reopens this lab."""
+    def code(self) -> str:
+        """Lines of Python that reproduce the chosen point and reopen this lab."""
         choice = self.choice
-        measured = self._jobs.settled == choice and self._session.result(choice)
-        lines = code.reproduce(self._session.technique, choice, measured) if measured else "# not measured yet"
+        result = self.measurements.result(choice) if self.settled == choice else None
+        technique = self.measurements.technique
+        lines = sharing.write_code(technique, choice, result) if result else "# not measured yet"
         return f"{lines}\n\n# this lab as it is now:\n# {self.state}"
 
-    def measure(self):
-        """Measure what is chosen on the page; what a slider's move does."""
+    def measure(self) -> None:
+        """Measure what is chosen on the page, as a slider's move does."""
         with suppress(ValueError):  # the worker meets it again, and shows it
-            self._jobs.announce(self.choice)
-        self._submit(self._jobs.measure)
+            self.view.announce(self.choice)
+        self._submit(jobs.measure)
 
-    def wait(self, timeout=30):
-        """Wait until the newest setting is measured; True, or False at the timeout (seconds) or after an error."""
+    def wait(self, timeout: float = 30) -> bool:
+        """Wait for the newest setting; return False at the timeout (seconds) or an error."""
         return self._worker.wait(timeout)
 
-    def close(self):
+    def close(self) -> None:
         """Stop measuring and end the lab's thread; the page stays as it is."""
         self._worker.close()
 
-    def discard(self):
-        """Close the lab, take it off every page, and let go of its models and pictures; its results stay."""
+    def discard(self) -> None:
+        """Close the lab and take it off every page; its results stay."""
         self.close()
-        self._jobs.opened = None
-        self._session.release()
-        self._gallery.empty()
-        self._chart.panel.release()
+        self.measurements.release()
+        self.view.release()
         close_widgets(self)
         gc.collect()  # figures and their canvases hold one another
 
+    def settle(self, choice: Choice) -> None:
+        """Note that the newest choice is measured, with all that goes with it."""
+        self.settled = choice
+        self.write_code()
+
+    def show_error(self, problem: Exception) -> None:
+        """Show an exception in words until the next good result."""
+        self.error = words.describe_error(problem)
+        self.view.show_error(self.error)
+
+    def write_code(self) -> None:
+        """Renew the lines of *show the code*, where they are open."""
+        if self.view.code.layout.display is None:
+            self.view.code.value = self.code
+
     def _submit(self, job):
-        """Hand a job over that takes the Choice on the page when it begins, so that the newest is never missed."""
-        self._worker.submit(lambda: job(self.choice))
+        """Hand over a job; it takes the choice on the page when it begins."""
+        self._worker.submit(lambda: job(self, self.choice))
 
     def _listen(self):
-        self._settings.on_change = self.measure
+        """Connect every widget with what it does."""
+        self._setting.on_change = self.measure
         for widget in (*self.fair.values(), *(self.controls[name] for name in ("data", "steps", "seed"))):
             widget.observe(lambda change: self.measure(), "value")
-        self.controls["model"].observe(self._model_chosen, "value")
+        self.controls["model"].observe(self._change_model, "value")
         actions = {
-            "whole curve": lambda: self._submit(self._jobs.whole_curve),
-            "report on test": lambda: self._submit(self._jobs.report),
-            "export CSV": self._export,
-            "show the code": self._show_code,
+            "whole curve": lambda: self._submit(jobs.measure_whole_curve),
+            "report on test": lambda: self._submit(jobs.report),
+            "export CSV": lambda: sharing.export(self.results, self.measurements.technique.name, self.view.note),
+            "show the code": self._toggle_code,
             "clear": self._clear,
-            "lock in": self._lock_in,
+            "lock in": self._lock_guess,
             "pause": self._worker.pause,
             "step": self._worker.step,
             "resume": self._worker.resume,
         }
         for name, action in actions.items():
-            self.buttons[name].on_click(functools.partial(self._press, action))
-        for name in ("pause", "step", "resume"):
-            self.buttons[name].disabled = not self._worker.threaded
+            self.buttons[name].on_click(partial(self._press, action))
+            self.buttons[name].disabled = name in ("pause", "step", "resume") and not self.threaded
 
     def _press(self, action, button):
         try:
             action()
         except (OSError, ValueError) as error:
-            self._jobs.show_error(error)
+            self.show_error(error)
 
-    def _model_chosen(self, change):
-        """Another model comes with its own number of retraining steps, unless a person chose one."""
+    def _change_model(self, change):
+        """Measure another model, with its own number of retraining steps unless a person chose one."""
         steps = self.controls["steps"]
-        before, after = (default_steps(self._session.technique, change[when]) for when in ("old", "new"))
+        before, after = (default_steps(self.measurements.technique, change[when]) for when in ("old", "new"))
         if steps.value == before != after:
             steps.value = after  # this measures, too
         else:
             self.measure()
 
-    def _export(self):
-        self._jobs.tell(files.export(self.results, self._session.technique.name))
-
-    def _show_code(self):
-        layout = self._page.code.layout
+    def _toggle_code(self):
+        layout = self.view.code.layout
         layout.display = "none" if layout.display is None else None
-        self._write_code()
-
-    def _write_code(self):
-        if self._page.code.layout.display is None:
-            self._page.code.value = self.code
+        self.write_code()
 
     def _clear(self):
-        if self._record.cleared:
-            self._record.undo()
-        else:
-            self._record.clear(self._session.known)
-        self.buttons["clear"].description = "undo clear" if self._record.cleared else "clear"
-        self._submit(self._jobs.show_cleared)
+        measurements = self.measurements
+        (measurements.undo_clear if measurements.cleared else measurements.clear)()
+        self.buttons["clear"].description = "undo clear" if measurements.cleared else "clear"
+        self._submit(jobs.show_cleared)
 
-    def _lock_in(self):
-        locking = self._chart.moving.guess is None
+    def _lock_guess(self):
+        """Draw the guess and lock its fields, or withdraw it."""
+        locking = self.view.chart.moving.guess is None
         size = 1024 * self.guess["size"].value or None
-        self._chart.move(guess=(self.guess["accuracy"].value / 100, size) if locking else None)
+        self.view.chart.move(guess=(self.guess["accuracy"].value / 100, size) if locking else None)
         for field in self.guess.values():
             field.disabled = locking
         self.buttons["lock in"].description = "withdraw" if locking else "lock in"

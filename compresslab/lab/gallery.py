@@ -1,71 +1,86 @@
-"""The anatomy beside the chart: a Panel for each picture that a technique makes of what happened inside."""
+"""The pictures beside the chart: a Panel for each picture that a technique makes of what happened inside."""
 
+from functools import partial
+
+import ipywidgets as widgets
 import numpy as np
 
 from compresslab.lab import anatomy
 from compresslab.lab.canvas import Panel
 from compresslab.lab.page import close_widgets
+from compresslab.techniques import Picture
 
 MOVING = ("histogram", "spectrum")  # kinds whose cut moves over a picture that may stay
+GRID = {  # two beside one another, or one where the page is narrow
+    "grid_template_columns": "repeat(auto-fit, minmax(max(380px, 40%), 1fr))",
+    "grid_gap": "6px 12px",
+    "width": "100%",
+    "align_items": "flex-start",
+}
 
 
 class Gallery:
-    """Panels by the pictures' names; colours and axes keep the limits of the first picture of a model."""
+    """Panels by their pictures' names; colours and axes keep the limits of the first picture of a model.
 
-    def __init__(self):
+    widget  the chart and the panels, side by side
+    """
+
+    def __init__(self, chart: widgets.Widget):
+        self.widget = widgets.GridBox([chart], layout=widgets.Layout(**GRID))
         self.panels = {}
-        self._shown, self._limits = {}, {}
+        self._chart, self._shown, self._limits, self._waiting = chart, {}, {}, []
 
-    def empty(self):
-        """Close all pictures; those that come next keep the limits."""
+    def empty(self) -> None:
+        """Close all pictures; the next ones keep the limits."""
+        self.arrange([])
         for panel in self.panels.values():
             close_widgets(panel.widget)
             panel.release()
         self.panels, self._shown = {}, {}
 
-    def reset(self):
-        """Another model: close all pictures, and choose the limits anew."""
+    def reset(self) -> None:
+        """Close all pictures, and choose the limits anew: for another model."""
         self.empty()
         self._limits = {}
 
-    def arrange(self, names):
-        """Make room for the pictures of these names; returns their panels in order."""
+    def arrange(self, names: list) -> None:
+        """Make room for the pictures of these names, in this order; nothing waits any more."""
+        self._waiting = []
         for name in names:
-            if name not in self.panels:
-                self.panels[name] = Panel()
-        return [self.panels[name] for name in names]
+            self.panels[name] = self.panels.get(name) or Panel()
+        children = (self._chart, *(self.panels[name].widget for name in names))
+        if self.widget.children != children:
+            self.widget.children = children
 
-    def draw(self, pictures, moving=False):
-        """Draw those that changed; a generator that yields after each.
-
-        moving  True only moves the cuts of those that otherwise stay, which is quick
-        """
+    def show(self, pictures: list[Picture]) -> None:
+        """Move the cuts of pictures whose values stay; the others wait for `draw_next`."""
         for picture in pictures:
-            panel, same = self.panels[picture.name], self._same(picture)
-            if same and picture.kind in MOVING:
-                panel.move(lambda ax, picture=picture: anatomy.cut(picture, ax))
-            elif moving:
+            if not self._is_shown(picture):
+                self._waiting.append(picture)
                 continue
-            elif not same:
-                limits = self._limits.setdefault(picture.name, anatomy.limits(picture))
-                panel.draw(
-                    lambda ax, picture=picture, limits=limits: anatomy.draw(picture, ax, limits),
-                    lambda ax, picture=picture: anatomy.cut(picture, ax),
-                    layout=picture.name not in self._shown,
-                )
-            self._shown[picture.name] = picture
+            panel = self.panels[picture.name]
+            if picture.kind in MOVING:
+                panel.move(partial(anatomy.cut, picture))
             panel.say(picture.caption or picture.title)
-            yield
+            self._shown[picture.name] = picture
 
-    def _same(self, picture):
-        """Whether the values are those on the page already (the cut may differ where it moves)."""
-        before = self._shown.get(picture.name)
-        if before is None or (before.kind, before.title, before.labels) != (
-            picture.kind,
-            picture.title,
-            picture.labels,
-        ):
+    def draw_next(self) -> bool:
+        """Draw the first picture that waits; return False if none does."""
+        if not self._waiting:
             return False
-        if picture.kind not in MOVING and before.cut != picture.cut:
+        picture = self._waiting.pop(0)
+        panel = self.panels[picture.name]
+        limits = self._limits.setdefault(picture.name, anatomy.limits(picture))
+        still, moving = partial(anatomy.draw, picture, limits=limits), partial(anatomy.cut, picture)
+        panel.draw(still, moving, layout=picture.name not in self._shown)
+        panel.say(picture.caption or picture.title)
+        self._shown[picture.name] = picture
+        return True
+
+    def _is_shown(self, picture):
+        """Return whether these values are on the page; a cut that moves may differ."""
+        shown = self._shown.get(picture.name)
+        names = ("kind", "title", "labels") if picture.kind in MOVING else ("kind", "title", "labels", "cut")
+        if shown is None or any(getattr(shown, name) != getattr(picture, name) for name in names):
             return False
-        return before.values is picture.values or np.array_equal(before.values, picture.values)
+        return shown.values is picture.values or np.array_equal(shown.values, picture.values)

@@ -1,39 +1,12 @@
-"""The widgets of a lab and where they stand on the page; none of them does anything yet."""
+"""Small widgets of a lab's page: its style, buttons, fields and choosers; none of them does anything yet."""
 
-import html
+from collections.abc import Iterable
+from pathlib import Path
 
 import ipywidgets as widgets
-import pandas as pd
 
-from compresslab.lab import words
-from compresslab.lab.controls import LABEL
-
-STYLE = """<style>
-.compresslab { font-size: 15px; padding: 4px 6px 8px 2px; }
-.compresslab .widget-label, .compresslab .widget-readout { font-size: 15px; }
-.compresslab-caption { color: #555; font-size: 13px; line-height: 1.35; }
-.compresslab-caption .widget-html-content { line-height: 1.35; white-space: normal; }
-.compresslab-status .widget-html-content { font-size: 16px; line-height: 1.4; white-space: normal; }
-.compresslab-status b { font-weight: 600; }
-.compresslab-unused { opacity: 0.45; }
-.compresslab-note .widget-html-content { line-height: 1.4; white-space: normal; }
-.compresslab-error { color: #A33B00; font-weight: 600; }
-.compresslab table.ledger { border-collapse: collapse; font-size: 14px; line-height: 1.3; margin: 2px 0; }
-.compresslab table.ledger td, .compresslab table.ledger th { padding: 3px 10px; text-align: right; }
-.compresslab table.ledger th { border-bottom: 2px solid #999; font-weight: 600; }
-.compresslab table.ledger td { border-bottom: 1px solid #E0E0E0; }
-.compresslab table.ledger td:first-child, .compresslab table.ledger th:first-child,
-.compresslab table.ledger td:last-child, .compresslab table.ledger th:last-child { text-align: left; }
-.compresslab table.ledger tr.file td { font-weight: 600; background: rgba(0, 114, 178, 0.09); }
-.compresslab textarea { font-family: monospace; font-size: 14px; line-height: 1.4; }
-</style>"""
-PICTURES = {  # two beside one another, or one where the page is narrow
-    "grid_template_columns": "repeat(auto-fit, minmax(max(380px, 40%), 1fr))",
-    "grid_gap": "6px 12px",
-    "width": "100%",
-    "align_items": "flex-start",
-}
-BUTTONS = {  # name: (icon, tooltip)
+STYLE = f"<style>\n{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
+BUTTONS = {  # name: (icon, tooltip), in the order of the row below the pictures
     "whole curve": ("line-chart", "Measure settings from one end of the slider to the other"),
     "report on test": ("flag-checkered", "The chosen point on the test images, once, with its interval"),
     "export CSV": ("download", "Write everything measured here to a file in the working folder"),
@@ -42,69 +15,74 @@ BUTTONS = {  # name: (icon, tooltip)
     "pause": ("pause", "Hold the training at its next step"),
     "step": ("step-forward", "Take one training step"),
     "resume": ("play", "Let the training go on"),
+    "lock in": ("lock", "Draw your guess; the measurement then says how far off it is"),  # beside the guess
 }
+LABEL, LONG_LABEL = "135px", "270px"  # room for the longest name, and label, before a slider
+MOST_STEPS = 500  # right end of the slider for retraining steps
+LARGEST_SEED = 2**31 - 1
 
 
-class Page:
-    """Every widget of a lab, by name, and `children`, the page from top to bottom.
+def make_choosers(names: dict[str, list], chosen: dict) -> dict[str, widgets.Widget]:
+    """Make the widgets that every lab has: "model", "data", "steps", "seed".
 
-    technique  its widgets;  fair  label -> checkbox;  chart  the Panel on the left
+    names   the models and data that are offered;  chosen  the value of each to begin with
     """
-
-    def __init__(self, choosers, technique, fair, chart):
-        self.status = widgets.HTML(layout=widgets.Layout(margin="2px 0", min_height="48px"))
-        self.status.add_class("compresslab-status")
-        self.progress = widgets.FloatProgress(
-            min=0, max=1, layout=widgets.Layout(width="100%", height="10px", margin="0")
-        )
-        self.progress.style.bar_color = "#0072B2"
-        self.guess = _guess()
-        self.buttons = {name: _button(name, *about) for name, about in BUTTONS.items()}
-        self.buttons["lock in"] = _button(
-            "lock in", "lock", "Draw your guess; the measurement then says how far off it is"
-        )
-        self.ledger, self.note = widgets.HTML(), widgets.HTML(layout=widgets.Layout(margin="4px 0"))
-        self.note.add_class("compresslab-note")
-        self.unkept = widgets.HTML(layout=widgets.Layout(margin="0", display="none"))
-        self.unkept.add_class("compresslab-note")
-        self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
-        self.pictures = widgets.GridBox([chart.widget], layout=widgets.Layout(**PICTURES))
-        sliders = [one for one in technique if isinstance(one, widgets.IntSlider | widgets.FloatSlider)]
-        others = [one for one in technique if one not in sliders]
-        compare = [_label("compare with"), *fair.values()] if fair else []
-        guess = [_label("your guess", "auto" if fair else LABEL), *self.guess.values(), self.buttons["lock in"]]
-        self.children = [
-            widgets.HTML(STYLE, layout=widgets.Layout(display="none")),
-            _row(list(choosers)),
-            *sliders,
-            *([_row(others)] if others else []),
-            _row([*compare, *guess]),
-            self.unkept,
-            self.status,
-            self.progress,
-            self.pictures,
-            self.ledger,
-            _row([self.buttons[name] for name in BUTTONS]),
-            self.note,
-            self.code,
-        ]
-
-    def show_pictures(self, panels):
-        """Put the anatomy's panels beside the chart, if they are not there already."""
-        wanted = (self.pictures.children[0], *(panel.widget for panel in panels))
-        if self.pictures.children != wanted:
-            self.pictures.children = wanted
-
-    def show_unkept(self, problem):
-        """Say that what is measured is kept no longer, and why."""
-        text = f"Nothing is kept from now on: {problem}."
-        self.unkept.value = f"<span class='compresslab-error'>{html.escape(text)}</span>"
-        self.unkept.layout.display = None
+    style = {"style": {"description_width": "initial"}}
+    auto, wide, narrow = (
+        style | {"layout": widgets.Layout(width=width, margin="2px 8px 2px 2px")}
+        for width in ("auto", "230px", "130px")
+    )
+    length = {"min": 0, "max": max(MOST_STEPS, chosen["steps"]), "step": 5, "tooltip": "Retraining steps; 0 for none"}
+    order = {"min": 0, "max": LARGEST_SEED, "tooltip": "Order of the training images"}
+    choosers = {name: widgets.Dropdown(options=names[name], description=name, **auto) for name in ("model", "data")}
+    choosers["steps"] = widgets.IntSlider(description="steps", **length, **wide)
+    choosers["seed"] = widgets.BoundedIntText(description="seed", **order, **narrow)
+    for name, chooser in choosers.items():
+        chooser.value = chosen[name]
+    return choosers
 
 
-def close_widgets(*roots):
-    """Close widgets and all that they are made of: children, layouts, styles. The browser takes them off the page."""
-    waiting, closed = list(roots), set()
+def make_fair_checkbox(label: str, ticked: bool) -> widgets.Checkbox:
+    """Make the checkbox of a fair control."""
+    tooltip, layout = f"Measure {label} at the same settings, too", widgets.Layout(width="auto")
+    return widgets.Checkbox(ticked, description=label, indent=False, tooltip=tooltip, layout=layout)
+
+
+def make_guess_fields() -> dict[str, widgets.Widget]:
+    """Make the fields of a guess: "accuracy" in percent, "size" in KiB."""
+    number = {"min": 0, "style": {"description_width": "initial"}, "layout": widgets.Layout(width="174px")}
+    return {
+        "accuracy": widgets.BoundedFloatText(97, max=100, step=0.1, description="accuracy (%)", **number),
+        "size": widgets.BoundedFloatText(50, max=1e7, step=1, description="file size (KiB)", **number),
+    }
+
+
+def make_button(name: str, icon: str, tooltip: str) -> widgets.Button:
+    """Make a button with an icon."""
+    layout = widgets.Layout(width="auto", min_width="84px")
+    return widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=layout)
+
+
+def make_label(text: str, width: str = LABEL) -> widgets.Label:
+    """Make a label, aligned with the sliders' names unless it has another width."""
+    margin = "2px 6px 2px 2px" if width == LABEL else "2px 6px 2px 24px"
+    return widgets.Label(text, layout=widgets.Layout(width=width, margin=margin, justify_content="flex-end"))
+
+
+def make_html(style: str = "", **layout: str) -> widgets.HTML:
+    """Make an empty HTML widget, with a class of STYLE."""
+    widget = widgets.HTML(layout=widgets.Layout(**layout))
+    return widget.add_class(f"compresslab-{style}") if style else widget
+
+
+def make_row(children: Iterable) -> widgets.Box:
+    """Lay widgets side by side, in several lines where the page is narrow."""
+    return widgets.Box(list(children), layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+
+
+def close_widgets(root: widgets.Widget) -> None:
+    """Close a widget and its parts; the browser takes them off the page."""
+    waiting, closed = [root], set()
     while waiting:
         widget = waiting.pop()
         if widget not in closed:
@@ -113,51 +91,3 @@ def close_widgets(*roots):
             waiting += [part for part in parts if isinstance(part, widgets.Widget)]
             widgets.Widget.close(widget)
             closed.add(widget)
-
-
-def ledger_table(ledger, title, dense_bytes):
-    """The size ledger as an HTML table; the .clab file's row stands out.
-
-    dense_bytes  of the network before compression, which every row is compared with
-    """
-    frame = ledger.to_frame()
-    against = f"against the dense network in fp32 ({words.kib(dense_bytes)})"
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "count", "KiB", against, "what it counts"))
-    rows = "".join(_ledger_row(row, dense_bytes) for row in frame.to_dict("records"))
-    heading = f"<tr><td colspan=5><b>{html.escape(title)}</b></td></tr>"
-    return f"<table class='ledger'><thead>{heading}<tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _ledger_row(row, dense_bytes):
-    cells = (
-        row["kind"],
-        "" if pd.isna(row["count"]) else f"{row['count']:,}",
-        "" if pd.isna(row["KiB"]) else f"{row['KiB']:,.1f}",
-        "" if pd.isna(row["bytes"]) else words.times(row["bytes"], dense_bytes),
-        row["meaning"],
-    )
-    kind = " class='file'" if row["kind"] == ".clab file" else ""
-    return f"<tr{kind}>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)}</tr>"
-
-
-def _guess():
-    number = {"style": {"description_width": "initial"}, "layout": widgets.Layout(width="174px")}
-    return {
-        "accuracy": widgets.BoundedFloatText(97, min=0, max=100, step=0.1, description="accuracy (%)", **number),
-        "size": widgets.BoundedFloatText(50, min=0, max=1e7, step=1, description="file size (KiB)", **number),
-    }
-
-
-def _label(text, width=LABEL):
-    margin = "2px 6px 2px 2px" if width == LABEL else "2px 6px 2px 24px"
-    layout = widgets.Layout(width=width, margin=margin, justify_content="flex-end")
-    return widgets.Label(text, layout=layout)
-
-
-def _button(name, icon, tooltip):
-    layout = widgets.Layout(width="auto", min_width="84px")
-    return widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=layout)
-
-
-def _row(children, **layout):
-    return widgets.Box(children, layout=widgets.Layout(flex_flow="row wrap", width="100%", **layout))

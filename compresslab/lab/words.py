@@ -2,95 +2,119 @@
 
 import html
 
-from compresslab.lab.span import makes_curve
+from compresslab.experiments.journal import Result
+from compresslab.lab.settings import makes_curve
+from compresslab.techniques import Control, Technique
 
 
-def setting(technique, values):
-    """A setting as a person reads it: "sparsity 90%", "rank 8, scope layer".
+def describe_setting(technique: Technique, values: dict) -> str:
+    """Return a setting as a person reads it: "sparsity 90%", "rank 8, scope layer".
 
     What is at its default is left out, but for the first slider and those that exclude one another.
     """
     declared = {control.name: control for control in technique.controls}
     first = next((name for name, control in declared.items() if makes_curve(control)), None)
-    told = {
-        name: value
-        for name, value in values.items()
-        if name not in declared
-        or value != declared[name].default
-        or (makes_curve(declared[name]) and (name == first or declared[name].alternative))
-    }
-    return ", ".join(f"{name} {value_of(declared.get(name), value)}" for name, value in told.items()) or technique.name
+
+    said = {}
+    for name, value in values.items():
+        control = declared.get(name)
+        stays = control and makes_curve(control) and (name == first or control.alternative)
+        if control is None or stays or value != control.default:
+            said[name] = _format_value(control, value)
+    return ", ".join(f"{name} {text}" for name, text in said.items()) or technique.name
 
 
-def value_of(control, value):
-    """One value with its unit: 0.905 is "90.5%" where the control's unit is "%"."""
-    if control is None or isinstance(value, (str, bool)) or value is None:
-        return str(value)
-    if control.unit == "%":
-        return f"{100 * value:.6g}%"
-    return f"{value:.6g} {control.unit}".strip()
+def describe_trial(technique: Technique, choice) -> str:
+    """Return a choice's setting, steps and seed in words."""
+    training = f"{choice.steps} steps, seed {choice.seed}" if choice.steps else "one-shot"
+    return f"{describe_setting(technique, choice.setting)}, {training}"
 
 
-def accuracy(result, dense):
-    """Accuracy and how far it is from the dense model's: "97.91% (−0.42 points against dense)"."""
-    return f"{result.accuracy:.2%} ({points(result.accuracy - dense)} against dense)"
+def describe_point(result, subject, longer=None, guess: tuple | None = None) -> str:
+    """Return the status line of a measured point, compared with a guess."""
+    parts = [format_accuracy(result, subject.accuracy), format_size(result.file_bytes, subject.sizes.dense_bytes)]
+    if result.steps:
+        parts.append(f"{result.steps} steps in {result.precision}")
+    if longer:
+        parts.append(f"with {longer.steps} steps {longer.accuracy:.2%}")
+    if guess:
+        parts.append(describe_guess(guess, result))
+    return "; ".join(parts)
 
 
-def points(difference):
-    """A difference of two fractions in percentage points, with its sign: "−0.42 points"."""
-    if abs(difference) < 5e-5:
-        return "±0.00 points"
-    return f"{'+' if difference > 0 else '−'}{abs(100 * difference):.2f} points"
-
-
-def size(file_bytes, dense_bytes):
-    """A file's size against the dense network's: "41.3 KiB, 25.2× smaller than the dense network in fp32"."""
-    return f"{kib(file_bytes)}, {times(file_bytes, dense_bytes)} than the dense network in fp32"
-
-
-def times(file_bytes, dense_bytes):
-    """How many times smaller than the dense network, 4 bytes a number: "25.2× smaller", "1.04× larger".
-
-    The only ratio of sizes on the page: status line, captions and ledger all say this one.
-    """
-    ratio = dense_bytes / file_bytes
-    rounded = float(f"{max(ratio, 1 / ratio):.3g}")
-    return f"{rounded:,g}× {'smaller' if ratio >= 1 else 'larger'}"
-
-
-def kib(file_bytes):
-    """Bytes in KiB: "41.3 KiB"."""
-    return f"{file_bytes / 1024:,.1f} KiB"
-
-
-def miss(guess, result):
-    """How far a locked-in guess (accuracy, file_bytes or None) lies from a measured point."""
-    off = guess[0] - result.accuracy
-    text = f"your guess {guess[0]:.1%} was {abs(100 * off):.2f} points too {'high' if off > 0 else 'low'}"
-    if guess[1] is None:
+def describe_guess(guess: tuple, result) -> str:
+    """Return how far a locked-in guess (accuracy, file_bytes or None) lies from a measured point."""
+    accuracy, file_bytes = guess
+    off = accuracy - result.accuracy
+    text = f"your guess {accuracy:.1%} was {abs(100 * off):.2f} points too {'high' if off > 0 else 'low'}"
+    if file_bytes is None:
         return text
-    ratio = guess[1] / result.file_bytes
-    return f"{text}, {kib(guess[1])} was {max(ratio, 1 / ratio):.3g}× too {'large' if ratio > 1 else 'small'}"
+    ratio = file_bytes / result.file_bytes
+    size = f"{max(ratio, 1 / ratio):.3g}× too {'large' if ratio > 1 else 'small'}"
+    return f"{text}, {format_kib(file_bytes)} was {size}"
 
 
-def error(problem):
-    """An exception in words; the kind of error only where its text alone would not be a sentence."""
+def describe_chart(subject, result: Result | None) -> str:
+    """Return a sentence about the accuracy-versus-size picture; `result` is the chosen point, or None."""
+    dense = f"{subject.accuracy:.2%}, {format_kib(subject.sizes.file_bytes)}"
+    text = f"Measured accuracy (axis stretched near 100%) and file size. Dense model: {dense} (cross, dashed)"
+    if result is None:
+        return f"{text}."
+    size = format_size(result.file_bytes, subject.sizes.dense_bytes)
+    return f"{text}; chosen point: {result.accuracy:.2%}, {size}."
+
+
+def describe_test(trial_words: str, compressed, dense, images: int) -> str:
+    """Return the chosen point's and the dense model's intervals on the test images, as HTML."""
+    point, baseline = (
+        f"{interval.accuracy:.2%} (95% interval {interval.low:.2%} to {interval.high:.2%})"
+        for interval in (compressed, dense)
+    )
+    return f"<b>Test</b> ({images:,} images, {html.escape(trial_words)}): {point}; dense {baseline}."
+
+
+def describe_error(problem: BaseException) -> str:
+    """Return an exception in words, without its type where the text says enough."""
     text = str(problem).strip()
     if isinstance(problem, ValueError) and text:
         return text
     return f"{type(problem).__name__}: {text}" if text else f"{type(problem).__name__}, without a message"
 
 
-def chart(subject, result):
-    """A sentence that says what the accuracy-versus-size picture shows; `result` is the chosen point, or None."""
-    dense = f"{subject.accuracy:.2%}, {kib(subject.sizes.file_bytes)}"
-    text = f"Measured accuracy (axis stretched near 100%) and file size. Dense model: {dense} (cross, dashed)"
-    if result is None:
-        return f"{text}."
-    return f"{text}; chosen point: {result.accuracy:.2%}, {size(result.file_bytes, subject.sizes.dense_bytes)}."
+def format_accuracy(result, dense: float) -> str:
+    """Return "97.91% (−0.42 points against dense)"."""
+    return f"{result.accuracy:.2%} ({format_points(result.accuracy - dense)} against dense)"
 
 
-def test_report(setting_words, found, dense, images):
-    """The chosen point on the test images, with its interval, beside the dense model."""
-    one, other = (f"{each.accuracy:.2%} (95% interval {each.low:.2%} to {each.high:.2%})" for each in (found, dense))
-    return f"<b>Test</b> ({images:,} images, {html.escape(setting_words)}): {one}; dense {other}."
+def format_points(difference: float) -> str:
+    """Return a difference of two fractions in percentage points, with its sign: "−0.42 points"."""
+    if abs(difference) < 5e-5:
+        return "±0.00 points"
+    return f"{'+' if difference > 0 else '−'}{abs(100 * difference):.2f} points"
+
+
+def format_size(file_bytes: int, dense_bytes: int) -> str:
+    """Return "41.3 KiB, 25.2× smaller than the dense network in fp32"."""
+    return f"{format_kib(file_bytes)}, {format_ratio(file_bytes, dense_bytes)} than the dense network in fp32"
+
+
+def format_ratio(file_bytes: int, dense_bytes: int) -> str:
+    """Return the ratio to the dense network, 4 bytes a number: "25.2× smaller", "1.04× larger".
+
+    The only ratio of sizes on the page: status line, captions and ledger all show this one.
+    """
+    ratio = dense_bytes / file_bytes
+    rounded = float(f"{max(ratio, 1 / ratio):.3g}")
+    return f"{rounded:,g}× {'smaller' if ratio >= 1 else 'larger'}"
+
+
+def format_kib(file_bytes: int) -> str:
+    """Return bytes in KiB: "41.3 KiB"."""
+    return f"{file_bytes / 1024:,.1f} KiB"
+
+
+def _format_value(control: Control | None, value: object) -> str:
+    """Return one value with its unit: 0.905 is "90.5%" where the control's unit is "%"."""
+    if control is None or isinstance(value, (str, bool)) or value is None:
+        return str(value)
+    return f"{100 * value:.6g}%" if control.unit == "%" else f"{value:.6g} {control.unit}".strip()

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 from compresslab import bars
 
@@ -26,8 +27,8 @@ WORK = 0.02  # seconds from one rest to the next
 _open = weakref.WeakSet()
 
 
-def threads_work():
-    """Whether a worker thread can show anything here: not in Colab, and not where COMPRESSLAB_THREADS is 0."""
+def threads_work() -> bool:
+    """Tell if threads can show anything: not in Colab or where COMPRESSLAB_THREADS is 0."""
     return "google.colab" not in sys.modules and os.environ.get("COMPRESSLAB_THREADS", "1") != "0"
 
 
@@ -39,7 +40,9 @@ class Worker:
     threaded    False runs each job to its end inside `submit`, and no background jobs
     """
 
-    def __init__(self, background=lambda: None, on_error=lambda error: None, threaded=True):
+    def __init__(
+        self, background: Callable = lambda: None, on_error: Callable = lambda error: None, threaded: bool = True
+    ):
         self.threaded = threaded
         self._background = background
         self._on_error = on_error
@@ -55,11 +58,12 @@ class Worker:
         _open.add(self)
 
     @property
-    def paused(self):
+    def paused(self) -> bool:
+        """Tell if a person holds the job."""
         return self._paused
 
-    def submit(self, job):
-        """Hand a job over; the one at work is cancelled at its next yield. Returns at once where there are threads."""
+    def submit(self, job: Callable) -> None:
+        """Hand a job over; the one at work is cancelled at its next yield."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("this lab is closed; open another with cl.lab.explore(...)")
@@ -72,32 +76,32 @@ class Worker:
             with bars.quiet():  # the page has a bar of its own
                 self._drain()
 
-    def wait(self, timeout=None):
-        """Wait for the newest job; True when it came to its end, False at the timeout or when it failed."""
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the newest job; return whether it came to its end in time."""
         with self._changed:
             self._changed.wait_for(lambda: not self._pending or self._closed, timeout)
             return self._measured and not self._pending
 
-    def pause(self):
+    def pause(self) -> None:
         """Hold the job at its next training step."""
         with self._changed:
             self._paused, self._granted = True, 0
 
-    def step(self):
+    def step(self) -> None:
         """Let a held job take one training step; pauses a job that is not held."""
         with self._changed:
             self._granted = self._granted + 1 if self._paused else 0
             self._paused = True
             self._changed.notify_all()
 
-    def resume(self):
+    def resume(self) -> None:
         """Let a held job go on."""
         with self._changed:
             self._paused = False
             self._changed.notify_all()
 
-    def close(self, timeout=5):
-        """Stop: cancel what runs, start nothing more, and wait up to `timeout` seconds for the thread to end."""
+    def close(self, timeout: float = 5) -> None:
+        """Cancel what runs and wait up to `timeout` seconds for the thread to end."""
         with self._changed:
             self._closed, self._newest = True, None
             self._changed.notify_all()
@@ -118,7 +122,7 @@ class Worker:
         return self._newest is not None or self._closed
 
     def _drain(self):
-        """Run jobs until none is waiting; returns at once if another callback is already doing so."""
+        """Run jobs until none is waiting, unless another callback is doing so."""
         with self._changed:
             if self._running:
                 return
@@ -146,7 +150,7 @@ class Worker:
             self._changed.notify_all()
 
     def _run_background(self):
-        """One background job; False when there is none left."""
+        """Run a background job; return False when there is none left."""
         try:
             job = self._background()
         except Exception as error:  # noqa: BLE001 - whatever a technique raises is shown, in words
@@ -157,7 +161,7 @@ class Worker:
         return job is not None
 
     def _run(self, job, rests=False):
-        """Run a job until it ends or a newer one is handed over; True if it ended."""
+        """Run a job until its end or a newer job; return whether it ended."""
         steps, rested = None, 0.0
         try:
             steps = job()
@@ -180,7 +184,7 @@ class Worker:
                 steps.close()
 
     def _hold(self):
-        """Wait here while paused, until a step is granted, or the job is not wanted any more."""
+        """Wait while paused, until a step is granted or a newer job comes."""
         with self._changed:
             self._changed.wait_for(lambda: not self._paused or self._granted or self._called())
             self._granted = max(0, self._granted - 1)

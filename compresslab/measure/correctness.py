@@ -1,4 +1,4 @@
-"""Which images a model gets right: accuracy, accuracy per class, and what changed against a reference model.
+"""Accuracy of a model, of each class, and the predictions that changed against a reference model.
 
 The mean hides damage: a pruned model can keep its accuracy and still give other answers on many images, or lose one
 class (Hooker et al. 2019, arXiv:1911.05248).
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from compresslab import checks, data, train
+from compresslab.data import Split
 
 FIRST = 1000  # images that are run before the labels are checked
 
@@ -33,8 +35,8 @@ class Changes:
     indices: torch.Tensor
 
 
-def predictions(model, images):
-    """The class that the model gives each image.
+def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the class that the model predicts for each image.
 
     images   (N, …) tensor of finite numbers; uint8 images are divided by 255, as in `data`
     returns  (N,) int64 tensor on the CPU; -1 where the model's output is nan (it gives no answer), with a warning
@@ -42,47 +44,48 @@ def predictions(model, images):
     """
     checks.module("model", model, wrapped=True)
     images = torch.as_tensor(images)
-    return _answers(_logits(model, data.split_of((images, torch.zeros(images.shape[:1])))))
+    return _predict(_compute_logits(model, data.split_of((images, torch.zeros(images.shape[:1])))))
 
 
-def accuracy(model, split):
-    """Fraction of images that the model gets right, 0 to 1; an output of nan counts as wrong, with a warning.
+def accuracy(model: nn.Module, split: Split | tuple) -> float:
+    """Return the fraction of images that the model gets right.
 
     split   data.Split, or a pair (images (N, …), labels (N,) int64)
+    warns   where an output is nan: it counts as wrong
     raises  ValueError for an empty split, lengths that differ, labels that are not classes of the model
     """
     return float(correct(model, split).mean())
 
 
-def correct(model, split):
-    """Whether the model gets each image right: (N,) bool array; arguments and errors as in `accuracy`."""
-    answers, labels, _ = _answers_and_labels(model, split)
+def correct(model: nn.Module, split: Split | tuple) -> np.ndarray:
+    """Tell of each image whether the model gets it right: (N,) bool."""
+    answers, labels, _ = _predict_split(model, split)
     return answers == labels
 
 
-def per_class(model, split, reference=None):
-    """Accuracy of every class; with a reference model, the damage done to it.
+def per_class(model: nn.Module, split: Split | tuple, reference: nn.Module | None = None) -> pd.DataFrame:
+    """Measure the accuracy of every class; with a reference model, the damage done to it.
 
     returns  DataFrame, a row for each class: class, count (images of it), accuracy (fraction; nan where count is 0);
              with a reference also reference_accuracy and damage = reference_accuracy - accuracy, in fractions
     raises   ValueError as `accuracy`, and if the two models have different numbers of classes
     """
-    answers, labels, classes = _answers_and_labels(model, split)
+    answers, labels, classes = _predict_split(model, split)
     counts = np.bincount(labels, minlength=classes)
     frame = pd.DataFrame({"class": range(classes), "count": counts, "accuracy": _rates(answers, labels, counts)})
     if reference is None:
         return frame
-    before, _, others = _answers_and_labels(reference, split, "reference")
-    if others != classes:
-        raise ValueError(f"reference has {others} classes and model has {classes}; compare models of the same task")
+    before, _, count = _predict_split(reference, split, "reference")
+    if count != classes:
+        raise ValueError(f"reference has {count} classes and model has {classes}; compare models of the same task")
     reference_accuracy = _rates(before, labels, counts)
     return frame.assign(reference_accuracy=reference_accuracy, damage=reference_accuracy - frame["accuracy"])
 
 
-def changed_predictions(model, reference, split):
-    """The images that the model answers differently than the reference: `Changes`; errors as in `accuracy`."""
-    after, labels, _ = _answers_and_labels(model, split)
-    before, _, _ = _answers_and_labels(reference, split, "reference")
+def changed_predictions(model: nn.Module, reference: nn.Module, split: Split | tuple) -> Changes:
+    """Find the images that the model answers differently than the reference; errors as in `accuracy`."""
+    after, labels, _ = _predict_split(model, split)
+    before, _, _ = _predict_split(reference, split, "reference")
     changed = after != before
     return Changes(
         count=int(changed.sum()),
@@ -93,31 +96,31 @@ def changed_predictions(model, reference, split):
     )
 
 
-def _answers_and_labels(model, split, name="model"):
-    """Answers (N,), labels (N,) as arrays, and the number of classes, after checking that the labels are classes."""
+def _predict_split(model, split, name="model"):
+    """Predict a checked split: predictions (N,), labels (N,), the number of classes."""
     checks.module(name, model, wrapped=True)
     split = data.split_of(split)
-    first, rest, labels = _logits(model, split[:FIRST]), split[FIRST:], split.labels.cpu().numpy()
+    first, rest, labels = _compute_logits(model, split[:FIRST]), split[FIRST:], split.labels.cpu().numpy()
     classes = first.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}; the model has {classes} outputs, "
             f"so give labels from 0 to {classes - 1}"
         )
-    logits = torch.cat([first, _logits(model, rest)]) if len(rest) else first
-    return _answers(logits).numpy(), labels, classes
+    logits = torch.cat([first, _compute_logits(model, rest)]) if len(rest) else first
+    return _predict(logits).numpy(), labels, classes
 
 
-def _logits(model, split):
-    """Logits (N, classes) of all images, after checking that there are classes."""
+def _compute_logits(model, split):
+    """Compute the logits (N, classes) of all images, after checking that there are classes."""
     logits = train.evaluate(model, split.images)
     if logits.shape[1] == 0:
         raise ValueError(f"the model's output has shape {tuple(logits.shape)}; it must be logits, (N, classes)")
     return logits
 
 
-def _answers(logits):
-    """Class with the largest logit of each row, -1 (no class, so never right) where a logit is nan."""
+def _predict(logits):
+    """Return the class with the largest logit of each row, -1 for nan."""
     bad = logits.isnan().any(dim=1)
     if bad.any():
         warnings.warn(
@@ -127,6 +130,6 @@ def _answers(logits):
 
 
 def _rates(answers, labels, counts):
-    """Fraction right of every class, (classes,); nan where a class has no images."""
+    """Return the fraction right of every class, (classes,); nan where a class has no images."""
     right = np.bincount(labels[answers == labels], minlength=len(counts))
     return np.divide(right, counts, out=np.full(len(counts), np.nan), where=counts > 0)

@@ -1,6 +1,6 @@
-"""The size ledger: one model, and what each way of counting says it costs.
+"""The size ledger: the cost of a model, counted in every way that is commonly quoted.
 
-"72% smaller" means nothing until it says which of these went down: the count of weights, the count of weights that are
+"72% smaller" means nothing until it says which count went down: the count of weights, the count of weights that are
 not zero, or the bytes of a file. Only the last two lines of the ledger know about zeros, and they pay for positions.
 """
 
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 from scipy import sparse
+from torch import nn
 
-from compresslab import bars, checks, layers, storage
+from compresslab import bars, checks, storage
+from compresslab.weights import layers
 
 HEADER, WHOLE = ".header", ".clab file"  # rows of a breakdown: no name of a tensor begins with a dot
 _GZIP_LEVEL = 6  # what the gzip command uses
@@ -48,20 +50,20 @@ class SizeLedger:
     breakdown: tuple = ()
 
     @property
-    def compression_ratio(self):
+    def compression_ratio(self) -> float:
         """Dense bytes / bytes of the .clab file."""
         return self.dense_bytes / self.file_bytes
 
-    def to_frame(self):
-        """The ledger as a table to read.
+    def to_frame(self) -> pd.DataFrame:
+        """Return the ledger as a table to read.
 
         returns  DataFrame: kind, count (of the first two rows), bytes and KiB (of the others), "× smaller" (dense
                  bytes / bytes), meaning (one line)
         """
         return pd.DataFrame([_row(self, *row) for row in _ROWS]).astype({"count": "Int64", "bytes": "Int64"})
 
-    def breakdown_frame(self):
-        """What the .clab file's bytes are spent on, as a table to read.
+    def breakdown_frame(self) -> pd.DataFrame:
+        """Return the parts of the .clab file as a table to read.
 
         returns  DataFrame of bytes (floats): a row for each tensor, ".header" for what belongs to none, and
                  ".clab file" for the sum (no tensor's name begins with a dot); a column for positions, values,
@@ -96,47 +98,39 @@ def _row(ledger, kind, field, meaning):
     return columns | {"bytes": value, "KiB": value / 1024, "× smaller": ratio}
 
 
-def sizes(model):
-    """Measure what the model costs, in every way that is commonly quoted; the model is not changed.
-
-    returns  SizeLedger
-    """
+def sizes(model: nn.Module) -> SizeLedger:
+    """Count the size of a model in every way that is commonly quoted."""
     state = layers.plain(checks.module("model", model)).state_dict()
-    saved = _torch_saved(state)
-    tensors, parts = _distinct(state), storage.breakdown(model)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    tensors, parts = _find_distinct(state), storage.breakdown(model)
     return SizeLedger(
         parameters=layers.count_parameters(model),
         nonzeros=layers.count_nonzeros(model),
         dense_bytes=sum(map(_dense_bytes, tensors)),
-        torch_save_bytes=len(saved),
-        gzip_bytes=_zipped_bytes(saved),
+        torch_save_bytes=buffer.tell(),
+        gzip_bytes=_gzip_bytes(buffer.getvalue()),
         csr_bytes=sum(map(_csr_bytes, bars.over(tensors, "sparse rows"))),
         file_bytes=round(sum(part.bytes for part in parts)),
         breakdown=tuple(parts),
     )
 
 
-def _torch_saved(state):
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
-
-
-def _zipped_bytes(content):
-    """Length of the bytes as a gzip file."""
+def _gzip_bytes(content):
+    """Return the length of the bytes as a gzip file."""
     zipper = zlib.compressobj(_GZIP_LEVEL, wbits=31)  # gzip's header and checksum
     parts = bars.over([content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)], "zipping")
     return sum(len(zipper.compress(part)) for part in parts) + len(zipper.flush())
 
 
-def _distinct(state):
-    """The tensors of a state dict, each memory once: tied names hold the same numbers."""
-    found = {}
+def _find_distinct(state):
+    """List the tensors of a state dict, those under tied names once."""
+    distinct = {}
     for index, value in enumerate(state.values()):
         if isinstance(value, torch.Tensor):
             key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else index
-            found.setdefault(key, value)
-    return list(found.values())
+            distinct.setdefault(key, value)
+    return list(distinct.values())
 
 
 def _dense_bytes(tensor):

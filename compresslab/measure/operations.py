@@ -1,12 +1,12 @@
 """Multiply-accumulates of one forward pass, counted by torch while the model runs.
 
-What is counted must not depend on which kernel runs. So torch is kept from fused kernels where it can be, and products
-that its counter does not know are counted by the formulas below.
+The count must not depend on which kernel runs. So torch is kept from fused kernels where it can be, and products that
+its counter does not know are counted by the formulas below.
 """
 
 import contextlib
-import os
 import threading
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -15,11 +15,14 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from compresslab import checks, data, layers
-from compresslab.measure.inputs import batch, evaluating, refusal, sample_shape
+from compresslab import checks, data
+from compresslab.measure.examples import batch, evaluating, refusal, sample_shape
+from compresslab.weights import layers
+
+_switches = threading.RLock()  # torch's switches are those of all threads
 
 
-def macs(model, images=None):
+def macs(model: nn.Module, images: torch.Tensor | data.Split | Sequence[int] | None = None) -> int:
     """Count the multiply-accumulates for one sample, half of what torch counts as flops.
 
     Counted are matrix products, convolutions and attention: what Linear, Conv, recurrent and attention layers do.
@@ -34,19 +37,19 @@ def macs(model, images=None):
     """
     checks.module("model", model)
     with evaluating(model), torch.no_grad():
-        inputs = _one(model, images)
+        inputs = _make_sample(model, images)
         counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
         with _switches, _plain_kernels(model), counter:
             try:
                 model(inputs)
-            except Exception as error:  # it ran in `_one`
-                said = f"model computes in a way that torch's counter cannot follow ({checks.reason(error)})"
-                raise ValueError(said) from error
+            except Exception as error:  # it ran in `_make_sample`
+                reason = checks.reason(error)
+                raise ValueError(f"model computes in a way that torch's counter cannot follow ({reason})") from error
     return counter.get_total_flops() // 2
 
 
-def _one(model, images):
-    """A batch of one, from images or from a shape."""
+def _make_sample(model, images):
+    """Make a batch of a single sample, from images or from a shape."""
     images = images.images if isinstance(images, data.Split) else images
     if not isinstance(images, torch.Tensor | np.ndarray):
         return batch(model, sample_shape(model, images))
@@ -57,17 +60,6 @@ def _one(model, images):
     if error := refusal(model, inputs):
         raise ValueError(f"the model does not take a batch of shape {tuple(inputs.shape)}: {error}; give other images")
     return inputs
-
-
-def _renew_switches():
-    """Make the lock of torch's switches, which all threads share; a forked process would wait for it for ever."""
-    global _switches
-    _switches = threading.RLock()
-
-
-_renew_switches()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_switches)
 
 
 @contextlib.contextmanager
@@ -92,7 +84,7 @@ def _switch(backend):
 
 
 def _attention_flops(query, key, value, *_, **__):
-    """Flops of softmax(query · keyᵀ) · value, from the shapes (…, length, width)."""
+    """Count the flops of softmax(query · keyᵀ) · value, from the shapes (…, length, width)."""
     return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 

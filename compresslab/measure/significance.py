@@ -1,11 +1,13 @@
-"""Is the difference real? An interval for an accuracy, and a paired test for two models on the same images."""
+"""Whether a difference is real: an interval for an accuracy, and a paired test for two models on the same images."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from torch import nn
 
 from compresslab import checks
+from compresslab.data import Split
 from compresslab.measure.correctness import correct
 
 _ALPHA = 0.05  # level of McNemar's verdict
@@ -36,8 +38,10 @@ class McNemar:
     verdict: str
 
 
-def accuracy_interval(model, split, confidence=0.95, resamples=10_000, seed=0):
-    """Bootstrap interval of the accuracy: how far it would move on other images of the same kind.
+def accuracy_interval(
+    model: nn.Module, split: Split | tuple, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Bootstrap an interval of the accuracy on more images of the same kind.
 
     Drawing N images again with replacement makes the number of right ones binomial, so it is drawn as that: the same
     distribution, without the loop. Where all images are right, or none, every resample is the same and the bootstrap
@@ -66,10 +70,9 @@ def accuracy_interval(model, split, confidence=0.95, resamples=10_000, seed=0):
     return Interval(accuracy=count / total, low=float(low), high=float(high), confidence=confidence)
 
 
-def mcnemar(a, b, split):
-    """Is one of two models really better? The exact form of McNemar's test, on the images where they disagree.
+def mcnemar(a: nn.Module, b: nn.Module, split: Split | tuple) -> McNemar:
+    """Test whether a model is really better, by McNemar's exact test.
 
-    returns  McNemar
     raises   ValueError, as `accuracy` does
 
     McNemar 1947, doi:10.1007/BF02295996; for classifiers, Dietterich 1998, doi:10.1162/089976698300017197.

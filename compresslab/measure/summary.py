@@ -1,8 +1,10 @@
 """Everything about one model in one row, and several models in one table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import pandas as pd
+from torch import nn
 
 from compresslab import checks, data
 from compresslab.measure.correctness import accuracy
@@ -20,23 +22,26 @@ class Measurement:
     latency: Latency
     macs: int
 
-    def to_frame(self, name="model"):
-        """One row, `name` its index: accuracy (fraction), the ledger's counts and bytes, compression_ratio, macs,
-        latency_median, latency_low, latency_high (seconds), batch_size, threads."""
-        costs = {one.name: getattr(self.sizes, one.name) for one in fields(self.sizes) if one.name != "breakdown"}
+    def to_frame(self, name: str = "model") -> pd.DataFrame:
+        """Return the measurement as a row, `name` its index.
+
+        columns  accuracy (fraction), the ledger's counts and bytes, compression_ratio, macs, latency_median,
+                 latency_low, latency_high (seconds), batch_size, threads
+        """
+        names = [field.name for field in fields(self.sizes) if field.name != "breakdown"]
+        costs = {name: getattr(self.sizes, name) for name in names}
         row = {"accuracy": self.accuracy, **costs, "compression_ratio": self.sizes.compression_ratio}
         times = {f"latency_{part}": getattr(self.latency, part) for part in ("median", "low", "high")}
         how = {"batch_size": self.latency.batch_size, "threads": self.latency.threads}
         return pd.DataFrame([{**row, "macs": self.macs, **times, **how}], index=[name])
 
 
-def measure(model, split, batch_size=1, threads=1):
+def measure(model: nn.Module, split: data.Split | tuple, batch_size: int = 1, threads: int = 1) -> Measurement:
     """Measure a model on held-out images; the model is not changed.
 
     split       data.Split, or a pair (images (N, …), labels (N,) int64); accuracy is on all of it, and the shape of its
                 images is what latency and MACs are measured with
     batch_size, threads  of the latency
-    returns     Measurement
     raises      ValueError as `accuracy` and `latency`
     """
     checks.module("model", model)
@@ -50,8 +55,8 @@ def measure(model, split, batch_size=1, threads=1):
     )
 
 
-def table(measurements):
-    """Several models side by side.
+def table(measurements: Mapping[str, Measurement]) -> pd.DataFrame:
+    """Put several models side by side.
 
     measurements  dict of name -> Measurement
     returns       DataFrame, a row for each, in the order given; columns as in Measurement.to_frame
@@ -59,6 +64,6 @@ def table(measurements):
     """
     if not measurements:
         raise ValueError("measurements is empty; give a dict of name -> measure(model, split)")
-    if wrong := [name for name, one in measurements.items() if not isinstance(one, Measurement)]:
+    if wrong := [name for name, entry in measurements.items() if not isinstance(entry, Measurement)]:
         raise ValueError(f"measurements[{wrong[0]!r}] is no Measurement; give a dict of name -> measure(model, split)")
-    return pd.concat([one.to_frame(name) for name, one in measurements.items()])
+    return pd.concat([measurement.to_frame(name) for name, measurement in measurements.items()])

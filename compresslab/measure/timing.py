@@ -1,4 +1,4 @@
-"""Latency: how long a model takes, with its spread, and whether one model is really faster than another.
+"""Latency: the time that a model takes, with its spread, and whether a model is really faster than another.
 
 A shared machine gets slower and faster by the second, so one timing means little: two models are timed in turns, in the
 order A B B A, which cancels a drift. And where a model's weights happen to lie in memory makes it up to 4% faster or
@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,9 +18,10 @@ import torch
 from scipy import stats
 from torch import nn
 
-from compresslab import bars, checks, layers, train
-from compresslab.activations import run
-from compresslab.measure.inputs import batch, sample_shape
+from compresslab import bars, checks, train
+from compresslab.calibration import run
+from compresslab.measure.examples import batch, sample_shape
+from compresslab.weights import layers
 
 _SHORTEST = 200_000  # ns that a timing lasts at least: a thousand steps of the clock; quick models are called in a loop
 _WARM_UP = 50_000_000  # ns of calls before the first timing
@@ -67,8 +69,11 @@ class LatencyComparison:
     threads: int
 
 
-def latency(model, batch_size=1, shape=None, *, runs=100, threads=1, seconds=2.0):
-    """Time the model's forward pass as it would be shipped: in eval mode, without gradients, masks baked in.
+def latency(
+    model: nn.Module, batch_size: int = 1, shape: Sequence[int] | None = None, *, runs: int = 100, threads: int = 1,
+    seconds: float = 2.0,
+) -> Latency:  # fmt: skip
+    """Time the model's forward pass: in eval mode, without gradients, masks baked in.
 
     A mask is a device for training (it multiplies at every call); a masked model is timed as `layers.plain` makes it,
     which is also why the model itself is not touched. Random inputs; warmed up; a graphics card is waited for.
@@ -77,7 +82,6 @@ def latency(model, batch_size=1, shape=None, *, runs=100, threads=1, seconds=2.0
     runs     number of timings, each of one call or, for a quick model, of as many as fill 0.2 ms
     threads  of torch within an operation; put back afterwards
     seconds  budget: where `runs` would take longer, fewer are made, at least 5
-    returns  Latency
     raises   ValueError for a setting out of range or a shape that the model does not take
     """
     batch_size, runs, threads, seconds = _checked(batch_size, runs, threads, seconds)
@@ -88,8 +92,11 @@ def latency(model, batch_size=1, shape=None, *, runs=100, threads=1, seconds=2.0
     return Latency(median, low, high, len(times), batch_size, threads, str(timer.inputs.device), timer.shape)
 
 
-def compare_latency(a, b, batch_size=1, shape=None, *, runs=400, threads=1, seconds=4.0):
-    """Is `b` faster than `a`? Both are timed in turns, each as `latency` would time it.
+def compare_latency(
+    a: nn.Module, b: nn.Module, batch_size: int = 1, shape: Sequence[int] | None = None, *, runs: int = 400,
+    threads: int = 1, seconds: float = 4.0,
+) -> LatencyComparison:  # fmt: skip
+    """Test whether `b` is faster than `a` by timing both in turns.
 
     They are timed in up to 20 rounds, each with fresh copies at another place in memory. A round's ratio is that of the
     lower quartiles; the ratio is the rounds' median, and its interval the sign test's, which holds whatever the noise
@@ -97,7 +104,6 @@ def compare_latency(a, b, batch_size=1, shape=None, *, runs=400, threads=1, seco
 
     runs     number of timings of each model, rounded up to a multiple of 40
     seconds  budget for all of them: where it is too short, fewer are made, at least two of each model in 6 rounds
-    returns  LatencyComparison
     raises   ValueError as `latency`
     """
     batch_size, runs, threads, seconds = _checked(batch_size, runs, threads, seconds)
@@ -119,11 +125,12 @@ class _Timer:
     calls: int = 1
 
     @property
-    def shape(self):
+    def shape(self) -> tuple:
+        """Shape of one sample."""
         return tuple(self.inputs.shape[1:])
 
-    def per_call(self):
-        """Seconds of one call, from one timing."""
+    def per_call(self) -> float:
+        """Return the seconds of a call, from one timing."""
         self._wait()
         start = time.perf_counter_ns()
         for _ in range(self.calls):
@@ -131,8 +138,8 @@ class _Timer:
         self._wait()
         return (time.perf_counter_ns() - start) / self.calls / 1e9
 
-    def moved(self):
-        """The same at another place in memory, called once."""
+    def moved(self) -> "_Timer":
+        """Make a copy at another place in memory, and call it once."""
         twin = _Timer(copy.deepcopy(self.model), self.inputs.clone(), self.calls)
         twin.model(twin.inputs)
         return twin
@@ -143,7 +150,7 @@ class _Timer:
 
 
 def _ready(model, batch_size, shape):
-    """A `_Timer` of the plain model in eval mode, warmed up, with as many calls in a timing as it needs."""
+    """Make a warm `_Timer` of the plain model in eval mode."""
     model = layers.plain(checks.module("model", model, wrapped=True)).eval()
     timer = _Timer(model, batch(model, sample_shape(model, shape), batch_size))
     run(model, timer.inputs)
@@ -168,7 +175,7 @@ def _checked(batch_size, runs, threads, seconds):
 
 
 def _repeat(make, most, fewest, seconds):
-    """Values of `make()`: `most` of them, or as many as the budget of seconds allows, but not under `fewest`."""
+    """Collect `most` values of `make()`, or as many as the seconds allow."""
     end, values = time.perf_counter() + seconds, []
     for _ in bars.over(range(most), "timing"):
         values.append(make())
@@ -183,22 +190,22 @@ class _Rounds:
     def __init__(self, first, second, turns, seconds):
         self.models, self.turns, self.seconds = (first, second), turns, seconds
         self.lot, self.runs = np.random.default_rng(0), 0
-        self.kept = deque(maxlen=_KEPT_BYTES // max(1, _tensor_bytes(first.model) + _tensor_bytes(second.model)))
+        self.earlier = deque(maxlen=_KEPT_BYTES // max(1, _tensor_bytes(first.model) + _tensor_bytes(second.model)))
 
-    def ratio(self):
-        """Log of time of the first / time of the second in one more round.
+    def ratio(self) -> float:
+        """Time a round; return the log of the first time / the second.
 
         Of each model the lower quartile: beside a busy process half of the timings can hold somebody else's work.
         """
         pair = [timer.moved() for timer in self.models]
-        self.kept.append(pair)
+        self.earlier.append(pair)  # held back, so that the next copies get another place
         times = np.concatenate(_repeat(lambda: self._turn(pair), self.turns, 1, self.seconds), axis=1)
         self.runs += times.shape[1]
         first, second = np.quantile(times, 0.25, axis=1)
         return math.log(first / second)
 
     def _turn(self, pair):
-        """Times of a turn A B B A, or B A A B (by lot: it must not keep step with another process): (2 models, 2)."""
+        """Time a turn A B B A or B A A B, by lot: (2 models, 2)."""
         head = int(self.lot.integers(2))
         times = ([], [])
         for who in (head, 1 - head, 1 - head, head):
@@ -207,7 +214,7 @@ class _Rounds:
 
 
 def _sign_interval(values):
-    """Median and the 95% interval of it that the sign test gives: (low, median, high).
+    """Return (low, median, high): the median with the 95% interval of the sign test.
 
     Holds for any distribution; low and high are two of the values. Conover 1999, section 3.2.
     """

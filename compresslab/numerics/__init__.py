@@ -1,4 +1,1 @@
-"""Arithmetic on tensors that techniques are made of: rankings, ranges, moments, correlations, decompositions.
-
-Nothing here knows of a technique; each module can be read and tested by itself.
-"""
+"""Arithmetic on tensors that techniques share: rankings, ranges, moments, correlations, decompositions."""

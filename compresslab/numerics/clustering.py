@@ -14,8 +14,14 @@ ROUNDS = 300  # as many as scikit-learn makes at most
 MOST = 2**24  # numbers that Lloyd's algorithm sees, 16 bytes each; of more, neighbours in order are taken together
 
 
-def kmeans(numbers, count, init="linear", rounds=ROUNDS, generator=None):
-    """Centroids of numbers, such that the sum of the squared distances to the nearest is at a (local) minimum.
+def kmeans(
+    numbers: np.ndarray,
+    count: int,
+    init: str = "linear",
+    rounds: int = ROUNDS,
+    generator: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Return centroids of numbers that (locally) minimize the squared distances to the nearest centroid.
 
     numbers    array of finite floats, one at least
     count      centroids at most, 1 or more; of no more distinct numbers than that, those are returned
@@ -31,12 +37,12 @@ def kmeans(numbers, count, init="linear", rounds=ROUNDS, generator=None):
     distinct = ordered[np.flatnonzero(np.diff(ordered, prepend=np.nan))]
     if len(distinct) <= count:
         return distinct.astype(np.float64)
-    ordered, edges = _together(ordered)
+    ordered, edges = _average_neighbours(ordered)
     return np.unique(_lloyd(ordered, edges, _begin(ordered, count, init, generator), rounds))
 
 
-def _together(ordered):
-    """Sorted numbers as float64, where there are more than MOST neighbours by their mean; and where each begins."""
+def _average_neighbours(ordered):
+    """Return sorted numbers as float64, of too many the means of neighbours, and their edges."""
     edges = np.append(np.arange(0, len(ordered), -(-len(ordered) // MOST)), len(ordered))
     return np.add.reduceat(ordered, edges[:-1], dtype=np.float64) / np.diff(edges), edges
 
@@ -50,16 +56,19 @@ def _begin(ordered, count, init, generator):
 
 
 def _lloyd(ordered, edges, centroids, rounds):
-    """Rounds of Lloyd's algorithm on sorted numbers, until no number changes its centroid."""
+    """Run Lloyd's algorithm on sorted numbers until no number changes its centroid."""
     sums, before = np.concatenate([[0.0], np.cumsum(ordered * np.diff(edges))]), None
     for _ in range(rounds):
+        # Each number goes to the nearest centroid: a cluster is a stretch of the sorted numbers.
         ends = _ends(ordered, centroids)
         if before is not None and np.array_equal(ends, before):
             break
+        # Each centroid goes to the mean of its cluster, a difference of running sums.
         filled = np.flatnonzero(np.diff(ends))
         starts, stops = ends[filled], ends[filled + 1]
         means = (sums[stops] - sums[starts]) / (edges[stops] - edges[starts])
         means = np.clip(means, ordered[starts], ordered[stops - 1])  # the running sums are rounded
+        # A centroid without numbers goes to the number farthest from its own centroid.
         before, missing = ends, len(centroids) - len(filled)
         if missing:
             far = np.abs(ordered - np.repeat(centroids[filled], stops - starts))
@@ -69,6 +78,6 @@ def _lloyd(ordered, edges, centroids, rounds):
 
 
 def _ends(ordered, centroids):
-    """Where clusters begin and end in sorted numbers, (centroids + 1,)."""
+    """Return where clusters begin and end in sorted numbers, (centroids + 1,)."""
     middles = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
     return np.concatenate([[0], middles, [len(ordered)]])

@@ -1,4 +1,4 @@
-"""How alike the neurons of a layer are: correlation and affine fits of their activations over calibration images.
+"""Correlations and affine fits of the activations of a layer's neurons over calibration images.
 
 Activations are taken where the next layers read them, behind nonlinearity, normalisation and pooling. A channel counts
 as one neuron, its images and positions as samples. First and second moments are gathered batch by batch in double
@@ -6,12 +6,14 @@ precision, so memory does not grow with the number of images.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from compresslab.activations import watch
+from compresslab.calibration import watch
 
 ROUNDING = 1e-6  # relative: what float32 activations cannot tell apart
 BATCH = 256  # images at a time, at most
@@ -22,7 +24,7 @@ MOMENTS_LIMIT = 2**26  # numbers in all matrices of moments at a time: 512 MiB; 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What one layer reads of a group of neurons.
+    """Statistics of what one layer reads of a group of neurons.
 
     correlation  float32 (neurons, neurons), -1 to 1, symmetric, 1 on the diagonal. A neuron that never varies has 0
                  with others, and 1 with those that never vary either
@@ -35,44 +37,43 @@ class Reading:
     std: torch.Tensor
     samples: int
 
-    def fit(self, gone, stand):
-        """Least squares slope and offset, float64 (k,) each, of neurons `gone` (k,) on neurons `stand` (k,).
+    def fit(self, removed: torch.Tensor, stand: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fit neurons `removed` (k,) on neurons `stand` (k,): slope and offset, float64 (k,) each.
 
         The slope on a neuron that never varies is 0; an offset that is only rounding is 0.
         """
-        scale = torch.where(self.std[stand] > 0, self.std[gone] / self.std[stand], 0.0)
-        slope = self.correlation[gone, stand] * scale
-        offset = self.mean[gone] - slope * self.mean[stand]
-        size = (self.mean[gone] ** 2 + self.std[gone] ** 2).sqrt()
+        scale = torch.where(self.std[stand] > 0, self.std[removed] / self.std[stand], 0.0)
+        slope = self.correlation[removed, stand] * scale
+        offset = self.mean[removed] - slope * self.mean[stand]
+        size = (self.mean[removed] ** 2 + self.std[removed] ** 2).sqrt()
         return slope, torch.where(offset.abs() > ROUNDING * size, offset, 0.0)
 
 
-def readings(model, images, groups):
-    """Yield (group, tuple of Reading, one for each of its consumers) over calibration images.
+def readings(model: nn.Module, images: torch.Tensor, groups: list) -> Iterator[tuple]:
+    """Yield each group of neurons and a tuple of Reading, for its consumers.
 
-    images  (N, …) tensor;  groups  list of structure.Group whose consumers are Linear and ungrouped Conv layers
+    images  (N, …) tensor;  groups  list of channels.Group whose consumers are Linear and ungrouped Conv layers
     raises  ValueError as `activations.watch` does, and for activations that are not finite
 
     Of large feature maps every k-th position is taken, k sharing no factor with the number of positions. Zero padding
     is part of what a convolution reads, so its zeros count as samples.
     """
     batch_size = max(1, min(BATCH, INPUT_LIMIT // max(1, images[0].numel())))
-    for part in _parts(groups):
-        moments = {
-            (group.name, consumer.name): _Moments(consumer.inputs, model.get_submodule(consumer.name))
-            for group in part
-            for consumer in group.consumers
-        }
-        watchers = {name: [] for _, name in moments}
-        for (_, name), one in moments.items():
-            watchers[name].append(one)
-        watch(model, images, {name: _together(each) for name, each in watchers.items()}, batch_size)
+    for part in _split_by_memory(groups):
+        moments, watchers = {}, {}
         for group in part:
-            yield group, tuple(moments.pop((group.name, one.name)).reading(group.name) for one in group.consumers)
+            for consumer in group.consumers:
+                entry = _Moments(consumer.inputs, model.get_submodule(consumer.name))
+                moments[group.name, consumer.name] = entry
+                watchers.setdefault(consumer.name, []).append(entry)
+        watch(model, images, {name: partial(_call_all, entries) for name, entries in watchers.items()}, batch_size)
+        for group in part:
+            entries = [moments.pop((group.name, consumer.name)) for consumer in group.consumers]
+            yield group, tuple(entry.reading(group.name) for entry in entries)
 
 
-def weakest(parts):
-    """One correlation matrix for all readers: entry by entry that of the smallest magnitude, float32.
+def weakest(parts: tuple[Reading, ...]) -> torch.Tensor:
+    """Return the correlation of smallest magnitude over all readers, entry by entry, float32 (neurons, neurons).
 
     Neurons that never vary for any reader have 0 in their rows and columns, on the diagonal too.
     """
@@ -84,8 +85,8 @@ def weakest(parts):
     return matrix
 
 
-def _parts(groups):
-    """The groups in lists whose moments fit into memory together."""
+def _split_by_memory(groups):
+    """Return the groups in lists whose moments fit into memory together."""
     parts, room = [], 0
     for group in groups:
         numbers = group.size**2 * len(group.consumers)
@@ -97,16 +98,13 @@ def _parts(groups):
     return parts
 
 
-def _together(watchers):
-    def watcher(value, output):
-        for one in watchers:
-            one(value, output)
-
-    return watcher
+def _call_all(watchers, inputs, output):
+    for watcher in watchers:
+        watcher(inputs, output)
 
 
 class _Moments:
-    """Sums over the samples of a group's neurons in one layer's input; a watcher.
+    """Sums over the samples of a group's neurons in a layer's input; a watcher.
 
     inputs  (neurons, k) the input features, or channels, that belong to each neuron
     """
@@ -124,7 +122,7 @@ class _Moments:
         self.outer.addmm_(rows.T, rows)
 
     def _rows(self, value):
-        """Samples (count, neurons) float64, and the zeros that padding adds for each."""
+        """Return samples (count, neurons) float64, and the zeros that padding adds for each."""
         padding = 0.0
         if not isinstance(self.module, nn.Linear):
             padding = _padded(value, self.module)
@@ -136,11 +134,11 @@ class _Moments:
             value = value[:, self.inputs].transpose(1, 2).reshape(-1, len(self.inputs))  # from (samples, neurons, k)
         return value, padding
 
-    def reading(self, name):
-        """The Reading of what was seen; raises ValueError, naming the group, where that cannot be one."""
+    def reading(self, name: str) -> Reading:
+        """Return the Reading of what was seen; refuse too few or infinite activations."""
         if self.count < 2 or not self.outer.diagonal().isfinite().all():
-            found = "no activations" if self.count < 2 else "activations that are not finite"
-            raise ValueError(f"the neurons of layer {name!r} give {found} on these images")
+            actual = "no activations" if self.count < 2 else "activations that are not finite"
+            raise ValueError(f"the neurons of layer {name!r} give {actual} on these images")
         mean, square = self.total / self.count, self.outer.diagonal() / self.count
         variance = square - mean**2
         std = variance.masked_fill(variance <= ROUNDING**2 * square, 0).sqrt()
@@ -148,7 +146,7 @@ class _Moments:
 
 
 def _correlation(second, mean, std):
-    """Correlation matrix, float32, from E[x x^T], which is overwritten; see `Reading`."""
+    """Return the correlation matrix, float32, from E[x x^T], which is overwritten; see `Reading`."""
     scale = torch.where(std > 0, 1 / std, 0.0)
     second.addr_(mean, mean, alpha=-1).mul_(scale[:, None]).mul_(scale)
     still = (std == 0).nonzero().flatten()
@@ -158,8 +156,10 @@ def _correlation(second, mean, std):
 
 
 def _stride(numbers, positions):
-    """Every how many samples one is taken, to stay below ROWS_LIMIT; sharing a factor with the positions of an image
-    would take the same columns in every row."""
+    """Return the stride at which samples stay below ROWS_LIMIT.
+
+    It shares no factor with the positions of an image, which would take the same columns in every row.
+    """
     stride = -(-numbers // ROWS_LIMIT) or 1
     while stride > 1 and math.gcd(stride, positions) > 1:
         stride += 1
@@ -167,7 +167,7 @@ def _stride(numbers, positions):
 
 
 def _padded(value, conv):
-    """Zeros that a convolution's padding adds to a channel, as a fraction of the channel's own positions."""
+    """Return the zeros that padding adds to a channel, as a fraction of its positions."""
     if conv.padding_mode != "zeros" or conv.transposed:
         return 0.0
     spatial = value.shape[2:]

@@ -7,7 +7,7 @@ nonlinearity; the same optimum as whitening by a Cholesky factor of C, SVD-LLM, 
 first projected on a few directions, found with random test vectors: Halko, Martinsson and Tropp 2011, arXiv:0909.4061.
 """
 
-import threading
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ SMALL = 512  # a matrix with no more rows or columns is always decomposed comple
 SHARE = 4  # random projection pays while it has at most one direction in so many
 OVERSAMPLE = 10  # random directions beyond the rank asked for (Halko et al., section 4.2)
 ITERATIONS = 2  # of the subspace iteration that sharpens the random directions (algorithm 4.4)
+CACHED = 2**20  # numbers of the largest matrix whose complete decomposition is stored
+ENTRIES = 8  # complete decompositions that are stored: a slider decomposes the same layers at every move
 
 
 @dataclass(frozen=True)
@@ -32,33 +34,31 @@ class Decomposition:
     values: torch.Tensor
     total: float
 
-    def factors(self, rank):
-        """Matrices (rows, rank) and (rank, columns) whose product is the best of this rank, the scale shared alike.
+    def factors(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return matrices (rows, rank) and (rank, columns) whose product is the best of this rank.
 
         Each column of the first is as long as the same row of the second: training then moves both at the same pace.
         """
         left, right = self.left[:, :rank], self.right[:rank]
         scale = right.double().norm(dim=1).sqrt()  # (rank,)
         share = torch.where(scale > 0, scale, 1.0)
-        return tuple(one.to(left.dtype).contiguous() for one in (left * scale, right / share[:, None]))
+        return (left * scale).to(left.dtype).contiguous(), (right / share[:, None]).to(left.dtype).contiguous()
 
-    def rank_for(self, energy):
-        """The smallest rank, 1 or more, whose squared values sum to the fraction `energy` of the total; None if even
-        all that are here do not.
-        """
+    def rank_for(self, energy: float) -> int | None:
+        """Return the smallest rank that reaches the fraction `energy` of the total, or None."""
         reached = self.values.square().cumsum(0) >= energy * self.total * (1 - 1e-12)  # rounding of the sum
         if energy == 1 and len(self.values) == min(len(self.left), self.right.shape[1]):
             return len(self.values)
         return int(reached.double().argmax()) + 1 if reached.any() else None
 
-    def may_reach(self, energy, rank):
-        """Whether a larger rank may keep `energy`: further values are no larger than the last one here."""
+    def may_reach(self, energy: float, rank: int) -> bool:
+        """Return whether a larger rank may keep `energy`."""
         squares = self.values.square()
         return float(squares.sum() + (rank - len(squares)) * squares[-1]) >= energy * self.total
 
 
-def break_even(rows, columns):
-    """The rank below which two factors are smaller than the matrix: rows * columns / (rows + columns).
+def break_even(rows: int, columns: int) -> float:
+    """Return the rank below which two factors are smaller than the matrix.
 
     rows, columns  size of the matrix, 1 or more each;  returns  a float: 85.33 for 256 x 128
 
@@ -67,8 +67,14 @@ def break_even(rows, columns):
     return rows * columns / (rows + columns)
 
 
-def decompose(matrix, rank=None, energy=None, moment=None, seed=0):
-    """A Decomposition with at least `rank` values, or with enough of them for `energy`; complete if neither is given.
+def decompose(
+    matrix: torch.Tensor,
+    rank: int | None = None,
+    energy: float | None = None,
+    moment: torch.Tensor | None = None,
+    seed: int = 0,
+) -> Decomposition:
+    """Return a Decomposition with at least `rank` values, or enough for `energy`, or all.
 
     matrix  (rows, columns), floating point, finite
     rank    whole number, 1 to min(rows, columns);  energy  fraction, above 0 to 1
@@ -78,30 +84,32 @@ def decompose(matrix, rank=None, energy=None, moment=None, seed=0):
             quarter of them is enough. The error is then above the best one of this rank by 3% at most, for numbers
             that are pure noise, and by less the faster the spectrum falls; elsewhere the result is the best, rounded
     """
-    found = None
+    partial = None
     for size in _sizes(min(matrix.shape), rank, energy):
-        if found is None or found.may_reach(energy, size):
-            found = _project(matrix, _random_basis(matrix, moment, size + OVERSAMPLE, seed), moment)
-            if rank is not None or found.rank_for(energy) is not None:
-                return found
-    return _kept((matrix, moment), lambda: _complete(matrix, moment))
+        if partial is None or partial.may_reach(energy, size):
+            partial = _project(matrix, _random_basis(matrix, moment, size + OVERSAMPLE, seed), moment)
+            if rank is not None or partial.rank_for(energy) is not None:
+                return partial
+    if max(matrix.numel(), 0 if moment is None else moment.numel()) > CACHED:
+        return _decompose_completely(matrix, moment)
+    return _look_up(_Key(matrix.clone(), None if moment is None else moment.clone()))
 
 
 def _sizes(full, rank, energy):
-    """How many directions to try, before a complete decomposition."""
+    """Return the numbers of directions to try before a complete decomposition."""
     doubled = [] if energy in (None, 1) else [32 * 2**power for power in range(32)]
     sizes = [] if full <= SMALL else doubled if rank is None else [rank]
     return [size for size in sizes if SHARE * (size + OVERSAMPLE) <= full]
 
 
-def _complete(matrix, moment):
-    """Everything, from the Gram matrix of the rows, after a QR decomposition where there are more rows than columns."""
+def _decompose_completely(matrix, moment):
+    """Decompose by the Gram matrix of the rows; a tall matrix by QR first."""
     tall = matrix.shape[0] > matrix.shape[1]
     return _project(matrix, torch.linalg.qr(matrix.double()).Q if tall else None, moment)
 
 
 def _project(matrix, basis, moment):
-    """The Decomposition of basis @ basis.T @ matrix, None for the identity as basis; the Gram matrix in float64."""
+    """Decompose basis @ basis.T @ matrix, None for the identity as basis, in float64."""
     core = matrix.double() if basis is None else basis.T @ matrix.to(basis.dtype)  # (k, columns)
     precise = core.double()
     eigenvalues, vectors = torch.linalg.eigh((precise if moment is None else precise @ moment) @ precise.T)  # ascending
@@ -113,14 +121,14 @@ def _project(matrix, basis, moment):
 
 
 def _total(matrix, moment):
-    """Sum of all squared singular values of the (weighted) matrix, without any of them."""
+    """Return the sum of all squared singular values of the (weighted) matrix, without computing them."""
     if moment is None:
         return float(torch.linalg.vector_norm(matrix)) ** 2
     return float((matrix @ moment.to(matrix.dtype)).mul_(matrix).sum())
 
 
 def _random_basis(matrix, moment, size, seed):
-    """Orthonormal (rows, size) directions that hold most of the matrix's range: randomized subspace iteration."""
+    """Return orthonormal (rows, size) directions that hold most of the matrix's range (subspace iteration)."""
     generator = torch.Generator().manual_seed(seed)
     moment = None if moment is None else moment.to(matrix.dtype)
     sample = torch.randn(matrix.shape[1], size, generator=generator).to(matrix)  # (columns, size)
@@ -134,37 +142,25 @@ def _times(moment, sample):
     return sample if moment is None else moment @ sample
 
 
-ROOM = 64 * 2**20  # bytes of complete decompositions that are kept, with the matrices they belong to
-_entries, _lock = [], threading.Lock()  # pairs (key tensors, Decomposition), the one used last at the end
+class _Key:
+    """A matrix and its moment as a key of the cache: equal where all their numbers are."""
+
+    def __init__(self, matrix, moment):
+        self.matrix, self.moment = matrix, moment
+
+    def __hash__(self):
+        return hash((self.matrix.shape, self.moment is None, float(self.matrix.sum())))
+
+    def __eq__(self, key):
+        return _is_equal(self.matrix, key.matrix) and _is_equal(self.moment, key.moment)
 
 
-def _kept(key, compute):
-    """What `compute()` gave for tensors equal to `key`, entry for entry: a slider decomposes one model many times."""
-    with _lock:
-        place = next((number for number, one in enumerate(_entries) if _equal(one[0], key)), None)
-        if place is not None:
-            _entries.append(_entries.pop(place))
-            return _entries[-1][1]
-    found = compute()
-    if _bytes((key, found)) > ROOM:
-        return found
-    entry = (tuple(None if one is None else one.clone() for one in key), found)
-    with _lock:
-        _entries.append(entry)
-        while sum(map(_bytes, _entries)) > ROOM or len(_entries) > 64:
-            del _entries[0]
-    return found
+def _is_equal(first, second):
+    if first is None or second is None:
+        return first is second
+    return (first.dtype, first.device) == (second.dtype, second.device) and torch.equal(first, second)
 
 
-def _equal(one, other):
-    """Whether two tuples of tensors (or None) hold the same numbers."""
-    return all(
-        (a is None and b is None)
-        or (a is not None and b is not None and (a.dtype, a.device) == (b.dtype, b.device) and torch.equal(a, b))
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _bytes(entry):
-    key, found = entry
-    return sum(one.nbytes for one in (*key, found.left, found.right, found.values) if one is not None)
+@functools.lru_cache(ENTRIES)
+def _look_up(key):
+    return _decompose_completely(key.matrix, key.moment)

@@ -1,18 +1,20 @@
-"""What the layers of a model are given: mean and second moment of their inputs over calibration images.
+"""Mean and second moment of what the layers of a model get as inputs, over calibration images.
 
 A Linear layer's input is a row of features, a convolution's is a window of its image, unrolled as its weight is. The
 output is linear in that row, so these two moments tell the mean squared output of any change of the weight.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from compresslab import activations, bars
+from compresslab import bars, calibration
+from compresslab.data import Split
+from compresslab.weights.layers import CONVOLUTIONS
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ROWS, WORK = 2**15, 4e9  # input rows of a layer, and multiplications for its moment, before rows are left out
 BYTES = 64 * 2**20  # of rows made at a time
 BATCH, VALUES = 1000, 2**22  # images run at a time, and values in them, at most
@@ -30,12 +32,14 @@ class Moments:
     second: torch.Tensor
     rows: int
 
-    def covariance(self):
-        """E[x x^T] - E[x] E[x]^T, (columns, columns)."""
+    def covariance(self) -> torch.Tensor:
+        """Return E[x x^T] - E[x] E[x]^T, (columns, columns)."""
         return torch.addr(self.second, self.mean, self.mean, alpha=-1)
 
 
-def input_moments(model, images, names, seed=0):
+def input_moments(
+    model: nn.Module, images: torch.Tensor | Split, names: list[str], seed: int = 0
+) -> Iterator[tuple[str, Moments]]:
     """Yield (name, Moments) for Linear and ungrouped Conv1d, Conv2d and Conv3d layers over calibration images.
 
     names    qualified names of the layers; one that the model does not run, or runs without a tensor as its first
@@ -46,24 +50,24 @@ def input_moments(model, images, names, seed=0):
 
     Memory: at most 512 MiB of moments at a time, or those of one layer.
     """
-    images = activations.checked_images(images)
+    images = calibration.checked_images(images)
     batch_size = max(1, min(BATCH, VALUES // max(1, images[0].numel())))
     modules = dict(model.named_modules(remove_duplicate=False))
     for group in _groups(modules, names):
         sums = {name: _Sums(modules[name], -(-len(images) // batch_size), seed) for name in group}
-        activations.watch(model, images, {name: one.add for name, one in sums.items()}, batch_size)
-        for name, one in bars.over(sums.items(), "factorizing layers"):
-            if one.rows:
-                yield name, _finished(name, one)
+        calibration.watch(model, images, {name: layer_sums.add for name, layer_sums in sums.items()}, batch_size)
+        for name, layer_sums in bars.over(sums.items(), "factorizing layers"):
+            if layer_sums.rows:
+                yield name, layer_sums.finish(name)
 
 
-def columns_of(module):
-    """Length of a layer's input row: its features, or channels times the places of a kernel."""
+def columns_of(module: nn.Module) -> int:
+    """Return the length of a layer's input row: features, or channels times kernel places."""
     return module.weight[0].numel()
 
 
-def input_rows(module, inputs):
-    """The input rows of a layer, all of them, as one tensor: (rows, columns) float32.
+def input_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Return all input rows of a layer as one tensor, (rows, columns) float32.
 
     module  Linear or ungrouped Conv1d, Conv2d, Conv3d;  inputs  what its forward is given
     """
@@ -72,7 +76,7 @@ def input_rows(module, inputs):
 
 
 def _groups(modules, names):
-    """Names in lists whose moments fit into memory together."""
+    """Return names in lists whose moments fit into memory together."""
     groups, room = [[]], TOGETHER
     for name in names:
         needed = 8 * columns_of(modules[name]) ** 2
@@ -93,7 +97,8 @@ class _Sums:
         self._wanted, self._share = max(4 * columns, min(ROWS, WORK / columns**2)) / batches, None
         self.rows, self.first, self.second = 0, 0.0, 0.0
 
-    def add(self, inputs, _):
+    def add(self, inputs: torch.Tensor, _: object) -> None:
+        """Add a batch of inputs."""
         if not isinstance(inputs, torch.Tensor):
             return
         windows = _windows(self._module, inputs.detach())
@@ -107,16 +112,16 @@ class _Sums:
             self.first = self.first + rows.sum(0).double()
             self.second = self.second + (rows.T @ rows).double()
 
-
-def _finished(name, sums):
-    mean, second = sums.first / sums.rows, sums.second / sums.rows
-    if not (mean.isfinite().all() and second.diagonal().isfinite().all()):
-        raise ValueError(f"layer {name!r} is given values that are not finite for these images")
-    return Moments(mean, second, sums.rows)
+    def finish(self, name: str) -> Moments:
+        """Return the Moments; refuse values that are not finite."""
+        mean, second = self.first / self.rows, self.second / self.rows
+        if not (mean.isfinite().all() and second.diagonal().isfinite().all()):
+            raise ValueError(f"layer {name!r} is given values that are not finite for these images")
+        return Moments(mean, second, self.rows)
 
 
 def _windows(module, inputs):
-    """A view of a layer's inputs with a place for each input row: (batch, places…, channels, kernel…)."""
+    """Return a view of the inputs, (batch, places…, channels, kernel…): a row each place."""
     if not isinstance(module, CONVOLUTIONS):
         return inputs.reshape(-1, inputs.shape[-1])
     dimensions = len(module.kernel_size)
@@ -129,7 +134,7 @@ def _windows(module, inputs):
 
 
 def _padding(module):
-    """A convolution's padding as functional.pad takes it: low and high of the last dimension first."""
+    """Return a convolution's padding in the order of functional.pad."""
     if isinstance(module.padding, str):
         spans = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
         sides = [(span // 2, span - span // 2) if module.padding == "same" else (0, 0) for span in spans]
@@ -139,7 +144,7 @@ def _padding(module):
 
 
 def _places(windows):
-    """Sizes of the dimensions that count input rows: batch and places."""
+    """Return the sizes of the dimensions that count input rows: batch and places."""
     return windows.shape[: windows.dim() // 2] if windows.dim() > 2 else windows.shape[:1]
 
 
@@ -148,7 +153,7 @@ def _count(windows):
 
 
 def _chosen(windows, places):
-    """Input rows at these places, (rows, columns) float32, in parts of bounded size."""
+    """Yield input rows at these places, (rows, columns) float32, in parts of bounded size."""
     sizes = _places(windows)
     columns = max(1, windows.shape[len(sizes) :].numel())
     for part in places.split(max(1, BYTES // (4 * columns))):

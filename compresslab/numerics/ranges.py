@@ -1,4 +1,4 @@
-"""Where to lay an integer grid over numbers: its scale and zero point, for each row of a matrix.
+"""Fitting an integer grid to numbers: its scale and zero point, for each row of a matrix.
 
 A grid has few values. Reaching for the largest number leaves them far apart; cutting the largest off (clipping) costs
 those and brings the rest closer. A good cut, by mean squared error, is found by trying ranges and refining the best:
@@ -21,8 +21,8 @@ REFINEMENTS = 2
 NEARBY = (0.88, 1.12, 0.94, 1.06)  # factors of the best scale that "l4" tries too: the formula is the squared error's
 
 
-def code_range(bits, symmetric):
-    """Smallest and largest code of a grid of 1 to 16 bits.
+def code_range(bits: int, symmetric: bool) -> tuple[int, int]:
+    """Return the smallest and largest code of a grid of 1 to 16 bits.
 
     symmetric  -2**(bits - 1) to 2**(bits - 1) - 1, and 0 stands for 0; of 1 bit, 0 and 1, which stand for -1 and +1
     affine     0 to 2**bits - 1, and one of them (of 1 bit: neither) stands for 0
@@ -30,8 +30,15 @@ def code_range(bits, symmetric):
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if symmetric and bits > 1 else (0, 2**bits - 1)
 
 
-def fit(rows, bits, symmetric=True, clipping="mse", percentile=0.995, counts=None):
-    """Scale and zero point of a grid for each row.
+def fit(
+    rows: torch.Tensor,
+    bits: int,
+    symmetric: bool = True,
+    clipping: str = "mse",
+    percentile: float = 0.995,
+    counts: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit the scale and zero point of a grid to each row.
 
     rows        (channels, n) float32 or float64, finite, at most a quarter of the largest float
     bits        1 to 16;  symmetric  as in `code_range`
@@ -47,12 +54,13 @@ def fit(rows, bits, symmetric=True, clipping="mse", percentile=0.995, counts=Non
     smallest, largest = _ends(rows, counts)
     codes = code_range(bits, symmetric)
     if bits == 1:
-        scale, point = _two_values(rows, counts, symmetric, _unit(smallest, largest))
+        scale, point = _fit_two_values(rows, counts, symmetric, _unit(smallest, largest))
     else:
         reach = _percentiles(rows, counts, percentile, symmetric) if clipping == "percentile" else (smallest, largest)
-        scale, point = _laid(*reach, codes, symmetric)
+        scale, point = _lay(*reach, codes, symmetric)
         if clipping in ("mse", "l4"):
-            scale, point = _search(rows, counts, *reach, codes, symmetric, clipping == "l4")
+            scale, point = _Search(rows, counts, codes, symmetric, clipping == "l4").run(*reach)
+    # A row of equal numbers is one of the grid's values.
     constant, size = smallest == largest, largest.abs()
     if bits == 1:
         return torch.where(constant, 2 * size, scale), point.masked_fill(constant, 0.5)
@@ -62,116 +70,33 @@ def fit(rows, bits, symmetric=True, clipping="mse", percentile=0.995, counts=Non
     return scale.masked_fill(scale == 0, 1.0), point
 
 
-def _two_values(rows, counts, symmetric, unit):
-    """One bit: the mean size about 0, or the mean distance from the mean about the mean; as shares of a row's unit."""
+def _fit_two_values(rows, counts, symmetric, unit):
+    """Fit one bit: the mean size about 0, or the mean distance about the mean."""
     rows = rows / unit
     middle = torch.zeros_like(unit) if symmetric else _mean(rows, counts)
     scale = 2 * _mean((rows - middle).abs(), counts)
     return scale * unit, 0.5 - middle / scale.masked_fill(scale == 0, 1.0)
 
 
-def _laid(smallest, largest, codes, symmetric):
-    """The finest grid that reaches both ends of a range, which 0 belongs to; what lies inside is half a step off."""
+def _lay(smallest, largest, codes, symmetric):
+    """Lay the finest grid that reaches both ends of a range and 0."""
     low, high = codes
     smallest, largest = smallest.clamp(max=0), largest.clamp(min=0)
     if symmetric:
         scale = torch.maximum(smallest / low, largest / high)
-        return _no_less(scale, largest - smallest), torch.zeros_like(scale)
-    scale = _no_less((largest - smallest) / (high - low), largest - smallest)
+        return _raise_scale(scale, largest - smallest), torch.zeros_like(scale)
+    scale = _raise_scale((largest - smallest) / (high - low), largest - smallest)
     return scale, (low - smallest / scale.masked_fill(scale == 0, 1.0)).round().clamp(low, high)
 
 
-def _no_less(scale, width):
-    """A scale that is not rounded down to 0, but where all numbers are 0."""
+def _raise_scale(scale, width):
+    """Return a scale that is not rounded down to 0."""
     least = torch.finfo(scale.dtype).smallest_normal * torch.finfo(scale.dtype).eps
     return torch.where(width > 0, scale.clamp(min=least), scale)
 
 
-def _search(rows, counts, smallest, largest, codes, symmetric, quartic):
-    """The grid of the least error of those tried; the outermost values move, both at once and one by one."""
-    error = _Error(rows, counts, codes, symmetric, quartic, _unit(smallest, largest))
-    size = _mean_size(rows, counts)
-    best = error.of_range(smallest, largest)
-    shares = [number / TRIES for number in range(TRIES)]
-    for part in ("both",) if symmetric else ("both", "high", "low"):
-        before = best
-        for share in shares:
-            low = before.low if part == "high" else -_between(size, -smallest, share)
-            high = before.high if part == "low" else _between(size, largest, share)
-            best = best.or_better(error.of_range(low, high))
-    for factor in NEARBY if quartic else ():
-        best = best.or_better(error.of_scale(best, best.scale * factor))
-    for _ in range(REFINEMENTS):
-        best = best.or_better(error.of_fitted(best))
-    return best.scale, best.point
-
-
-def _between(size, reach, share):
-    """A bound between the mean size (share 0) and the largest (share 1), on a log scale; 0 where the largest is."""
-    start = torch.minimum(size, reach).clamp(min=0)
-    return (start ** (1 - share) * reach.clamp(min=0) ** share).nan_to_num(0.0)
-
-
-class _Error:
-    """The error of grids laid over the numbers of each row, a block of numbers at a time in the same memory."""
-
-    def __init__(self, rows, counts, codes, symmetric, quartic, unit):
-        self.codes, self.symmetric, self.quartic, self.unit = codes, symmetric, quartic, unit
-        self.divides = bool((unit < 1e-25).any())  # whose reciprocal, in steps, may be infinite
-        self.blocks = list(_blocks(rows, counts))
-        self.scratch = torch.empty(2, max([some.numel() for _, some, _ in self.blocks], default=0), dtype=rows.dtype)
-        self.scratch = self.scratch.to(rows.device)
-
-    def of_range(self, low, high):
-        """The grid laid over a range, with its error."""
-        scale, point = _laid(low, high, self.codes, self.symmetric)
-        return self._judged(scale.masked_fill(scale == 0, 1.0), point, low, high)
-
-    def of_scale(self, grid, scale):
-        """A grid with another scale, and its error."""
-        return self._judged(scale, grid.point, grid.low, grid.high)
-
-    def of_fitted(self, grid):
-        """The grid with the scale that fits its codes best, and its error."""
-        along, square = torch.zeros_like(grid.scale), torch.zeros_like(grid.scale)
-        for part, scaled, codes, count in self._coded(grid.scale, grid.point):
-            weighted = codes if count is None else codes * count
-            along[part] += torch.linalg.vecdot(scaled, weighted)[:, None]
-            square[part] += torch.linalg.vecdot(codes, weighted)[:, None]
-        change = torch.where((square > 0) & (along > 0), along / square, 1.0)
-        return self.of_scale(grid, grid.scale * change)
-
-    def _judged(self, scale, point, low, high):
-        error = torch.zeros_like(scale)
-        for part, scaled, codes, count in self._coded(scale, point):
-            off = scaled.sub_(codes)
-            if self.quartic:
-                off.square_()
-            if count is not None:
-                off.mul_(count.sqrt())
-            error[part] += torch.linalg.vector_norm(off, dim=1, keepdim=True).square()
-        return _Laid(error * (scale / self.unit) ** (4 if self.quartic else 2), scale, point, low, high)
-
-    def _coded(self, scale, point):
-        """Of each block: its rows (a slice), the numbers in steps, their codes less the zero point, their counts."""
-        low, high = self.codes
-        for part, some, count in self.blocks:
-            scaled, codes = (memory[: some.numel()].view(some.shape) for memory in self.scratch)
-            if self.divides:
-                torch.div(some, scale[part], out=scaled)
-            else:
-                torch.mul(some, scale[part].reciprocal(), out=scaled)
-            torch.round(scaled, out=codes)
-            if self.symmetric:
-                codes.clamp_(low, high)
-            else:  # one clamp to bounds that differ from row to row takes ten times as long
-                torch.minimum(codes, high - point[part], out=codes)
-                torch.maximum(codes, low - point[part], out=codes)
-            yield part, scaled, codes, count
-
-
 @dataclass(frozen=True)
-class _Laid:
+class _Candidate:
     """A grid for each row, (channels, 1) each: its error, scale, zero point, and the range it was laid over."""
 
     error: torch.Tensor
@@ -180,25 +105,105 @@ class _Laid:
     low: torch.Tensor
     high: torch.Tensor
 
-    def or_better(self, other):
-        """For each row the one of the two with the smaller error."""
-        better = other.error < self.error
+    def take_better(self, rival: "_Candidate") -> "_Candidate":
+        """Return for each row the grid with the smaller error."""
+        better = rival.error < self.error
         names = ("error", "scale", "point", "low", "high")
-        return _Laid(*(torch.where(better, getattr(other, name), getattr(self, name)) for name in names))
+        return _Candidate(*(torch.where(better, getattr(rival, name), getattr(self, name)) for name in names))
 
 
-def _blocks(rows, counts):
-    """Slice of the rows, some of their numbers, their counts (or None): at most BLOCK numbers, but a whole column."""
+class _Search:
+    """A search for the grid with the least error for each row, a block of numbers at a time in the same memory.
+
+    quartic  True for the fourth power of the error, False for the square
+    """
+
+    def __init__(self, rows, counts, codes, symmetric, quartic):
+        self.codes, self.symmetric, self.quartic = codes, symmetric, quartic
+        self.unit, self.mean_size = _unit(*_ends(rows, counts)), _mean_size(rows, counts)
+        self.divides = bool((self.unit < 1e-25).any())  # the reciprocal of such a scale may be infinite
+        self.blocks = list(_split_blocks(rows, counts))
+        largest = max([numbers.numel() for _, numbers, _ in self.blocks], default=0)
+        self.scratch = torch.empty(2, largest, dtype=rows.dtype).to(rows.device)
+
+    def run(self, smallest: torch.Tensor, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale and zero point: try ranges, then refine the best."""
+        best = self._lay_range(smallest, largest)
+        for part in ("both",) if self.symmetric else ("both", "high", "low"):
+            before = best
+            for share in (number / TRIES for number in range(TRIES)):
+                low = before.low if part == "high" else -_between(self.mean_size, -smallest, share)
+                high = before.high if part == "low" else _between(self.mean_size, largest, share)
+                best = best.take_better(self._lay_range(low, high))
+        for factor in NEARBY if self.quartic else ():
+            best = best.take_better(self._judge(best.scale * factor, best.point, best.low, best.high))
+        for _ in range(REFINEMENTS):
+            best = best.take_better(self._refine(best))
+        return best.scale, best.point
+
+    def _lay_range(self, low, high):
+        """Return the grid laid over a range, with its error."""
+        scale, point = _lay(low, high, self.codes, self.symmetric)
+        return self._judge(scale.masked_fill(scale == 0, 1.0), point, low, high)
+
+    def _refine(self, grid):
+        """Return the grid with the best scale for its codes, <w, k> / <k, k>."""
+        along, square = torch.zeros_like(grid.scale), torch.zeros_like(grid.scale)
+        for part, scaled, codes, counts in self._encode(grid.scale, grid.point):
+            weighted = codes if counts is None else codes * counts
+            along[part] += torch.linalg.vecdot(scaled, weighted)[:, None]
+            square[part] += torch.linalg.vecdot(codes, weighted)[:, None]
+        change = torch.where((square > 0) & (along > 0), along / square, 1.0)
+        return self._judge(grid.scale * change, grid.point, grid.low, grid.high)
+
+    def _judge(self, scale, point, low, high):
+        """Return a grid with its error."""
+        error = torch.zeros_like(scale)
+        for part, scaled, codes, counts in self._encode(scale, point):
+            off = scaled.sub_(codes)
+            if self.quartic:
+                off.square_()
+            if counts is not None:
+                off.mul_(counts.sqrt())
+            error[part] += torch.linalg.vector_norm(off, dim=1, keepdim=True).square()
+        return _Candidate(error * (scale / self.unit) ** (4 if self.quartic else 2), scale, point, low, high)
+
+    def _encode(self, scale, point):
+        """Yield the rows (a slice), numbers in steps, codes less the zero point and counts."""
+        low, high = self.codes
+        for part, numbers, counts in self.blocks:
+            scaled, codes = (memory[: numbers.numel()].view(numbers.shape) for memory in self.scratch)
+            if self.divides:
+                torch.div(numbers, scale[part], out=scaled)
+            else:
+                torch.mul(numbers, scale[part].reciprocal(), out=scaled)
+            torch.round(scaled, out=codes)
+            if self.symmetric:
+                codes.clamp_(low, high)
+            else:  # clamping to bounds that differ from row to row takes ten times as long
+                torch.minimum(codes, high - point[part], out=codes)
+                torch.maximum(codes, low - point[part], out=codes)
+            yield part, scaled, codes, counts
+
+
+def _split_blocks(rows, counts):
+    """Yield blocks: a slice of the rows, their numbers and counts (or None)."""
     height = max(1, BLOCK // max(1, rows.shape[1]))
     for top in range(0, len(rows), height):
         part = slice(top, top + height)
         for left in range(0, rows.shape[1], BLOCK):
-            some = slice(left, left + BLOCK)
-            yield part, rows[part, some], None if counts is None else counts[part, some].to(rows.dtype)
+            columns = slice(left, left + BLOCK)
+            yield part, rows[part, columns], None if counts is None else counts[part, columns].to(rows.dtype)
+
+
+def _between(size, reach, share):
+    """Return a bound between the mean size and the largest, on a log scale."""
+    start = torch.minimum(size, reach).clamp(min=0)
+    return (start ** (1 - share) * reach.clamp(min=0) ** share).nan_to_num(0.0)
 
 
 def _ends(rows, counts):
-    """Smallest and largest number of each row, (channels, 1) each; 0 for a row of none."""
+    """Return the smallest and largest number of each row, (channels, 1) each."""
     if counts is None:
         return rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)  # in less time than aminmax
     there = counts > 0
@@ -208,43 +213,43 @@ def _ends(rows, counts):
 
 
 def _unit(smallest, largest):
-    """Largest size in each row, and 1 for a row of zeros."""
+    """Return the largest size in each row, and 1 for a row of zeros."""
     size = torch.maximum(-smallest, largest)
     return size.masked_fill(size == 0, 1.0)
 
 
 def _mean(rows, counts):
-    """Mean of each row; 0 for a row of none."""
+    """Return the mean of each row; 0 for an empty row."""
     if counts is None:
         return rows.mean(1, keepdim=True)
     return (rows * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
 
 
 def _mean_size(rows, counts):
-    """Mean of |w| of each row, without a copy of them where all count once; infinite where the sum is."""
+    """Return the mean of |w| of each row, (channels, 1)."""
     if counts is None:
         return torch.linalg.vector_norm(rows, 1, dim=1, keepdim=True) / rows.shape[1]
     return _mean(rows.abs(), counts)
 
 
 def _percentiles(rows, counts, percentile, symmetric):
-    """The range that holds a share of each row's numbers: of their sizes, or as much less at either end.
+    """Return the range that holds a share of each row's numbers.
 
-    A row most of whose numbers are 0 may have a range of nothing at all; there the range holds every number.
+    A row that is mostly 0 may have an empty range; then the range holds every number.
     """
     if symmetric:
-        high = _upper(rows.abs(), counts, percentile)
+        high = _quantile(rows.abs(), counts, percentile)
         low = -high
     else:
         share = (1 + percentile) / 2
-        low, high = -_upper(-rows, counts, share), _upper(rows, counts, share)
+        low, high = -_quantile(-rows, counts, share), _quantile(rows, counts, share)
     smallest, largest = _ends(rows, counts)
     nothing = (low >= 0) & (high <= 0)
     return torch.where(nothing, smallest, low), torch.where(nothing, largest, high)
 
 
-def _upper(rows, counts, share):
-    """The smallest number of each row that has `share` of the row's numbers at or below it."""
+def _quantile(rows, counts, share):
+    """Return the smallest number of each row with `share` of them at or below it."""
     if counts is None or counts.dtype == torch.bool:  # where it is False the number is 0, and the range holds 0 anyway
         total = rows.shape[1] if counts is None else counts.sum(1, keepdim=True)
         place = torch.as_tensor((1 - share) * total, device=rows.device).floor().long().expand(len(rows), 1)

@@ -1,21 +1,19 @@
-"""The .clab file, format version 4: a model in one self-describing file, exact to the bit, without class or pickle.
+"""The .clab file: a model in one self-describing file, exact to the bit, without class or pickle.
 
     save(net, "net.clab"); same = load("net.clab")
 
-Written specification: docs/format.md; by module:
-    container     magic, version, lengths, header, two payload sections, checksum; written whole or not at all
-    content       the header: tensors by name, modes, masks, roundings
-    architecture  the layers of torch.nn as JSON (which: standard);  plain  their arguments
-    graph, calls  a class of the user's own as a graph of allowed calls (made by tracing)
-    tensors       a tensor dense or sparse;  values  words of bits in their cheapest form;  positions  what is kept
-    codes, books  a weight on an integer grid: scales, zero points, codes;  with a codebook: centroids, assignments
-    contexts      probabilities from what is known;  adaptive, frames  what they are given;  palettes  few values
-    unrolled      a convolution written as a matrix
-    streams       numbers, histograms, and the range coder
-roundings and inputs say which weights and which layers' inputs are rounded, and put that on a model again; filling
-does so with tensors and masks. folding leaves out what no prediction depends on.
-
-Files of versions 1 to 3 are read, and not written any more.
+Written specification: docs/format.md; by module, from the outside in:
+    file             saving and loading, the two flows
+    container        magic, version, header, two payload sections, checksum; written whole or not at all
+    header           tensors by name, modes, masks, roundings
+    architecture     layers as JSON nodes (which: standard_layers);  arguments  their arguments
+    tracing, graph   a class of the user's own as a graph of allowed calls (which: calls)
+    rounded          a weight that is rounded: grid, codebook, 16 bits
+    tensors          a tensor, dense or sparse;  unrolled  a convolution written as a matrix
+    positions        which entries are kept;  words  their bits in the cheapest form;  palettes  few values
+    contexts         few values and positions by what lies around them (layouts, mixing)
+    coder            numbers, histograms, the range coder, and what reading may cost
+    filling, rounded_inputs  put the tensors, masks and roundings into a model
 
 Loading trusts nothing. Every length is checked before it is used, nothing is built that the length of the file (or
 `max_bytes`, for the numbers) does not pay for, names are looked up in fixed lists, and no code of the file runs.

@@ -18,15 +18,15 @@ def compiled(function):
 def kept_on_disk(function):
     """Compile a function at its first call, and keep the machine code for the next process.
 
-    It is compiled anew where there is no folder for it, the disk is full, or what was kept is damaged.
+    It is compiled fresh where there is no folder for it, the disk is full, or what was kept is damaged.
     """
-    anew = compiled(function)
+    fresh = compiled(function)
     if not _has_place():
-        return anew
+        return fresh
     try:
         current = numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # numba found no folder that it may write to
-        return anew
+        return fresh
 
     @functools.wraps(function)
     def call(*arguments):
@@ -36,8 +36,8 @@ def kept_on_disk(function):
         except IndexError:  # of the function itself, where NUMBA_BOUNDSCHECK=1
             raise
         except Exception:  # from reading or keeping machine code, before it ran: damaged files raise errors of any type
-            current = anew
-        return anew(*arguments)
+            current = fresh
+        return fresh(*arguments)
 
     return call
 

@@ -1,387 +1,329 @@
-"""Probabilities of bits from what is known already: adaptive counters, mixed; whole numbers only, compiled by numba.
+"""Context-mixed coding of a matrix: which entries are kept (a field), and which of few values each has (ranks).
 
-A probability is a whole number over 2**16. Every context (a situation such as "both neighbours are kept") has a counter
-that follows the bits seen there; the counters of a bit's contexts are averaged in the logistic domain,
+    field   a bool for each entry of a matrix
+    rank    the number of a value among a palette's, which is in the order of the values
+    dead    (of a line or place) keeping nothing
+    prior   what the weights of the layer before say about an input: 0 none, 8 as many as the mean, +2 for each doubling
+    block   entries that are predicted together, then coded, then learned from
 
-    p = squash(sum of weight * stretch(p of a counter)),    stretch(p) = ln(p / (1 - p)), in steps of 1/256
-
-and the weights learn online which contexts tell most. Coding goes block by block: all bits of a block are predicted,
-then coded, then learned from, one after the other. `field_run` codes which entries of a matrix are kept, `signs_run`
-the signs of the kept ones, `sizes_run` their sizes; what they are given is made in `adaptive`. Whole numbers make the
-same bytes on every machine.
-
-Mahoney 2005, "Adaptive weighing of context models for lossless data compression" (PAQ; the mixing is that of lpaq).
+The matrix is gone through line by line (`layouts`); `mixing` has the probabilities, and says what they depend on.
 """
+
+import bisect
+import functools
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from compresslab.storage.compiling import compiled, kept_on_disk
+from compresslab.storage import mixing
+from compresslab.storage.coder import Plan, Reader, Writer
+from compresslab.storage.container import CorruptFileError
+from compresslab.storage.layouts import Layout
 
-ONE = 2**16  # of probabilities; those of counters are whole numbers over 2**22
-REACH = 2839  # most that stretch gives: ln(2**16) * 256
-SLOWEST = 1000  # bits after which a counter's rate falls no more
-RATES = ONE + 2 * REACH + 1  # where rates begin in LOOKUP, after stretch and squash
-FIELD_CONTEXTS = (64, 48, 48, 144, 64, 48)  # number of each kind
-SIGN_CONTEXTS = (1, 9, 9, 25, 9)
-SIZE_CONTEXTS = (1, 9, 9, 15, 9, 9, 9)  # for each node of the trees of sizes; the last ones for all nodes alike
-TOWARD = 6  # which of them depends on the decision
-LEFT, UP, CORNER, OTHER, LEFT2, UP2, CORNER2, OTHER2 = range(8)  # neighbours: how many lines before, as `near` says
-
-
-def _lookup():
-    """stretch of 0 to ONE - 1, squash of -REACH to REACH, rates (times ONE) of a counter after 0 to SLOWEST bits."""
-    ratio, term, step = 0, 2**96, 0
-    while term:  # the series of e**(-1 / 256), in whole numbers
-        ratio += -term if step % 2 else term
-        step += 1
-        term //= 256 * step
-    powers = [2**96]
-    for _ in range(REACH):
-        powers.append(powers[-1] * ratio >> 96)
-    above = [min(ONE - 1, 2**112 // (2**96 + power)) for power in powers]
-    squash = np.array([ONE - one for one in above[:0:-1]] + above, dtype=np.int64)
-    stretch = np.clip(np.searchsorted(squash, np.arange(ONE)), 0, 2 * REACH) - REACH
-    rates = [10 * ONE // (10 * seen + 16) for seen in range(SLOWEST + 1)]
-    return np.concatenate([stretch, squash, np.array(rates, dtype=np.int64)])
+LARGEST, MOST_RANKS, SIDES = 2**24, 2**20, 2**18  # entries of a field, ranks, lines and places: they take memory
+BLOCKS = 2048  # blocks that a matrix is cut into, about: what decoding costs
+MOST_VALUES = 256
+PRIORS, PRIOR = 16, 8
+BIT_COST, BLOCK_COST = 8, 100  # symbols that take as long as a bit, and as a block
+FIELD_SCALE = 9_000  # weights of the mixer at first, over 2**16
+RANK_SCALE = 14_000
+DEPTH = 4  # how many times fewer blocks there are of sizes, which take several decisions
+QUICK, SLOW = 2**17, 1.25  # decisions about ranks that are tried: so many, or for each entry of the tensor
+REMEMBERED = 2**20  # bits that are remembered of a matrix at most; they take 3 bytes each
+_LOG2 = np.log2(np.arange(1, mixing.ONE) / mixing.ONE)
 
 
-LOOKUP = _lookup()
+@dataclass(frozen=True)
+class Coded:
+    """Bits (bool), their probabilities over 2**16 (uint16), and what they will take in the range coder (bits)."""
+
+    bits: np.ndarray
+    probabilities: np.ndarray
+    cost: float
+
+    def write(self, writer):
+        writer.bits(self.bits, self.probabilities / mixing.ONE)
 
 
-@compiled
-def _quotient(number, divisor):
-    """Divide whole numbers, 0 or more and below 2**52 together, rounding down: exact, and faster than `//`."""
-    return np.int64(np.float64(number) / np.float64(divisor))
+def plan_field(writer: Writer, kept: np.ndarray, layout: Layout, prior: np.ndarray | None) -> Plan | None:
+    """Plan which entries of a matrix are kept; None where reading it would take too much.
 
-
-@compiled
-def _mixed(b, inputs, weights, lookup):
-    """Probability that the inputs of bit `b` of a block give with the weights as they are now."""
-    total = 0
-    for one in range(inputs.shape[1]):
-        total += inputs[b, one] * weights[one]
-    return lookup[ONE + REACH + min(REACH, max(-REACH, total >> 16))]
-
-
-@compiled
-def _predict(b, start, index, inputs, counters, weights, lookup):
-    """Probability of bit `b` of a block: fills its inputs from its counters; those behind them are there already."""
-    for one in range(index.shape[1]):
-        context = index[b, one]
-        inputs[b, one] = lookup[counters[context, 0] >> 6] if counters[context, 1] else start
-    return _mixed(b, inputs, weights, lookup)
-
-
-@compiled
-def _learn(b, bit, index, inputs, counters, weights, lookup):
-    """Move weights and counters towards bit `b` of a block, after those before it."""
-    mixed = _mixed(b, inputs, weights, lookup)
-    last = inputs.shape[1]
-    error = ((bit << 16) - mixed) * (6 + _quotient(ONE, 256 + weights[last]))  # faster at first
-    for one in range(last):
-        weights[one] += (inputs[b, one] * error + (1 << 20)) >> 21
-    weights[last] += 1
-    for one in range(index.shape[1]):
-        context = index[b, one]
-        seen = counters[context, 1]
-        if seen == 0:  # a new context starts from what the others say
-            counters[context, 0] = mixed << 6
-            seen = 1
-        counters[context, 0] += (((bit << 22) - counters[context, 0]) * lookup[RATES + seen]) >> 16
-        counters[context, 1] = min(SLOWEST, seen + 1)
-
-
-@compiled
-def _part(pool, size):
-    """A part of the pool as a matrix; size  where it begins, its rows and columns."""
-    return pool[size[0] : size[0] + size[1] * size[2]].reshape(size[1], size[2])
-
-
-@compiled
-def _parts(pool, sizes):
-    """The arrays of a pool: basic numbers, near, sums of lines and places, live ones, scratch, and the mixer's."""
-    basic, near = _part(pool, sizes[0]), _part(pool, sizes[1])
-    sums = _part(pool, sizes[2]), _part(pool, sizes[3])
-    live = _part(pool, sizes[4])[0], _part(pool, sizes[5])[0]
-    scratch = _part(pool, sizes[9]), _part(pool, sizes[10]), _part(pool, sizes[6])[0]
-    mixer = _part(pool, sizes[7]), _part(pool, sizes[8])[0], _part(pool, sizes[11]), _part(pool, sizes[12])
-    return basic, near[0], sums, live, scratch, mixer
-
-
-@compiled
-def _index(b, kinds, offsets, nodes, node, last, index, inputs):
-    """Turn the contexts of bit `b` of a block into their counters' numbers, and put the input behind those of them."""
-    used = kinds.shape[1]
-    for one in range(used):
-        index[b, one] = (offsets[one] + kinds[b, one]) * nodes + node
-    inputs[b, used] = last
-
-
-@compiled
-def _density(count, total, pseudo, mean):
-    """Share of kept entries as a probability, with so many pseudo-entries of share `mean`, that of the matrix."""
-    return min(ONE - 1, max(1, _quotient(count * ONE + mean * pseudo, total + pseudo)))
-
-
-@compiled
-def _line_density(line, near, mean, of_lines):
-    """Density that a line's own entries so far, and those of the lines near it, suggest."""
-    kept, total = 8 * of_lines[line, 0], 8 * of_lines[line, 1]
-    for one in range(6):
-        if 0 < near[one] <= line:
-            worth = 4 if one <= UP else 2
-            kept += worth * of_lines[line - near[one], 0]
-            total += worth * of_lines[line - near[one], 1]
-    return _density(kept, total, 128, mean)
-
-
-@compiled
-def _step(stretched, base):
-    """A density relative to the matrix's own, in 12 steps."""
-    return min(11, max(0, (stretched - base + 576) // 96))
-
-
-@compiled
-def _field_contexts(b, line, place, by_line, by_place, near, known, prior, group, kinds):
-    """Fill in the contexts of an entry of a field; by_line, by_place  densities in steps."""
-    pattern = 0
-    for one in range(6):
-        pattern |= np.int64(known[line - near[one], place]) << one
-    close = 2 * (pattern & 1) + 2 * (pattern >> 1 & 1)
-    for one in range(CORNER, OTHER2 + 1):
-        close += known[line - near[one], place]
-    close = min(7, close)
-    kinds[b, 0] = pattern
-    kinds[b, 1] = close * 6 + by_place // 2
-    kinds[b, 2] = close * 6 + by_line // 2
-    kinds[b, 3] = by_place * 12 + by_line
-    kinds[b, 4] = min(7, group) * 8 + by_place * 2 // 3
-    kinds[b, 5] = prior * 3 + by_place // 4
-
-
-@kept_on_disk
-def field_run(bits, every, known, pool, sizes, lookup, out):
-    """Learn the bits of the block that was predicted last, and predict the next one.
-
-    bits     of that block, int32; where `every` is 1, of all entries: then all blocks are gone through
-    known    uint8: entries so far, with zeros around (see adaptive.Frame)
-    out      float64: filled with the probabilities of kept entries, from its beginning (where `every`, all of them)
-    returns  how many were predicted last: 0 at the end
+    kept  bool array, flat;  prior  as from `find_priors`, for the columns, or None
     """
-    basic, near, (of_lines, of_places), (lines, places), (state, kinds, offsets), mixer = _parts(pool, sizes)
-    counts, pad, block = basic[0], basic[1, 0], len(state)
-    counters, weights, index, inputs = mixer
-    start, stop, width, total = basic[3, 0], basic[3, 1], len(places), len(lines) * len(places)
-    while True:
-        shift = 0 if every else start
-        row, column = start // width if width else 0, start % width if width else 0
-        for entry in range(start, stop):
-            line, place, bit = lines[row], places[column], np.int64(bits[entry - shift])
-            row, column = (row + 1, 0) if column + 1 == width else (row, column + 1)
-            _learn(entry - start, bit, index, inputs, counters, weights, lookup)
-            known[pad + line, place] = bit
-            counts[0] += bit
-            counts[1] += 1
-            of_lines[line, 0] += bit
-            of_lines[line, 1] += 1
-            of_places[place, 0] += bit
-            of_places[place, 1] += 1
-            if of_places[place, 3] != of_lines[line, 3]:
-                of_places[place, 2], of_places[place, 3] = 0, of_lines[line, 3]
-            of_places[place, 2] += bit
-        start, stop = stop, min(total, stop + block)
-        mean = _quotient(counts[0] * ONE, counts[1])
-        base, before, by_line = lookup[_density(0, 0, 1, mean)], -1, 0
-        for entry in range(start, stop):
-            line, place, b = lines[row], places[column], entry - start
-            row, column = (row + 1, 0) if column + 1 == width else (row, column + 1)
-            if line != before:
-                by_line, before = _step(lookup[_line_density(line, near, mean, of_lines)], base), line
-            density = lookup[_density(of_places[place, 0], of_places[place, 1], 12, mean)]
-            group = of_places[place, 2] if of_places[place, 3] == of_lines[line, 3] else 0
-            prior = of_lines[line, 2] + of_places[place, 4]
-            _field_contexts(b, pad + line, place, by_line, _step(density, base), near, known, prior, group, kinds)
-            _index(b, kinds, offsets, 1, 0, density, index, inputs)
-            out[entry if every else b] = _predict(b, density, index, inputs, counters, weights, lookup) / ONE
-        if not every or start == stop:
-            break
-    basic[3, 0], basic[3, 1] = start, stop
-    return stop - start
+    if not fits(layout) or len(kept) > writer.context_entries:
+        return None
+    code = _code_field if len(kept) <= REMEMBERED else _code_field.__wrapped__
+    flags, parts = code(np.packbits(kept).tobytes(), layout, None if prior is None else prior.tobytes())
+    cost, symbols = 3 + sum(part.cost for part in parts), sum(count_symbols(len(part.bits)) for part in parts)
+
+    def write(writer):
+        writer.uint(flags[0] + 2 * flags[1])
+        for part in parts:
+            part.write(writer)
+        writer.charge(symbols)
+        writer.context_entries -= len(kept)
+
+    return Plan(cost, write) if writer.affords(symbols, cost) else None
 
 
-@compiled
-def _sign(number):
-    return np.int64(number > 0) - np.int64(number < 0)
+@functools.lru_cache(maxsize=16)  # a retrained model's positions are those of the one-shot model
+def _code_field(packed, layout, prior):
+    """Return whether there are dead lines and dead places, and the list of Coded of a field; arguments as bytes."""
+    kept = np.unpackbits(np.frombuffer(packed, np.uint8), count=layout.rows * layout.columns).view(bool)
+    by_lines = layout.by_lines(kept)
+    priors = _priors_of_sides(layout, None if prior is None else np.frombuffer(prior, np.uint8))
+    live, parts = (by_lines.any(axis=1), by_lines.any(axis=0)), []
+    flags = [not side.all() for side in live]
+    for side, lag, own_priors, has_dead in zip(live, (layout.lag, 0), priors, flags, strict=True):
+        if has_dead:
+            parts.append(_vector_field(len(side), lag, own_priors).encode(side))
+    field = Field(layout, tuple(map(np.flatnonzero, live)), priors)
+    parts.append(field.encode(by_lines[live[0]][:, live[1]].reshape(-1)))
+    return flags, parts
 
 
-@compiled
-def _usual(node, counters, lookup):
-    """What a new context of a decision starts from: what was seen there whatever the context."""
-    return lookup[counters[node, 0] >> 6 if counters[node, 1] else ONE // 2]
+def read_field(reader: Reader, layout: Layout, prior: np.ndarray | None) -> np.ndarray:
+    """Read which entries are kept, as `plan_field` wrote them: a flat bool array."""
+    check(fits(layout))
+    flags, priors, live = reader.uint(3), _priors_of_sides(layout, prior), []
+    for number, (count, lag) in enumerate(((layout.lines, layout.lag), (layout.places, 0))):
+        side = np.ones(count, dtype=bool)
+        if flags >> number & 1:
+            vector = _vector_field(count, lag, priors[number])
+            vector.decode(reader)
+            side = vector.known.reshape(-1).view(bool)
+        live.append(np.flatnonzero(side))
+    field = Field(layout, tuple(live), priors)
+    field.decode(reader)
+    return layout.flat(field.known).view(bool)
 
 
-@compiled
-def _fifth(total, count):
-    """Mean of signs in five steps; 2 where there are as many of either."""
-    return min(4, max(0, _quotient(2 * total + 2 * count, count))) if count else 2
+def count_symbols(entries: int) -> int:
+    """Count the symbols that take as long as a field of so many entries."""
+    return BIT_COST * entries + BLOCK_COST * -(-entries // block_size(entries))
 
 
-@kept_on_disk
-def signs_run(bits, every, at, known, pool, sizes, lookup, out):
-    """The same for the signs of kept entries, 1 for those that are not negative.
+def fits(layout: Layout, most: int = LARGEST) -> bool:
+    """Tell whether a matrix, with the lines around it, is not too large for what its coding takes beside it."""
+    return (layout.lines + 2 * layout.pad) * layout.places <= most and layout.lines + layout.places <= SIDES
 
-    at  int32, (2, entries): line and place of each;  known  int16: the signs so far, 1 and -1, with zeros around
+
+def block_size(entries: int) -> int:
+    """Entries in a block of a field of so many."""
+    return 1 << max(0, math.ceil(entries / BLOCKS) - 1).bit_length()
+
+
+def find_priors(counts: np.ndarray | None, columns: int) -> np.ndarray | None:
+    """Find what the weights kept in each unit of the layer before say about the inputs of this one.
+
+    counts   weights kept for each unit, int64, or None;  columns  inputs; each unit makes the same number of them
+    returns  uint8 array of so many columns, or None where the layers do not fit: 0 where a unit keeps nothing, else
+             8 + 2 * log2(count / mean), rounded down, 1 to 15; by whole numbers alone, the same on every machine
     """
-    basic, near, (of_lines, of_places), _, (state, kinds, offsets), mixer = _parts(pool, sizes)
-    pad, block, total = basic[1, 0], len(state), at.shape[1]
-    counters, weights, index, inputs = mixer
-    start, stop = basic[3, 0], basic[3, 1]
-    while True:
-        shift = 0 if every else start
-        for entry in range(start, stop):
-            line, place, bit = at[0, entry], at[1, entry], np.int64(bits[entry - shift])
-            _learn(entry - start, bit, index, inputs, counters, weights, lookup)
-            known[pad + line, place] = 2 * bit - 1
-            of_lines[line, 0] += 2 * bit - 1
-            of_lines[line, 1] += 1
-            of_places[place, 0] += 2 * bit - 1
-            of_places[place, 1] += 1
-        start, stop = stop, min(total, stop + block)
-        for entry in range(start, stop):
-            line, place, b = at[0, entry], at[1, entry], entry - start
-            left, up = known[pad + line - near[LEFT], place], known[pad + line - near[UP], place]
-            corner, other = known[pad + line - near[CORNER], place], known[pad + line - near[OTHER], place]
-            kinds[b, 0] = 0
-            kinds[b, 1] = 3 * left + up + 4
-            kinds[b, 2] = 3 * corner + other + 4
-            kinds[b, 3] = 5 * _fifth(of_places[place, 0], of_places[place, 1])
-            kinds[b, 3] += _fifth(of_lines[line, 0], of_lines[line, 1])
-            kinds[b, 4] = left + up + corner + other + 4
-            _index(b, kinds, offsets, 1, 0, 256, index, inputs)
-            usual = _usual(0, counters, lookup)
-            out[entry if every else b] = _predict(b, usual, index, inputs, counters, weights, lookup) / ONE
-        if not every or start == stop:
-            break
-    basic[3, 0], basic[3, 1] = start, stop
-    return stop - start
+    if counts is None or not len(counts) or columns % len(counts):
+        return None
+    total, (distinct, which) = int(counts.sum()), np.unique(counts, return_inverse=True)
+    # 2 * log2(count / mean) >= step  is the same as  (count * units)**2 >= total**2 * 2**step.
+    limits = [total * total << 64 + step for step in range(1 - PRIOR, PRIORS - PRIOR)]
+    squares = [(count * len(counts)) ** 2 << 64 for count in distinct.tolist()]
+    priors = [bisect.bisect_right(limits, square, lo=1) if square else 0 for square in squares]
+    return np.repeat(np.array(priors, dtype=np.uint8)[which.reshape(-1)], columns // len(counts))
 
 
-@compiled
-def _size_step(total, count, mean):
-    """Mean size beside the usual one (over 16), in nine steps; 4 is like it."""
-    return min(8, _quotient(total * 64, count * mean)) if count else 4
+class Field:
+    """The state of coding which entries of a matrix are kept.
 
-
-@compiled
-def _class(number, positives, negatives):
-    """Size of an entry in four classes, 1 to 4; 0 where it is not known."""
-    if number > 1:
-        return 1 + 4 * (number - 2) // positives
-    return 1 + 4 * (-number - 2) // negatives if number < -1 else 0
-
-
-@compiled
-def _toward(number, side, low, high):
-    """Where a neighbour of the same sign would go at a decision: 1 down, 2 up; 0 where it would not be there."""
-    size = (-number if side else number) - 2
-    if size < low or size >= high:
-        return 0
-    return 2 if size >= (low + high) // 2 else 1
-
-
-@compiled
-def _size_contexts(b, line, place, near, basic, known, kinds):
-    """Fill in the contexts of an entry's size, but for those of its line and place."""
-    own, alike = _sign(known[line, place]), 0
-    for one in range(4):
-        alike += _sign(known[line - near[one], place]) + _sign(known[line + near[one], place])
-    left, up = np.int64(known[line - near[LEFT], place]), np.int64(known[line - near[UP], place])
-    classes = _class(left, basic[2, 0], basic[2, 1]) + _class(up, basic[2, 0], basic[2, 1])
-    kinds[b, 0] = 0
-    kinds[b, 3] = 5 * (np.int64(left != 0) + np.int64(up != 0)) + min(4, classes)
-    kinds[b, 4] = min(4, max(-4, own * alike)) + 4
-    kinds[b, 5] = 3 * own * _sign(left) + own * _sign(up) + 4
-    kinds[b, TOWARD] = 0
-
-
-@compiled
-def _close_sizes(start, stop, at, found, known, basic, of_lines, of_places, state):
-    """Note the sizes of a block whose decisions are all made."""
-    for entry in range(start, stop):
-        line, place, side, size = at[0, entry], at[1, entry], state[entry - start, 0], state[entry - start, 1]
-        found[entry], step = size, 1 + 4 * size // basic[2, side]
-        known[basic[1, 0] + line, place] = -2 - size if side else 2 + size
-        basic[0, 0] += step
-        basic[0, 1] += 1
-        of_lines[line, 0] += step
-        of_lines[line, 1] += 1
-        of_places[place, 0] += step
-        of_places[place, 1] += 1
-
-
-@compiled
-def _still_open(count, state):
-    """Keep those of a block's `count` active entries whose size is still open; returns how many."""
-    left = 0
-    for one in range(count):
-        b = state[one, 3]
-        if state[b, 2] - state[b, 1] > 1:
-            state[left, 3] = b
-            left += 1
-    return left
-
-
-@kept_on_disk
-def sizes_run(bits, wanted, at, found, known, pool, sizes, lookup, out):
-    """Learn the decisions that were predicted last about sizes of a block's entries, and predict the next ones.
-
-    bits     of those decisions, int32; to be filled in where `wanted` is not empty: then all blocks are gone through
-    wanted   int32: sizes of all entries, 0 for those nearest to zero, or none;  found  int32: filled in
-    at       as of signs_run;  known  its signs; of entries whose size is known, 2 + size, or -2 - size
-    returns  how many decisions were predicted: 0 at the end; where all are, how many they were
+    live  indices of the lines and of the places that are not dead;  priors  of all lines and of all places
     """
-    basic, near, (of_lines, of_places), _, (state, kinds, offsets), mixer = _parts(pool, sizes)
-    counters, weights, index, inputs = mixer
-    pad, nodes, block, total, done = basic[1, 0], basic[2, 0] + basic[2, 1], len(state), at.shape[1], 0
-    start, stop, count = basic[3, 0], basic[3, 1], basic[1, 1]
-    while True:
-        for one in range(count):
-            b, bit = state[one, 3], np.int64(bits[done + one])
-            _learn(b, bit, index, inputs, counters, weights, lookup)
-            state[b, 1 if bit else 2] = (state[b, 1] + state[b, 2]) // 2
-        done, count = done + count, _still_open(count, state)
-        while count == 0 and start < total:
-            _close_sizes(start, stop, at, found, known, basic, of_lines, of_places, state)
-            start, stop = stop, min(total, stop + block)
-            mean = max(1, basic[0, 0] * 16 // max(1, basic[0, 1]))
-            for entry in range(start, stop):
-                line, place, b = at[0, entry], at[1, entry], entry - start
-                side = np.int64(known[pad + line, place] < 0)
-                state[b, 0], state[b, 1], state[b, 2], state[b, 3] = side, 0, basic[2, side], b
-                _size_contexts(b, pad + line, place, near, basic, known, kinds)
-                kinds[b, 1] = _size_step(of_places[place, 0], of_places[place, 1], mean)
-                kinds[b, 2] = _size_step(of_lines[line, 0], of_lines[line, 1], mean)
-            count = _still_open(stop - start, state)
-        for one in range(count):
-            b = state[one, 3]
-            line, place, side, low, high = (
-                pad + at[0, start + b],
-                at[1, start + b],
-                state[b, 0],
-                state[b, 1],
-                state[b, 2],
-            )
-            node = (low + high) // 2 + (basic[2, 0] if side else 0)
-            _index(b, kinds, offsets, nodes, node, 256, index, inputs)
-            toward = 3 * _toward(known[line - near[LEFT], place], side, low, high)
-            toward += _toward(known[line - near[UP], place], side, low, high)
-            index[b, TOWARD] = (offsets[TOWARD] + toward) * nodes
-            usual = _usual(node, counters, lookup)
-            share = _predict(b, usual, index, inputs, counters, weights, lookup) / ONE
-            if len(wanted):
-                bits[done + one] = wanted[start + b] >= (low + high) // 2
-            out[done + one if len(wanted) else one] = share
-        if not len(wanted) or count == 0:
-            break
-    basic[3, 0], basic[3, 1], basic[1, 1] = start, stop, count
-    return done if len(wanted) else count
+
+    def __init__(self, layout, live, priors):
+        self._layout, self._known, self._count = layout, _padded(layout, np.uint8), len(live[0]) * len(live[1])
+        basic = [1, 8, layout.pad, 0, 0, 0, 0, 0]
+        size, scale = block_size(self._count), FIELD_SCALE
+        self._state = _make_state(layout, basic, mixing.FIELD_CONTEXTS, 1, size, scale, scale, live, priors)
+
+    @property
+    def known(self):
+        """uint8, (lines, places): the entries coded so far."""
+        return self._layout.inside(self._known)
+
+    def encode(self, kept):
+        bits, out = kept.astype(np.int32), np.empty(self._count)
+        mixing.field_run(bits, 1, self._known, self._state, out)
+        return _estimate(bits, out)
+
+    def decode(self, reader):
+        reader.allowance.spend(count_symbols(self._count))
+        bits, out = np.zeros(0, dtype=np.int32), np.empty(block_size(self._count))
+        while count := mixing.field_run(bits, 0, self._known, self._state, out):
+            bits = reader.bits(out[:count])
+
+
+def plan_ranks(writer: Writer, ranks, values: int, negatives: int, kept, layout: Layout) -> Plan | None:
+    """Plan which of few values each kept entry has; None where that would take too long.
+
+    ranks   whole numbers from 0 to values - 1, in the order of the flat matrix, larger for larger values
+    negatives  how many of the values are below zero;  kept  flat bool array, or None for all
+    """
+    entries, decisions = layout.rows * layout.columns, len(ranks) * (values - 1).bit_length()
+    quick = decisions <= max(QUICK, SLOW * entries) and entries <= writer.context_entries
+    if not quick or not _fits_ranks(layout, len(ranks), values):
+        return None
+    code = _code_ranks if decisions <= REMEMBERED else _code_ranks.__wrapped__
+    packed = None if kept is None else np.packbits(kept).tobytes()
+    parts = code(ranks.astype(np.uint8).tobytes(), values, negatives, packed, layout)
+    cost, symbols = sum(part.cost for part in parts), count_rank_symbols(len(ranks), values)
+
+    def write(writer):
+        for part in parts:
+            part.write(writer)
+        writer.charge(symbols)
+        writer.context_entries -= decisions
+
+    return Plan(cost, write) if writer.affords(symbols, cost) else None
+
+
+@functools.lru_cache(maxsize=8)  # a retrained model with a codebook has the assignments of the one-shot model
+def _code_ranks(ranks, values, negatives, packed, layout):
+    """Return the list of Coded of ranks; `ranks` and what is kept as bytes."""
+    count, kept = layout.rows * layout.columns, None
+    if packed is not None:
+        kept = np.unpackbits(np.frombuffer(packed, np.uint8), count=count).view(bool)
+    matrix = np.zeros(count, dtype=np.int32)
+    matrix[slice(None) if kept is None else kept] = np.frombuffer(ranks, np.uint8)
+    state = Ranks(layout, kept, values, negatives)
+    return state.encode(layout.by_lines(matrix)[tuple(state.at)])
+
+
+def read_ranks(reader: Reader, values: int, negatives: int, kept, layout: Layout) -> np.ndarray:
+    """Read the ranks that were written, int16, in the order of the flat matrix's kept entries."""
+    count = layout.rows * layout.columns if kept is None else int(np.count_nonzero(kept))
+    check(_fits_ranks(layout, count, values))
+    state = Ranks(layout, kept, values, negatives)
+    matrix = np.zeros((layout.lines, layout.places), dtype=np.int16)
+    matrix[tuple(state.at)] = state.decode(reader)
+    flat = layout.flat(matrix)
+    return flat if kept is None else flat[kept]
+
+
+def count_rank_symbols(count: int, values: int) -> int:
+    """Count the symbols that take as long as so many ranks."""
+    depth, blocks = (values - 1).bit_length(), -(-count // block_size(count * DEPTH))
+    return count_symbols(count) + depth * (BIT_COST * count + BLOCK_COST * blocks)
+
+
+class Ranks:
+    """The state of coding which value each kept entry of a matrix has: first all signs, then all sizes.
+
+    at  int32, (2, entries): lines and places of the kept entries, in the order of coding
+    """
+
+    def __init__(self, layout, kept, values, negatives):
+        by_lines = np.ones((layout.lines, layout.places), bool) if kept is None else layout.by_lines(kept)
+        self.at = np.stack([numbers.astype(np.int32) for numbers in np.nonzero(by_lines)])
+        self._layout, self._negatives, self._sides = layout, negatives, (values - negatives, negatives)
+        self._count, self._known = self.at.shape[1], _padded(layout, np.int16)
+
+    def encode(self, ranks):
+        """Return the ranks, in the order of `at`, as a list of Coded."""
+        parts, positive = [], ranks >= self._negatives
+        if all(self._sides):
+            bits, out = positive.astype(np.int32), np.empty(self._count)
+            mixing.signs_run(bits, 1, *self._sign_state(), out)
+            parts.append(_estimate(bits, out))
+        self._note_signs(positive)
+        if max(self._sides) > 1:
+            sizes = np.where(positive, ranks - self._negatives, self._negatives - 1 - ranks).astype(np.int32)
+            most = self._count * (max(self._sides) - 1).bit_length()
+            bits, out = np.empty(most, dtype=np.int32), np.empty(most)
+            count = mixing.sizes_run(bits, sizes, *self._size_state(), out)
+            parts.append(_estimate(bits[:count], out[:count]))
+        return parts
+
+    def decode(self, reader):
+        """Read the ranks, in the order of `at`."""
+        reader.allowance.spend(count_rank_symbols(self._count, sum(self._sides)))
+        positive = self._decode_signs(reader) if all(self._sides) else np.full(self._count, self._negatives == 0)
+        self._note_signs(positive)
+        sizes = self._decode_sizes(reader) if max(self._sides) > 1 else np.zeros(self._count, dtype=np.int32)
+        return np.where(positive, self._negatives + sizes, self._negatives - 1 - sizes)
+
+    def _note_signs(self, positive):
+        self._layout.inside(self._known)[tuple(self.at)] = np.where(positive, 1, -1)
+
+    def _decode_signs(self, reader):
+        state, bits, blocks = self._sign_state(), np.zeros(0, dtype=np.int32), []
+        out = np.empty(block_size(self._count))
+        while count := mixing.signs_run(bits, 0, *state, out):
+            bits = reader.bits(out[:count])
+            blocks.append(bits > 0)
+        return np.concatenate([np.zeros(0, dtype=bool), *blocks])
+
+    def _decode_sizes(self, reader):
+        state, bits = self._size_state(), np.zeros(0, dtype=np.int32)
+        out, none = np.empty(block_size(self._count * DEPTH)), np.zeros(0, dtype=np.int32)
+        while count := mixing.sizes_run(bits, none, *state, out):
+            bits = reader.bits(out[:count])
+        return state[1]
+
+    def _sign_state(self):
+        basic = [0, 0, self._layout.pad, 0, 0, 0, 0, 0]
+        state = _make_state(self._layout, basic, mixing.SIGN_CONTEXTS, 1, block_size(self._count), RANK_SCALE)
+        return self.at, self._known, state
+
+    def _size_state(self):
+        basic, values = [0, 0, self._layout.pad, 0, *self._sides, 0, 0], sum(self._sides)
+        size = block_size(self._count * DEPTH)
+        state = _make_state(self._layout, basic, mixing.SIZE_CONTEXTS, values, size, RANK_SCALE)
+        return self.at, np.zeros(self._count, dtype=np.int32), self._known, state
+
+
+def check(possible: bool) -> None:
+    """Refuse what takes more memory than its coding may."""
+    if not possible:
+        raise CorruptFileError("a matrix is too large to be coded by contexts")
+
+
+def _fits_ranks(layout, count, values):
+    return fits(layout, LARGEST // 4) and count <= MOST_RANKS and values <= MOST_VALUES
+
+
+def _estimate(bits, probabilities):
+    """Return a Coded of bits (int32) and their probabilities (float64)."""
+    bits, probabilities = bits.astype(bool), (probabilities * mixing.ONE).astype(np.uint16)
+    shares = np.where(bits, probabilities, -probabilities)  # 2**16 less the probability, in 16 bits
+    return Coded(bits, probabilities, -float(_LOG2[shares - 1].sum()))
+
+
+def _make_state(layout, basic, kinds, nodes, size, scale, last=0, live=((), ()), priors=(0, 0)):
+    """Make the arrays that `mixing` keeps of a matrix.
+
+    kinds  number of contexts of each kind, for each of so many nodes;  size  of a block
+    scale  weights of counters at first;  last  that of the input behind them
+    """
+    of_lines, of_places = np.zeros((layout.lines, 4)), np.zeros((layout.places, 5))
+    of_lines[:, 2], of_places[:, 4] = priors
+    of_lines[:, 3] = np.arange(layout.lines) // layout.group
+    counters, weights = np.zeros((sum(kinds) * nodes, 2)), [*[scale] * len(kinds), last, 0]
+    arrays = [np.reshape(basic, (-1, 2)), layout.near, of_lines, of_places, *live, np.cumsum([0, *kinds[:-1]])]
+    arrays += [counters, weights, *(np.zeros((size, width)) for width in (4, *[len(kinds)] * 2, len(kinds) + 1))]
+    return *(np.asarray(array, dtype=np.int64) for array in arrays), mixing.LOOKUP
+
+
+def _padded(layout, dtype):
+    """Return zeros for a matrix with lines around it, where its neighbours' neighbours are looked for."""
+    return np.zeros((layout.lines + 2 * layout.pad, layout.places), dtype=dtype)
+
+
+def _priors_of_sides(layout, prior):
+    """Return the priors of lines and of places."""
+    of_columns = np.zeros(layout.columns, dtype=np.uint8) if prior is None else prior
+    of_rows = np.zeros(layout.rows, dtype=np.uint8)
+    return (of_rows, of_columns) if layout.transposed else (of_columns, of_rows)
+
+
+def _vector_field(count, lag, prior):
+    """Return the Field of a vector: which lines, or places, of a matrix are not dead."""
+    every = np.arange(count), np.zeros(1, dtype=np.int64)
+    return Field(Layout(1, count, lag=lag), every, (prior, np.zeros(1, dtype=np.uint8)))

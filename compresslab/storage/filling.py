@@ -6,31 +6,31 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from compresslab import layers
-from compresslab.storage import inputs
+from compresslab.storage import rounded_inputs
 from compresslab.storage.container import CorruptFileError
-from compresslab.storage.content import state_of
+from compresslab.storage.header import Content, get_state
+from compresslab.weights import layers
 
 
-def check_same(model, entries, extra=()):
+def check_same(model: nn.Module, entries: list) -> None:
     """Raise CorruptFileError unless a built model has exactly the tensors of `entries`, by name and shape."""
-    own = {name: tuple(tensor.shape) for name, tensor in all_tensors(model).items()}
+    own = {name: tuple(tensor.shape) for name, tensor in _get_tensors(model).items()}
     listed = {entry.name: tuple(entry.shape) for entry in entries}
     if own != listed:
         odd = sorted(name for name in {*own, *listed} if own.get(name) != listed.get(name))
-        found, held = (str(one.get(odd[0], "missing"))[:100] for one in (listed, own))
-        raise CorruptFileError(f"tensor {odd[0][:100]!r} is {found} in the file, {held} in its model")
+        in_file, in_model = (str(known.get(odd[0], "missing"))[:100] for known in (listed, own))
+        raise CorruptFileError(f"tensor {odd[0][:100]!r} is {in_file} in the file, {in_model} in its model")
 
 
-def all_tensors(model):
-    """Name -> Parameter or buffer, those that are not persistent included (once, if their module is shared)."""
-    found = state_of(model)
+def _get_tensors(model):
+    """Return name -> Parameter or buffer, those that are not persistent included (once, if their module is shared)."""
+    tensors = get_state(model)
     for name, buffer in model.named_buffers():
-        found.setdefault(name, buffer)
-    return found
+        tensors.setdefault(name, buffer)
+    return tensors
 
 
-def put_in(model, content):
+def put_in(model: nn.Module, content: Content) -> nn.Module:
     """Give a model on the meta device its tensors, masks, roundings, modes and requires_grad flags; returns it."""
     made, seen = {}, set()
     for index, entry in enumerate(content.entries):
@@ -45,7 +45,7 @@ def put_in(model, content):
         if (id(module), own) not in seen:
             _parametrize(module, own, rounding, content.keeps[index] if index in content.masked else None)
             seen.add((id(module), own))
-    inputs.check(model)
+    rounded_inputs.check(model)
     modules = dict(model.named_modules())
     if missing := content.flipped.difference(modules):
         raise CorruptFileError(f"there is no module {sorted(missing)[0]!r} to set the mode of")
@@ -53,14 +53,14 @@ def put_in(model, content):
     return model
 
 
-def fill(into, content, rounded):
+def fill(into: nn.Module, content: Content, rounded: dict) -> nn.Module:
     """Give `into` the tensors, masks, roundings, modes and requires_grad flags of a file, in place; returns it.
 
-    rounded  path -> InputGrid: those of the file, as from inputs.build
+    rounded  path -> InputGrid: those of the file, as from rounded_inputs.build
     raises   ValueError that names what does not fit; nothing has been changed then
     """
     listed = {entry.name: index for index, entry in enumerate(content.entries) if index not in content.extra}
-    names, around = inputs.places(into, listed, rounded)
+    names, around = rounded_inputs.find_places(into, listed, rounded)
     wanted, made = {name: listed[old] for old, name in names.items()}, {}
     _check_fits(into, content, wanted, around)
     for name, index in wanted.items():
@@ -71,23 +71,27 @@ def fill(into, content, rounded):
         _parametrize(module, own, rounding, content.keeps[index] if index in content.masked else None)
         if own in module._parameters or parametrize.is_parametrized(module, own):
             _parameter(module, own).requires_grad_(_learns(content, index))
-    inputs.put(into, rounded, around)
+    rounded_inputs.put(into, rounded, around)
     _set_modes(dict(into.named_modules()), content)
     return into
 
 
 def _check_fits(into, content, wanted, around):
-    """`wanted` is name in `into` -> index of its entry; `around` as from inputs.places."""
-    kept = {path for path, inside in around.items() if inside is None}
-    own = {name: value for name, value in layers.effective_state(into).items() if name.rpartition(".")[0] not in kept}
+    """`wanted` is name in `into` -> index of its entry; `around` as from rounded_inputs.find_places."""
+    untouched = {path for path, inside in around.items() if inside is None}
+    own = {
+        name: value for name, value in layers.effective_state(into).items() if name.rpartition(".")[0] not in untouched
+    }
     listed = {name: content.values[index] for name, index in wanted.items()}
     missing, unexpected = [name for name in listed if name not in own], [name for name in own if name not in listed]
     if missing or unexpected:
-        raise ValueError(f"into lacks {_some(missing)} of the file, and has {_some(unexpected)} that the file lacks")
+        raise ValueError(
+            f"into lacks {_list_some(missing)} of the file, and has {_list_some(unexpected)} that the file lacks"
+        )
     for name, value in listed.items():
         if own[name].shape != value.shape or _category(own[name]) != _category(value):
-            found, held = ((tuple(one.shape), one.dtype) for one in (own[name], value))
-            raise ValueError(f"into has {name!r} of shape {found[0]} ({found[1]}); the file has {held[0]} ({held[1]})")
+            shapes = [f"{tuple(tensor.shape)} ({tensor.dtype})" for tensor in (own[name], value)]
+            raise ValueError(f"into has {name!r} of shape {shapes[0]}; the file has {shapes[1]}")
         _check_parametrization(*_place(into, name), name)
         changed = wanted[name] in content.masked or _source(content, wanted[name]) in content.roundings
         if changed and not isinstance(_parameter(*_place(into, name)), nn.Parameter):
@@ -98,9 +102,9 @@ def _check_fits(into, content, wanted, around):
 def _check_parametrization(module, own, name):
     """Only masks and roundings can be taken off and put back."""
     if parametrize.is_parametrized(module, own):
-        others = [one for one in module.parametrizations[own] if not isinstance(one, layers.Mask | layers.Rounding)]
-        if others:
-            kind = type(others[0]).__name__
+        foreign = [step for step in module.parametrizations[own] if not isinstance(step, layers.Mask | layers.Rounding)]
+        if foreign:
+            kind = type(foreign[0]).__name__
             raise ValueError(f"into has {name!r} parametrized by {kind}; give a module before that was added to it")
 
 
@@ -131,7 +135,7 @@ def _parametrize(module, own, rounding, mask):
 
 
 def _rounding(content, index, parameter, made):
-    """The rounding of an entry for the parameter it went to: one object for each parameter; `made` remembers them."""
+    """Return the rounding of an entry for the parameter it went to, one object for each; `made` remembers them."""
     rounding = content.roundings.get(_source(content, index))
     if rounding is None:
         return None
@@ -142,14 +146,14 @@ def _rounding(content, index, parameter, made):
 
 def _assign(module, own, value):
     """Put a value into a module's parameter or buffer: into its memory where the dtype is the same."""
-    held = getattr(module, own)
-    if held.is_meta:
+    before = getattr(module, own)
+    if before.is_meta:
         value = nn.Parameter(value, False) if own in module._parameters else value
         setattr(module, own, value)
-    elif held.dtype == value.dtype:
-        held.data.copy_(value)
+    elif before.dtype == value.dtype:
+        before.data.copy_(value)
     else:
-        held.data = value.to(held.device, copy=True)
+        before.data = value.to(before.device, copy=True)
 
 
 def _set_modes(modules, content):
@@ -163,14 +167,14 @@ def _place(model, name):
 
 
 def _parameter(module, own):
-    """The Parameter or buffer behind a name: the one that is trained, if it is masked."""
+    """Return the Parameter or buffer behind a name: the one that is trained, if it is masked."""
     if parametrize.is_parametrized(module, own):
         return module.parametrizations[own].original
     return getattr(module, f"{own}_orig", None) if f"{own}_orig" in module._parameters else getattr(module, own)
 
 
 def _source(content, index):
-    """Index of the entry that has an entry's tensor: its own, or that of the one it is tied to."""
+    """Return the index of the entry that has an entry's tensor: its own, or that of the one it is tied to."""
     tied = content.entries[index].tied
     return index if tied is None else tied
 
@@ -192,5 +196,5 @@ def _bits(tensor):
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _some(names):
+def _list_some(names):
     return f"{len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" if names else "nothing"

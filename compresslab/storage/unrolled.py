@@ -2,7 +2,7 @@
 
 Its kernel stands for all of it. Row (map, y, x) of the first M·o·o holds the kernel of its map in the columns
 (channel, y·stride + u, x·stride + v) of the first C·n·n, where o = (n - k) // stride + 1; everything else is +0.
-Five numbers (M, C, n, k, stride) and then the kernel, (M, C, k, k), as a tensor of its own. Since version 3.
+Five numbers (M, C, n, k, stride) and then the kernel, (M, C, k, k), as a tensor of its own.
 """
 
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compresslab.storage.coder import Reader, Writer
 from compresslab.storage.container import CorruptFileError
 
 FEWEST = 16  # rows that a matrix has for a convolution to be looked for
@@ -17,7 +18,7 @@ MOST = 2**16  # of each number
 
 
 @dataclass(frozen=True)
-class Shape:
+class Convolution:
     """maps, channels, width n of the square image, width k of the square kernel, stride; out is o above."""
 
     maps: int
@@ -27,32 +28,32 @@ class Shape:
     stride: int
 
     @property
-    def out(self):
+    def out(self) -> int:
         return (self.width - self.kernel) // self.stride + 1
 
     @property
-    def of_kernel(self):
+    def kernel_shape(self) -> tuple:
         return self.maps, self.channels, self.kernel, self.kernel
 
-    def fits(self, rows, columns):
-        """Whether such a matrix lies within so many rows and columns, and repeats itself."""
+    def fits(self, rows: int, columns: int) -> bool:
+        """Tell whether such a matrix lies within so many rows and columns, and repeats itself."""
         known = self.width >= self.kernel >= 1 and self.stride >= 1 and self.maps >= 1 and self.channels >= 1
         return known and self.out >= 2 and self.maps * self.out**2 <= rows and self.channels * self.width**2 <= columns
 
 
-def find(words):
-    """The Shape and the kernel (words, M × C × k × k) of a matrix of words (rows, columns), or (None, None)."""
+def find(words: np.ndarray) -> tuple:
+    """Find the Convolution and the kernel (words, M × C × k × k) of a matrix of words, or (None, None)."""
     shape = _guess(words) if len(words) >= FEWEST else None
     if shape is None or not shape.fits(*words.shape):
         return None, None
     image = words[:, : shape.channels * shape.width**2].reshape(len(words), shape.channels, shape.width, shape.width)
     firsts = image[: shape.maps * shape.out**2 : shape.out**2]
     kernel = np.ascontiguousarray(firsts[..., : shape.kernel, : shape.kernel])
-    return (shape, kernel) if np.array_equal(built(shape, kernel, *words.shape), words) else (None, None)
+    return (shape, kernel) if np.array_equal(build(shape, kernel, *words.shape), words) else (None, None)
 
 
-def built(shape, kernel, rows, columns):
-    """The matrix of words that a kernel stands for."""
+def build(shape: Convolution, kernel: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Build the matrix of words that a kernel stands for."""
     words = np.zeros((rows, columns), dtype=kernel.dtype)
     used, out = shape.maps * shape.out**2, range(shape.out)
     image = words[:used].reshape(shape.maps, shape.out, shape.out, columns)
@@ -63,22 +64,22 @@ def built(shape, kernel, rows, columns):
     return words
 
 
-def write(writer, shape):
+def write(writer: Writer, shape: Convolution) -> None:
     """Write the five numbers."""
     for number in (shape.maps, shape.channels, shape.width, shape.kernel, shape.stride):
         writer.uint(number)
 
 
-def read(reader, rows, columns):
-    """The Shape that was written, for a matrix of so many rows and columns."""
-    shape = Shape(*(reader.uint(MOST) for _ in range(5)))
+def read(reader: Reader, rows: int, columns: int) -> Convolution:
+    """Read the Convolution that was written, for a matrix of so many rows and columns."""
+    shape = Convolution(*(reader.uint(MOST) for _ in range(5)))
     if not shape.fits(rows, columns):
         raise CorruptFileError(f"a convolution of {shape} does not lie within {rows} x {columns} weights")
     return shape
 
 
 def _guess(words):
-    """The only Shape that the first rows leave open, or None.
+    """Guess the only Convolution that the first rows leave open, or None.
 
     The rows of one map have the same values in the same order; from one to the next they begin `stride` columns later,
     and at the end of a line a jump says how wide the image is.
@@ -103,4 +104,4 @@ def _guess(words):
     channels = words.shape[1] // max(1, width * width)
     maps = -(-(alive[-1] + 1) // out**2)
     kernel = width - stride * (out - 1)
-    return Shape(int(maps), channels, width, kernel, stride) if not rest and kernel >= 1 and channels else None
+    return Convolution(int(maps), channels, width, kernel, stride) if not rest and kernel >= 1 and channels else None

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from compresslab import activations, checks, layers, structure, train
-from compresslab.data import split_of, stratified
-from compresslab.knowledge import (
+from compresslab import calibration, channels, checks, train
+from compresslab.data import Data, Split, split_of, stratified
+from compresslab.techniques.base import Control, Picture, Technique, check_share, warn_left_alone
+from compresslab.techniques.distillation_losses import (
     KNOWLEDGE,
     check_labels,
     check_setting,
@@ -28,27 +29,27 @@ from compresslab.knowledge import (
     relation_loss,
     response_loss,
 )
-from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
+from compresslab.weights import layers
 
 __all__ = ["TECHNIQUE", "distill", "feature_loss", "loss", "relation_loss", "response_loss", "student", "student_of"]
 
 
 def distill(
-    student,
-    teacher,
-    data,
-    temperature=4.0,
-    alpha=0.9,
-    knowledge="response",
-    epochs=None,
-    steps=None,
-    seed=0,
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Split | tuple,
+    temperature: float = 4.0,
+    alpha: float = 0.9,
+    knowledge: str = "response",
+    epochs: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
     *,
-    label_smoothing=0.0,
-    hint=None,
-    **training,
-):
-    """A copy of `student`, trained to answer as `teacher` does. Neither of the two is changed.
+    label_smoothing: float = 0.0,
+    hint: str | tuple | None = None,
+    **training: object,
+) -> nn.Module:
+    """Return a copy of `student`, trained to answer as `teacher` does.
 
     student, teacher  any nn.Modules that take the images and return logits (N, classes), of the same classes; the
                       teacher runs in evaluation mode; they may be on different devices and in different precisions
@@ -56,7 +57,7 @@ def distill(
     epochs, steps     length of the training, as in `train.fit`; one epoch if neither is given
     seed              order of the batches, and the regressor of knowledge "feature"
     training          lr, batch_size, precision, device, bar: as in `train.fit`
-    The other arguments, and the errors, are those of `loss` (compresslab.knowledge); every error is raised before the
+    The other arguments, and the errors, are those of `distillation_losses.loss`; every error is raised before the
     training starts. Frozen parameters of the student stay frozen, its masks and grids stay.
     """
     checks.module("student", student)
@@ -68,8 +69,8 @@ def distill(
     return train.finetune(student, split, epochs=epochs, steps=steps, seed=seed, loss=objective, **training)
 
 
-def student_of(teacher, images, width=0.25, seed=0):
-    """A fresh network of the teacher's architecture, its hidden layers narrower: untrained, weights drawn with `seed`.
+def student_of(teacher: nn.Module, images: torch.Tensor | Split, width: float = 0.25, seed: int = 0) -> nn.Module:
+    """Return a fresh, untrained network of the teacher's architecture with narrower hidden layers.
 
     images   a few images (N, …) to run through it, by which its layers are told apart
     width    above 0 to 1: each hidden layer keeps round(width * its neurons or channels), at least one; 1 keeps all
@@ -83,53 +84,53 @@ def student_of(teacher, images, width=0.25, seed=0):
     Weights get torch's default initialization; a parameter for which there is none (of a class of your own without
     reset_parameters) is drawn from a normal distribution of the mean and standard deviation that it has.
     """
-    _check_width(width)
+    check_share("width", width, "(0.25 for a quarter of the neurons)")
     checks.integer("seed", seed, 0)
     checks.module("teacher", teacher)
     twin = _unrounded(ordinary(teacher)).requires_grad_(True)
     if width < 1:
-        _narrow(twin, activations.checked_images(images, 2), width)
-    structure.reset(twin, seed)
+        _narrow(twin, calibration.checked_images(images, 2), width)
+    channels.reset(twin, seed)
     return twin
 
 
 def _unrounded(model):
-    """The model, whose layers no longer round what goes into them: the ranges were those of other weights."""
+    """Return the model without grids before its layers, which fit other weights."""
     for name, module in list(model.named_modules()):
         if name and isinstance(module, layers.InputRounding):
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, nn.Identity())
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Identity())
     return model
 
 
 def student(
-    teacher,
-    images,
-    width=0.2,
-    temperature=4.0,
-    alpha=0.9,
-    knowledge="response",
-    label_smoothing=0.0,
-    share=1.0,
-    seed=0,
-):
-    """What the sweep and the lab compress a teacher to: its `student_of`, untrained, every setting checked.
+    teacher: nn.Module,
+    images: torch.Tensor | Split,
+    width: float = 0.2,
+    temperature: float = 4.0,
+    alpha: float = 0.9,
+    knowledge: str = "response",
+    label_smoothing: float = 0.0,
+    share: float = 1.0,
+    seed: int = 0,
+) -> nn.Module:
+    """Compress a teacher, for sweep and lab, to its untrained `student_of`, with every setting checked.
 
     temperature, alpha, knowledge, label_smoothing  as in `loss`; share, above 0 to 1: the part of the training images
     that are used, with every class in its share. They take effect in `training`, which is called with the same setting.
     """
     check_setting(temperature, alpha, knowledge, label_smoothing)
-    _check_share(share)
+    _check_image_share(share)
     return student_of(teacher, images, width, seed)
 
 
-def training(model, compressed, split, setting, seed):
-    """On what, and with which loss, a student learns: (Split, loss), for `train.fit`, which belong together.
+def training(model: nn.Module, compressed: nn.Module, split: Split, setting: dict, seed: int) -> tuple:
+    """Return the Split and the loss with which a student learns, for `train.fit`.
 
     model, compressed  teacher and student;  setting  what `student` was called with
     split, seed        training images, of which `setting["share"]` is drawn with `seed`
     """
-    part = _part(split, setting.get("share", 1.0), seed)
+    part = _draw_part(split, setting.get("share", 1.0), seed)
     names = ("temperature", "alpha", "knowledge", "label_smoothing")
     options = {name: setting[name] for name in names if name in setting}
     objective = loss(model, student=compressed, images=part.images[:2], seed=seed, **options)
@@ -137,9 +138,9 @@ def training(model, compressed, split, setting, seed):
     return objective.remember(part), objective
 
 
-def _part(split, share, seed):
-    """A share of a Split, stratified and drawn with `seed`; at least one image of each class."""
-    if _check_share(share) == 1:
+def _draw_part(split, share, seed):
+    """Return a share of a Split, stratified, at least one image of each class."""
+    if _check_image_share(share) == 1:
         return split
     labels = split.labels.cpu().numpy()
     count = max(len(np.unique(labels)), round(share * len(labels)))
@@ -148,28 +149,21 @@ def _part(split, share, seed):
 
 
 def _narrow(model, images, width):
-    """Remove channels of every group of a model, in place; the last ones go, as their weights are drawn anew anyhow."""
-    groups, reasons = structure.find_groups(model, images)
+    """Remove the last channels of every group of a model, in place."""
+    groups, reasons = channels.find_groups(model, images)
     if groups:
-        reasons = {name: why for name, why in reasons.items() if why != structure.OUTPUT}
-    kept = {group.name: max(1, round(width * group.size)) for group in groups}
-    structure.remove(model, groups, {group.name: torch.arange(group.size) >= kept[group.name] for group in groups})
+        reasons = {name: reason for name, reason in reasons.items() if reason != channels.OUTPUT}
+    sizes = {group.name: max(1, round(width * group.size)) for group in groups}
+    channels.remove(model, groups, {group.name: torch.arange(group.size) >= sizes[group.name] for group in groups})
     warn_left_alone("distillation", reasons | layers.unsupported(model))
 
 
-def _check_width(width):
-    if not checks.fraction("width", width) > 0:
-        raise ValueError(f"width is {width!r}; give a fraction above 0, to 1")
+def _check_image_share(share):
+    return check_share("share", share, "(0.02 for 2% of the images)")
 
 
-def _check_share(share):
-    if not checks.fraction("share", share) > 0:
-        raise ValueError(f"share is {share!r}; give a fraction above 0, to 1 (0.02 for 2% of the images)")
-    return share
-
-
-def anatomy(model, compressed, setting, data):
-    """Pictures of what a student is to learn: the teacher's soft targets for a few test images, and its own size.
+def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
+    """Picture the teacher's soft targets for a few test images, and the student's size.
 
     model, compressed  teacher and student;  setting  what `student` was called with;  data  cl.data.Data
     returns            list of Picture, quick enough for every move of a slider
@@ -178,8 +172,8 @@ def anatomy(model, compressed, setting, data):
 
 
 def _targets(teacher, temperature, data):
-    """The soft targets of test images: a usual one, and those that the teacher is least sure of."""
-    chosen, logits = _unsure(teacher, data.test)
+    """Picture the soft targets of test images: a usual one and the least sure."""
+    chosen, logits = _find_unsure(teacher, data.test)
     targets = (logits / temperature).softmax(1)
     classes = targets.sum(0).topk(min(10, targets.shape[1])).indices.sort().values  # of many, those that matter here
     caption = (
@@ -198,24 +192,24 @@ def _targets(teacher, temperature, data):
     )
 
 
-def _unsure(teacher, split, count=6):
-    """Positions and logits (rows, classes), of the first images: that of median confidence, then the least sure.
+def _find_unsure(teacher, split, count=6):
+    """Return positions and logits of the median image and the least sure ones.
 
-    500 images of 28 x 28, fewer larger ones. What is found is kept, as long as the teacher's weights and the images are
-    the same: a slider asks again at every move.
+    Of the first 500 images of 28 x 28, or fewer larger ones. A slider asks again at every move: the answer is stored
+    as long as the teacher's weights and the images are the same.
     """
     tensors = (*teacher.parameters(), *teacher.buffers(), split.images)
     state = [(id(tensor), tensor._version) for tensor in tensors]
-    if teacher not in _asked or _asked[teacher][0] != state:
+    if teacher not in _answers or _answers[teacher][0] != state:
         most = max(20, min(500, 500 * 784 // split.images[0].numel()))
         logits = train.evaluate(teacher, split.images[:most])
         order = logits.softmax(1).amax(1).nan_to_num(1.0).argsort(stable=True)
         chosen = torch.cat([order[len(order) // 2 :][:1], order[: min(count, len(order) // 2)]])
-        _asked[teacher] = state, chosen, logits[chosen]
-    return _asked[teacher][1:]
+        _answers[teacher] = state, chosen, logits[chosen]
+    return _answers[teacher][1:]
 
 
-_asked = weakref.WeakKeyDictionary()  # teacher -> what `_unsure` found; at most 7 rows each
+_answers = weakref.WeakKeyDictionary()  # teacher -> the answer of `_find_unsure`; at most 7 rows each
 
 
 def _class_name(data, label):
@@ -223,7 +217,7 @@ def _class_name(data, label):
 
 
 def _thumbnails(images):
-    """Images (count, height, width) in grey, 0 to 1; None for what is no image, a sequence or a table."""
+    """Return images (count, height, width) in grey, 0 to 1, or None."""
     if images.dim() != 4:
         return None
     grey = images.float().mean(1)
@@ -232,7 +226,7 @@ def _thumbnails(images):
 
 
 def _size_bars(student):
-    """Parameters of each weight layer of the student, shared ones once."""
+    """Picture the parameters of each weight layer of the student, shared ones once."""
     weights = layers.distinct_weights(student)
     counts = np.array([weight.value.numel() for weight in weights], dtype=float)
     caption = "Weights of each layer of the student. Halving the width leaves a quarter of most layers."
@@ -256,10 +250,7 @@ TECHNIQUE = Technique(
         Control("share", 0.01, 0.01, 1.0, 0.01, unit="%", help="Share of the training images that the student sees."),
         Control("knowledge", "response", choices=KNOWLEDGE, help="What of the teacher the student imitates."),
     ),
-    fair_controls={
-        "no teacher": {"alpha": 0.0},
-        "label smoothing": {"alpha": 0.0, "label_smoothing": 0.1},
-    },
+    fair_controls={"no teacher": {"alpha": 0.0}, "label smoothing": {"alpha": 0.0, "label_smoothing": 0.1}},
     anatomy=anatomy,
     calibration=2,
     training=training,

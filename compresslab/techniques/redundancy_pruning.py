@@ -1,20 +1,19 @@
-"""Redundancy pruning: of neurons that say the same thing, keep one and let it speak for the others.
+"""Redundancy pruning: of neurons with nearly the same activations, keep one that stands for the others.
 
-Two neurons of a layer are redundant when their activations over calibration images are nearly affine images of one
-another, b = slope * a + offset, that is when |correlation| reaches `similarity`. The one with the smaller outgoing norm
-goes. With merge on, its outgoing weights times the slope are added to those of the neuron that stands for it, and the
-offset goes to the next bias: for exact twins the network computes the same function with fewer neurons.
+Two neurons of a layer are redundant when their activations over calibration images are nearly affine functions of each
+other, b = slope * a + offset, that is when |correlation| reaches `similarity`. The neuron with the smaller outgoing
+norm is removed. With merge on, its outgoing weights times the slope are added to those of the neuron that stands for
+it, and the offset goes to the next bias: for exact twins the network computes the same function with fewer neurons.
 
-The fit is least squares on the one neuron that stands in, measured on the unpruned model: one run over the images, and
-what goes in one layer does not depend on what goes before it. Exact twins are exact in all layers at once. (Measuring
-each layer anew behind the merged ones, `prune(…, layers=[name])` one after the other, takes a run for each layer and
-came out better as often as worse.)
+The fits are least squares, measured on the unpruned model in one run over the images: what goes in one layer does not
+depend on what goes before it. Exact twins are exact in all layers at once.
 
 Sources: Srinivas and Babu 2015, arXiv:1507.06149 (alike neurons, outgoing weights merged); Mariet and Sra 2016,
 arXiv:1511.05077 (outgoing weights refitted after neurons are pruned).
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,13 +22,14 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from torch import nn
 
-from compresslab import checks, structure
-from compresslab.activations import checked_images
-from compresslab.data import Split
-from compresslab.grids import Half
-from compresslab.layers import Mask, duplicate, get_mask, set_mask, unsupported, weight_layers
+from compresslab import channels, checks
+from compresslab.calibration import checked_images
+from compresslab.data import Data, Split
 from compresslab.numerics.correlation import ROUNDING, readings, weakest
-from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
+from compresslab.techniques import base
+from compresslab.techniques.base import Control, Picture, Technique
+from compresslab.weights.grids import Half
+from compresslab.weights.layers import Mask, duplicate, get_mask, set_mask, unsupported
 
 CRITERIA = ("correlation", "random")
 SIMILARITY = 0.95  # without a similarity or a sparsity
@@ -39,82 +39,86 @@ FEW = 32  # samples below which neurons look alike by chance
 
 
 def prune(
-    model,
-    images,
-    similarity=None,
-    merge=True,
-    sparsity=None,
-    layers=None,
-    calibration_size=None,
-    criterion="correlation",
-    constant=False,
-    fresh=False,
-    seed=0,
-):
-    """New model without redundant neurons and channels, really smaller; `model` itself is not changed.
+    model: nn.Module,
+    images: torch.Tensor | Split,
+    similarity: float | None = None,
+    merge: bool = True,
+    sparsity: float | None = None,
+    layers: Iterable[str] | None = None,
+    calibration_size: int | None = None,
+    criterion: str = "correlation",
+    constant: bool = False,
+    fresh: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """Return a new, smaller model without redundant neurons and channels; `model` itself is not changed.
 
     model       any nn.Module; pruned are the outputs of Linear and Conv layers that only other such layers read
     images      (N, …) calibration images, a tensor or a Split, at least 2; some hundreds tell twins from chance
-    similarity  above 0, up to 1: neurons with |correlation| >= similarity are twins (up to rounding, a 1e-6th of it);
-                0.95 if neither this nor a sparsity is given. 1: exact affine twins only
-    merge       True: the outgoing weights of a neuron that goes, times the fitted slope, are added to those of the
-                neuron that stands for it, and the fitted offset to the next bias. False: it is deleted, that is all
-    sparsity    instead of a similarity: fraction of all neurons that go, 0 to 1, the most redundant first, with one
-                cut for all layers: round(sparsity * neurons) of them, but one neuron of each layer stays
-    layers      names of the layers whose neurons may go, as in model.named_modules(), each with the layers that are
-                coupled to it (by a residual connection); None for all
-    calibration_size  use the first so many images at most; None for all
-    criterion   "correlation"; or "random": as many neurons of each layer go, drawn with `seed`, each merged (or not)
-                into the one most like it that stays: the control for any claim about redundancy
-    constant    what becomes of neurons that never vary over the images. False: they have no correlation, 0, and only a
-                sparsity that needs them takes them, but for copies of one another, made by equal weights, which are
-                twins on any images. True: they go first, for they are affine images of any other, with
-                slope 0 and their value as the offset. Off, for who is silent on these images may speak on others
+    similarity  above 0, up to 1: neurons with |correlation| >= similarity are twins (up to rounding); 0.95 if neither
+                this nor a sparsity is given. 1: exact affine twins only
+    merge       True: the outgoing weights of a removed neuron, times the fitted slope, are added to those of the
+                neuron that stands for it, and the fitted offset to the next bias. False: the neuron is only deleted
+    sparsity    instead of a similarity: fraction of all neurons to remove, 0 to 1, the most redundant first, with a
+                single cut for all layers; at least one neuron of each layer stays
+    layers      names of the layers whose neurons may go, with the layers coupled to them; None for all
+    calibration_size  use at most the first so many images; None for all
+    criterion   "correlation"; or "random": as many neurons of each layer go, drawn with `seed`: the fair control
+    constant    True: neurons that never vary over the images go first, as affine functions of any other neuron, with
+                slope 0. False: they have correlation 0, and go last; neurons silent here may be active on other images
     fresh       True: draw all weights of the smaller model anew, with `seed`: the control that trains it from scratch
-    seed        whole number, 0 or more, for criterion "random" and for `fresh`; the global random state is not touched
+    seed        whole number, 0 or more; the global random state is not touched
     returns     model with smaller layers, which trains on, saves and loads like any other
     raises      ValueError for a setting out of range, both similarity and sparsity, images that are missing, too few,
                 not finite or not what the model takes, layers that are unknown or cannot lose neurons, and a model
                 without Linear and Conv layers
     warns       UserWarning that names what is left alone and why, and where there are too few samples
 
-    Which neurons go: see `clusters`. Where several layers read a neuron, each along a path of its own, the fits are
-    made for each, and twins must be twins for all. Masked weights that receive merged ones are unmasked.
+    Which neurons go: see `clusters`. Where several layers read a neuron, the fits are made for each, and twins must be
+    twins for all. Masked weights that receive merged ones are unmasked.
     """
     _check_setting(similarity, sparsity, criterion, seed)
-    for name, value in (("merge", merge), ("constant", constant), ("fresh", fresh)):
-        checks.choice(name, value, (True, False))
+    base.check_flags(merge=merge, constant=constant, fresh=fresh)
     studies, left_alone = _studies(model, images, layers, calibration_size, merge)
     stands = _stands(studies, similarity, sparsity, criterion, constant, seed)
     twin, groups = duplicate(model), [study.group for study in studies]
-    removed = {group.name: _gone(stand) for group, stand in zip(groups, stands, strict=True)}
+    removed = {group.name: _is_removed(stand) for group, stand in zip(groups, stands, strict=True)}
     if merge and not fresh:
         for study, stand in zip(studies, stands, strict=True):
             _merge(twin, study, stand)
-    structure.remove(twin, groups, removed)
+    channels.remove(twin, groups, removed)
     if fresh:
-        structure.reset(twin, seed)
-    _warn(studies, left_alone)
+        channels.reset(twin, seed)
+    base.warn_left_alone("redundancy_pruning", left_alone)
+    _warn_of_few_samples(studies)
     return twin
 
 
-def similarities(model, images, layers=None, calibration_size=None):
-    """Correlation of every two neurons of a layer, over images and, for channels, positions.
+def similarities(
+    model: nn.Module,
+    images: torch.Tensor | Split,
+    layers: Iterable[str] | None = None,
+    calibration_size: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the correlation of every two neurons of a layer.
 
     model, images, layers, calibration_size  as in `prune`; so are the errors
     returns  dict of layer name -> float32 tensor (neurons, neurons), -1 to 1, symmetric, 1 on the diagonal. A neuron
-             that never varies has 0 in its row and column, on the diagonal too, but 1 with its exact copies. Where
+             that never varies has 0 in its row and column, on the diagonal too. Where
              several layers read the neurons, each along a path of its own, the correlation of the smallest magnitude
 
     Measured where the next layers read: the zeros of a padded convolution belong to what it reads.
     """
     studies, left_alone = _studies(model, images, layers, calibration_size, merge=False)
-    _warn(studies, left_alone)
+    base.warn_left_alone("redundancy_pruning", left_alone)
+    _warn_of_few_samples(studies)
     return {study.group.name: study.correlation for study in studies}
 
 
-def clusters(correlation, similarity, importance, constant=False):
-    """Which neuron stands for which; a greedy choice in which nothing is left to chance.
+def clusters(
+    correlation: torch.Tensor, similarity: float, importance: torch.Tensor, constant: bool = False
+) -> torch.Tensor:
+    """Choose, greedily and without chance, which neuron stands for which.
 
     correlation  (neurons, neurons), as from `similarities`
     similarity   above 0, up to 1
@@ -122,17 +126,17 @@ def clusters(correlation, similarity, importance, constant=False):
     constant     whether neurons that never vary (0 on the diagonal) go as well
     returns      (neurons,) int64: for each neuron the index of the one that stands for it, its own where it stays
 
-    In the order of falling importance, equal ones by index, a neuron stays unless it is a twin of one that stays
-    already. Of the ones that stay, the most alike stands for it. So nothing is merged into a neuron that goes, every
-    neuron that goes is a twin of the one that stands for it, and it had a twin no less important. In a chain a ~ b ~ c
-    with a and c unlike, both ends go if b is the most important; else b goes, and both ends stay.
+    In the order of falling importance, equal ones by index, a neuron stays unless it is a twin of a neuron that stays
+    already; the most alike of those that stay stands for it. So nothing is merged into a neuron that is removed, and
+    every removed neuron has a twin at least as important. In a chain a ~ b ~ c with a and c unlike, both ends go if b
+    is the most important; otherwise b goes, and both ends stay.
     """
-    stays = _stays(*_ranked(correlation, importance, constant), similarity)
-    return _assigned(correlation, stays)
+    stays = _stays(*_rank(correlation, importance, constant), similarity)
+    return _assign(correlation, stays)
 
 
-def _ranked(correlation, importance, constant):
-    """Order of the neurons, the most important first, and for each the |correlation| with those that come later.
+def _rank(correlation, importance, constant):
+    """Order the neurons by importance, and list the |correlation| with later ones.
 
     returns  (neurons,) int64, neurons that never vary last; float32 (neurons, neurons) in that order, -1 where the
              column does not come later, and 1 where one of the two never varies and `constant` says that it goes
@@ -147,9 +151,9 @@ def _ranked(correlation, importance, constant):
 
 
 def _stays(order, strength, similarity):
-    """Which neurons stay, (neurons,) bool, of those ranked by `_ranked`; see `clusters`.
+    """Choose which of the neurons ranked by `_rank` stay, (neurons,) bool; see `clusters`.
 
-    The same as one by one, in a few rounds: who has no twin left before it stays, and its twins go.
+    The same as neuron by neuron, in a few rounds: neurons without a twin left before them stay, their twins go.
     """
     twins = (strength >= similarity * (1 - ROUNDING)).float()
     left, stays = torch.ones(len(twins)), torch.zeros(len(twins), dtype=torch.bool)
@@ -160,84 +164,51 @@ def _stays(order, strength, similarity):
     return torch.empty(len(order), dtype=torch.bool).scatter_(0, order, stays)
 
 
-def _assigned(correlation, stays):
-    """For each neuron the one that stands for it: itself if it stays, else the most alike of those that stay."""
-    stand, kept, gone = torch.arange(len(stays)), stays.nonzero().flatten(), (~stays).nonzero().flatten()
-    if len(gone):
-        stand[gone] = kept[correlation[gone][:, kept].abs().argmax(1)]
+def _assign(correlation, stays):
+    """Return for each neuron the one that stands for it, perhaps itself."""
+    stand, remaining, removed = torch.arange(len(stays)), stays.nonzero().flatten(), (~stays).nonzero().flatten()
+    if len(removed):
+        stand[removed] = remaining[correlation[removed][:, remaining].abs().argmax(1)]
     return stand
 
 
-def _gone(stand):
+def _is_removed(stand):
     return stand != torch.arange(len(stand))
 
 
 @dataclass(frozen=True, eq=False)
 class _Study:
-    """A group of neurons and what is known about them.
+    """A group of neurons with its measurements.
 
     readings     one Reading for each of the group's consumers
     correlation  as `similarities` gives it
     importance   float64 (neurons,), norm of the outgoing weights
-    copies       int64 (neurons,), as `_copies` gives it
     """
 
-    group: structure.Group
+    group: channels.Group
     readings: tuple
     correlation: torch.Tensor
     importance: torch.Tensor
-    copies: torch.Tensor
 
 
 def _studies(model, images, layers, calibration_size, merge):
-    """A _Study of each group of neurons that can be pruned, and layer name -> reason for what is left alone."""
-    checks.module("model", model)
-    images = _calibration(images, calibration_size)
-    if not weight_layers(model, layers):
-        raise ValueError("model has no Linear or Conv layer, whose neurons could be removed")
-    _refuse_nan(model)
+    """Return a _Study of each prunable group, and the reasons for layers left alone."""
+    images = _check_images(images, calibration_size)
+    base.check_model(model, layers, "remove neurons of")
+    for name, weight in model.named_parameters():
+        base.check_finite(name, weight)
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
         model = duplicate(model).float()  # activations in half precision would blur the fits
     groups, left_alone = _groups(model, images, layers, merge)
-    return [_study(model, *one) for one in readings(model, images, groups)], left_alone
+    return [_study(model, group, seen) for group, seen in readings(model, images, groups)], left_alone
 
 
 def _study(model, group, seen):
-    correlation = weakest(seen)
-    copies = _copies(model, group, (correlation.diagonal() == 0).nonzero().flatten())
-    one, other = ((copies[:, None] == copies) & ~torch.eye(group.size, dtype=torch.bool)).nonzero().unbind(1)
-    correlation[one, other] = 1
-    return _Study(group, seen, correlation, _importance(model, group), copies)
+    return _Study(group, seen, weakest(seen), _importance(model, group))
 
 
-def _copies(model, group, still):
-    """For each neuron the first one that is made by the same numbers, (neurons,) int64, its own index if none is.
-
-    still  (k,) indices of the neurons that never vary, whose activations cannot tell: only these are looked at
-    """
-    copies, numbers = torch.arange(group.size), []
-    makers = [(model.get_submodule(cut.name), cut.channels[still]) for cut in group.cuts if cut.side == "out"]
-    if len(still) < 2 or any(getattr(module, "groups", 1) > 1 for module, _ in makers):
-        return copies  # groups of a convolution read channels of their own
-    for module, channels in makers:
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            values = getattr(module, name, None)
-            if values is not None and len(values) > 1:
-                values = _inputs_first(values, module).transpose(0, 1) if values.dim() > 1 else values
-                numbers.append(values.detach()[channels].flatten(1).cpu().double())  # (k, numbers of a neuron)
-    _, kinds = torch.cat(numbers, 1).unique(dim=0, return_inverse=True)
-    copies[still] = still.new_full((len(still),), group.size).scatter_reduce(0, kinds, still, "amin")[kinds]
-    return copies
-
-
-def _refuse_nan(model):
-    for name, weight in model.named_parameters():
-        if not weight.sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():  # the sum is quick
-            raise ValueError(f"parameter {name!r} of the model has values that are not finite (nan or inf)")
-
-
-def _calibration(images, calibration_size):
-    """The calibration images, (N, …), N at least 2; that all are finite is checked when they are run."""
+def _check_images(images, calibration_size):
+    """Return the calibration images, at least 2."""
     checked_images(images, 2)
     images = images.images if isinstance(images, Split) else images
     images = images[: None if calibration_size is None else checks.integer("calibration_size", calibration_size, 2)]
@@ -247,52 +218,52 @@ def _calibration(images, calibration_size):
 
 
 def _groups(model, images, layers, merge):
-    """The groups to look at, and layer name -> reason for what is left alone."""
-    groups, left_alone = structure.find_groups(model, images)
-    reasons = {group.name: _obstacle(model, group, merge) for group in groups}
-    left_alone |= {name: reason for group in groups for name in group.producers if (reason := reasons[group.name])}
-    groups = [group for group in groups if not reasons[group.name]]
+    """Return the groups that can be pruned, and the reasons for layers left alone."""
+    groups, left_alone = channels.find_groups(model, images)
+    if merge:
+        for group in groups:
+            if obstacle := _find_obstacle(model, group):
+                left_alone |= dict.fromkeys(group.producers, obstacle)
+    groups = [group for group in groups if group.producers[0] not in left_alone]
     if layers is not None:
         groups = [group for group in groups if set(layers) & set(group.producers)]
         left_alone = {name: reason for name, reason in left_alone.items() if name in set(layers)}
         if not groups:
-            told = "; ".join(f"{name!r}: {reason}" for name, reason in left_alone.items())
-            raise ValueError(f"layers is {checks.words(list(layers))}, of which no neuron can be removed ({told})")
-    elif groups:
-        left_alone = {name: reason for name, reason in left_alone.items() if reason != structure.OUTPUT}
-    if layers is None:
-        left_alone |= {
-            name: f"it is a kind of layer that keeps its neurons, {kind}" for name, kind in unsupported(model).items()
-        }
-    return groups, left_alone
+            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left_alone.items())
+            raise ValueError(f"layers is {checks.words(list(layers))}, of which no neuron can be removed ({reasons})")
+        return groups, left_alone
+    if groups:
+        left_alone = {name: reason for name, reason in left_alone.items() if reason != channels.OUTPUT}
+    kept_kinds = unsupported(model).items()
+    return groups, left_alone | {
+        name: f"it is a kind of layer that keeps its neurons, {kind}" for name, kind in kept_kinds
+    }
 
 
-def _obstacle(model, group, merge):
-    """Why the neurons of a group cannot be pruned by what is read of them, or None."""
+def _find_obstacle(model, group):
+    """Return why the outgoing weights of a group cannot be merged, or None."""
     for consumer in group.consumers:
         module = model.get_submodule(consumer.name)
-        if merge and getattr(module, "transposed", False):
+        if getattr(module, "transposed", False):
             return f"{consumer.name}, a transposed convolution, reads it, and no bias makes up for an offset there"
-        if merge and not _is_writable(module):
-            return (
-                f"{consumer.name} reads it, whose weights keep to few values, merged ones not; prune first, or delete"
-            )
-    return None if group.consumers else "no ordinary layer reads it"
+        if not _is_writable(module):
+            return f"the weights of {consumer.name}, which reads it, keep to few values; prune first, or delete"
+    return None
 
 
 def _is_writable(module):
-    """Whether merged weights can be put into a layer: an ordinary one, or behind a mask or a rounding to 16 bits."""
+    """Return whether a layer can hold merged weights."""
     made = getattr(module, "parametrizations", {})
-    return "weight" not in made or all(isinstance(one, Mask | Half) for one in made["weight"])
+    return "weight" not in made or all(isinstance(part, Mask | Half) for part in made["weight"])
 
 
 def _inputs_first(weight, module):
-    """A weight, or its mask, as (inputs, outputs, *kernel); a view."""
+    """Return a weight, or its mask, as a view (inputs, outputs, *kernel)."""
     return weight if getattr(module, "transposed", False) else weight.transpose(0, 1)
 
 
 def _importance(model, group):
-    """Norm of all outgoing weights of each neuron, float64 (neurons,)."""
+    """Return the norm of all outgoing weights of each neuron, float64 (neurons,)."""
     squares = torch.zeros(group.size).double()
     for consumer in group.consumers:
         module = model.get_submodule(consumer.name)
@@ -302,9 +273,7 @@ def _importance(model, group):
     return squares.sqrt()
 
 
-def _warn(studies, left_alone):
-    """Say what is left alone, and where neurons are judged by few samples."""
-    warn_left_alone("redundancy_pruning", left_alone)
+def _warn_of_few_samples(studies):
     counts = {study.group.name: reading.samples for study in studies for reading in study.readings}
     name = min(counts, key=counts.get, default=None)
     if name is not None and counts[name] < FEW:
@@ -313,33 +282,34 @@ def _warn(studies, left_alone):
 
 
 def _stands(studies, similarity, sparsity, criterion, constant, seed):
-    """For each study, which neuron stands for which, as in `clusters`."""
+    """Choose for each study which neuron stands for which, as in `clusters`."""
     if sparsity is None:
-        stands = _clustered(studies, SIMILARITY if similarity is None else similarity, constant)
+        stands = _cluster(studies, SIMILARITY if similarity is None else similarity, constant)
     else:
         stands = _most_redundant(studies, sparsity, constant)
-    return stands if criterion == "correlation" else _at_random(studies, stands, seed)
+    return stands if criterion == "correlation" else _draw_at_random(studies, stands, seed)
 
 
-def _clustered(studies, similarity, constant):
+def _cluster(studies, similarity, constant):
     return [clusters(study.correlation, similarity, study.importance, constant) for study in studies]
 
 
 def _most_redundant(studies, sparsity, constant, rounds=12):
-    """Clusters at a similarity at which as many neurons go as asked for, or as many as can.
+    """Cluster so that as many neurons go as asked for, or as can.
 
-    The largest one, found to a 4096th; where it takes too many, those least like who stands for them are put back.
+    It is the largest such similarity, to a 4096th. Where it removes too many neurons, those least like the neuron that
+    stands for them are put back.
     """
     wanted = round(sparsity * sum(study.group.size for study in studies))
-    ranked = [_ranked(study.correlation, study.importance, constant) for study in studies]
+    ranked = [_rank(study.correlation, study.importance, constant) for study in studies]
     low, high = 0.0, 1.0
     for _ in range(rounds):
         middle = (low + high) / 2
-        gone = sum(len(one[0]) - int(_stays(*one, middle).sum()) for one in ranked)
-        low, high = (middle, high) if gone >= wanted else (low, middle)
-        if gone == wanted:
+        count = sum(len(order) - int(_stays(order, strength, middle).sum()) for order, strength in ranked)
+        low, high = (middle, high) if count >= wanted else (low, middle)
+        if count == wanted:
             break
-    chosen = _clustered(studies, low, constant)
+    chosen = _cluster(studies, low, constant)
     scores = [_likeness(study, stand, constant) for study, stand in zip(studies, chosen, strict=True)]
     goes = torch.zeros(sum(map(len, scores)), dtype=torch.bool)
     goes[torch.cat([torch.empty(0), *scores]).sort(descending=True, stable=True).indices[:wanted]] = True
@@ -348,45 +318,48 @@ def _most_redundant(studies, sparsity, constant, rounds=12):
 
 
 def _likeness(study, stand, constant):
-    """|correlation| of each neuron with the one that stands for it, float32; -1 where it stands for itself."""
+    """Return |correlation| of each neuron with its stand-in, -1 for itself."""
     likeness = study.correlation[torch.arange(len(stand)), stand].abs()
     if constant:
         likeness[study.correlation.diagonal() == 0] = 1
-    return likeness.masked_fill(~_gone(stand), -1)
+    return likeness.masked_fill(~_is_removed(stand), -1)
 
 
-def _at_random(studies, stands, seed):
-    """As many neurons of each layer gone as in `stands`, but drawn."""
+def _draw_at_random(studies, stands, seed):
+    """Remove as many neurons of each layer as in `stands`, but drawn at random."""
     generator, drawn = torch.Generator().manual_seed(seed), []
     for study, stand in zip(studies, stands, strict=True):
         stays = torch.ones(len(stand), dtype=torch.bool)
-        stays[torch.randperm(len(stand), generator=generator)[: int(_gone(stand).sum())]] = False
-        drawn.append(_assigned(study.correlation, stays))
+        stays[torch.randperm(len(stand), generator=generator)[: int(_is_removed(stand).sum())]] = False
+        drawn.append(_assign(study.correlation, stays))
     return drawn
 
 
 def _merge(model, study, stand):
-    """Move what the neurons that go have to say to those that stand for them, in every layer that reads them."""
-    gone = _gone(stand).nonzero().flatten()
-    for consumer, reading in zip(study.group.consumers if len(gone) else (), study.readings, strict=False):
+    """Add outgoing weights of removed neurons to those that stand for them."""
+    removed = _is_removed(stand).nonzero().flatten()
+    if not len(removed):
+        return
+    for consumer, reading in zip(study.group.consumers, study.readings, strict=True):
+        # Fit each removed neuron on the one that stands for it.
         module = model.get_submodule(consumer.name)
-        slope, offset = reading.fit(gone, stand[gone])
-        copied = study.copies[gone] == study.copies[stand[gone]]
-        slope, offset = slope.masked_fill(copied, 1), offset.masked_fill(copied, 0)
+        slope, offset = reading.fit(removed, stand[removed])
+        # Move the outgoing weights, times the slope.
         weight = _inputs_first(module.weight.detach(), module).cpu().double().clone()
-        outgoing = weight[consumer.inputs[gone]]  # (gone, inputs of a neuron, outputs, *kernel)
+        outgoing = weight[consumer.inputs[removed]]  # (removed, inputs of a neuron, outputs, *kernel)
         moved = outgoing * slope.reshape(-1, *[1] * (outgoing.dim() - 1))
-        targets = consumer.inputs[stand[gone]]
+        targets = consumer.inputs[stand[removed]]
         weight.index_add_(0, targets.flatten(), moved.flatten(0, 1))
-        _unmask(module, consumer.inputs[gone], targets)
+        _unmask(module, consumer.inputs[removed], targets)
         _write(module, weight)
-        answer = outgoing.transpose(1, 2).flatten(2).sum(2)  # (gone, outputs): to an input of 1 everywhere
+        # Move the offsets into the bias: what the layer answers to them.
+        answer = outgoing.transpose(1, 2).flatten(2).sum(2)  # (removed, outputs): to an input of 1 everywhere
         if (amount := offset @ answer).any():
-            structure.add_to_bias(model, consumer.name, amount)
+            channels.add_to_bias(model, consumer.name, amount)
 
 
 def _unmask(module, sources, targets):
-    """Let inputs `targets` of a masked layer keep, beside their own weights, those that `sources` (same shape) have."""
+    """Unmask, for the inputs `targets` of a layer, the weights that `sources` (same shape) have."""
     if (mask := get_mask(module)) is None:
         return
     mask = mask.clone()
@@ -417,48 +390,46 @@ def _check_setting(similarity, sparsity, criterion, seed):
     checks.integer("seed", seed, 0)
 
 
-def anatomy(model, compressed, setting, data):
-    """Pictures of what a pruning saw: correlations ordered by clusters, the likest other of each neuron, what is left.
+def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
+    """Picture a pruning: correlations ordered by clusters, each neuron's nearest twin, what is left.
 
     model, compressed  before and after;  setting  what `prune` was called with
     data     Data; correlations are those over its first 300 training images, which is quick enough for every move of a
              slider; `prune` may have looked at more
     returns  list of Picture; an empty one where no neurons can be removed
     """
-    own = {name: setting.get(name) for name in ("similarity", "sparsity")}
-    images = data.train.images[:PICTURED]
-    merge, constant = setting.get("merge", True), setting.get("constant", False)
+    similarity, sparsity = setting.get("similarity"), setting.get("sparsity")
+    images, merge = data.train.images[:PICTURED], setting.get("merge", True)
     studies, _ = _studies(model, images, setting.get("layers"), setting.get("calibration_size"), merge)
-    stands = _stands(studies, **own, criterion="correlation", constant=constant, seed=0)
-    cut = own["similarity"] or _cut(studies, stands, own["sparsity"])
     if not studies:
         return []
-    counts = [int(_gone(stand).sum()) for stand in stands]
-    shown = studies[int(np.argmax(counts))]
+    stands = _stands(studies, similarity, sparsity, "correlation", setting.get("constant", False), seed=0)
+    cut = similarity or _find_cut(studies, stands, sparsity)
+    shown = studies[int(np.argmax([int(_is_removed(stand).sum()) for stand in stands]))]
     return [_matrix(shown, cut), _histogram(studies, cut, setting), _bars(model, compressed, studies)]
 
 
-def _outputs(model, name):
+def _count_outputs(model, name):
     module = model.get_submodule(name)
     return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
 
-def _cut(studies, stands, sparsity):
-    """The similarity at which a neuron went, or would go."""
+def _find_cut(studies, stands, sparsity):
+    """Return the similarity at which a neuron went, or would go."""
     if sparsity is None:
         return SIMILARITY
     likeness = torch.cat([torch.ones(1), *(_likeness(*pair, False) for pair in zip(studies, stands, strict=True))])
     return float(likeness[likeness >= 0].min())
 
 
-def _likest(study):
-    """|correlation| of each neuron with the other most like it, float32 (neurons,)."""
+def _nearest_twin(study):
+    """Return |correlation| of each neuron with the neuron most like it, float32 (neurons,)."""
     return study.correlation.abs().fill_diagonal_(0).amax(1)
 
 
 def _matrix(study, cut, most=128):
-    """Correlations of a layer's neurons, the likest ones of many, ordered by hierarchical clustering."""
-    shown = _likest(study).sort(descending=True, stable=True).indices[:most]
+    """Picture the correlations of a layer's most similar neurons, ordered by hierarchical clustering."""
+    shown = _nearest_twin(study).sort(descending=True, stable=True).indices[:most]
     values = study.correlation[shown][:, shown].double().numpy()
     if len(values) > 2:
         distances = squareform(np.clip(1 - np.abs(values), 0, 1), checks=False)
@@ -469,14 +440,14 @@ def _matrix(study, cut, most=128):
     among = f"the {len(values)} likest neurons" if len(values) < study.group.size else "neurons"
     caption = (
         f"Each row and column one of {among}, alike ones side by side. Above the diagonal every correlation, below it "
-        f"only those from {cut:.2f} on: blocks there are neurons that one of them can speak for."
+        f"only those from {cut:.2f} on: blocks there are neurons that one of them can stand for."
     )
     return Picture("correlation", "matrix", values, f"Correlation in {study.group.name}", caption)
 
 
 def _histogram(studies, cut, setting):
-    """How alike every neuron is to its likest other."""
-    values = torch.cat([_likest(study) for study in studies]).numpy()
+    """Picture how alike every neuron is to the neuron most like it."""
+    values = torch.cat([_nearest_twin(study) for study in studies]).numpy()
     is_random = setting.get("criterion", "correlation") == "random"
     caption = "One of every two twins right of the cut goes. Neurons at 0 never vary on the calibration images."
     if is_random:
@@ -487,39 +458,23 @@ def _histogram(studies, cut, setting):
 
 
 def _bars(model, compressed, studies):
-    """Fraction of the neurons of each layer that is left."""
-    layers = [study.group.producers[0] for study in studies]
-    left = [_outputs(compressed, name) / _outputs(model, name) for name in layers]
+    """Picture the fraction of the neurons of each layer that is left."""
+    producers = [study.group.producers[0] for study in studies]
+    left = [_count_outputs(compressed, name) / _count_outputs(model, name) for name in producers]
     names = tuple(study.group.name for study in studies)
     caption = "Late layers are narrow and say the same in many ways; they lose most."
-    return Picture(
-        "layers", "bars", np.array(left), "Neurons left in each layer", caption, labels=names, axis="neurons"
-    )
+    title = "Neurons left in each layer"
+    return Picture("layers", "bars", np.array(left), title, caption, labels=names, axis="neurons")
 
 
+_TWINS = "Neurons with at least this |correlation| are twins."
+_SHARE = "Share of the neurons that go, likest first."
 TECHNIQUE = Technique(
     name="redundancy_pruning",
     apply=prune,
     controls=(
-        Control(
-            "similarity",
-            0.8,
-            0.5,
-            1.0,
-            0.01,
-            alternative="amount",
-            help="Neurons with at least this |correlation| are twins.",
-        ),
-        Control(
-            "sparsity",
-            0.3,
-            0.0,
-            0.95,
-            0.01,
-            unit="%",
-            alternative="amount",
-            help="Share of the neurons that go, likest first.",
-        ),
+        Control("similarity", 0.8, 0.5, 1.0, 0.01, alternative="amount", help=_TWINS),
+        Control("sparsity", 0.3, 0.0, 0.95, 0.01, unit="%", alternative="amount", help=_SHARE),
         Control("merge", True, help="Move a twin's outgoing weights to the neuron that stays, or just delete it."),
         Control("criterion", "correlation", choices=CRITERIA, help="Twins go, or as many neurons at random."),
         Control("constant", False, help="Also remove neurons that never vary on the calibration images."),

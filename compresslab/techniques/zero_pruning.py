@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import math
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from compresslab import bars, checks, train
-from compresslab.layers import TRANSPOSED, TYPES, distinct_weights, duplicate, set_mask, unsupported, weight_layers
+from compresslab.data import Data
 from compresslab.numerics.selection import chunks, common_dtype, keep_largest
-from compresslab.techniques.contract import Control, Picture, Technique, warn_left_alone
+from compresslab.techniques import base
+from compresslab.techniques.base import Control, Picture, Technique
+from compresslab.weights.layers import TRANSPOSED, Weight, distinct_weights, duplicate, set_mask, unsupported
 
 SCOPES = ("global", "layer")
 CRITERIA = ("magnitude", "random")
@@ -29,8 +32,16 @@ GRADUAL_LR = 2e-3  # nothing to find it by: the network is intact when the run b
 LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
 
 
-def prune(model, sparsity=None, threshold=None, scope="global", criterion="magnitude", layers=None, seed=0):
-    """New model with weights set to zero; `model` itself is not changed.
+def prune(
+    model: nn.Module,
+    sparsity: float | None = None,
+    threshold: float | None = None,
+    scope: str = "global",
+    criterion: str = "magnitude",
+    layers: Iterable[str] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Return a new model with weights set to zero; `model` itself is not changed.
 
     model      any nn.Module with Linear, Conv or ConvTranspose layers; biases are never pruned
     sparsity   fraction of weights that are zero afterwards, 0 to 1: exactly round(sparsity * n) of the n weights in
@@ -43,7 +54,7 @@ def prune(model, sparsity=None, threshold=None, scope="global", criterion="magni
                "random": as many go, drawn with `seed`: the control for any claim about magnitude
     layers     names of the layers to prune, as in model.named_modules(); None for all
     seed       whole number, 0 or more, for criterion "random"; the global random state is not touched
-    returns    model whose pruned layers carry a mask (compresslab.layers.Mask), so that training keeps the zeros
+    returns    model whose pruned layers carry a mask (weights.layers.Mask), so that training keeps the zeros
     raises     ValueError for a setting out of range, both or neither of sparsity and threshold, an unknown layer name,
                a model without prunable layers, and weights that are nan
     warns      UserWarning that names a layer losing all its weights, and parts that are left alone (embeddings,
@@ -52,19 +63,19 @@ def prune(model, sparsity=None, threshold=None, scope="global", criterion="magni
     Pruning again goes on from the zeros there are: prune(prune(net, 0.5), 0.9) is 90% sparse in all.
     """
     _check_setting(sparsity, threshold, scope, criterion, seed)
-    _check_model(model, layers)
+    base.check_model(model, layers, "prune")
     if layers is None:
-        warn_left_alone("zero_pruning", {name: f"{kind} weights" for name, kind in unsupported(model).items()})
+        base.warn_left_alone("zero_pruning", {name: f"{kind} weights" for name, kind in unsupported(model).items()})
     twin = duplicate(model)
     _prune_in_place(twin, sparsity, threshold, scope, criterion, layers, seed)
     return twin
 
 
-def cubic_sparsity(progress, final, initial=0.0):
-    """Sparsity at a point of the gradual schedule: final + (initial - final) * (1 - progress)**3.
+def cubic_sparsity(progress: float, final: float, initial: float = 0.0) -> float:
+    """Return the sparsity of the cubic schedule at a point.
 
     progress  0 (start) to 1 (end); final, initial: sparsities, 0 to 1
-    Rises fast while weights are plenty and slowly towards the end. Zhu and Gupta 2017, equation 1.
+    It rises fast while weights are plenty and slowly towards the end. Zhu and Gupta 2017, equation 1.
     """
     progress = checks.fraction("progress", progress)
     return final + (initial - final) * (1 - progress) ** 3
@@ -86,20 +97,20 @@ class Snapshot:
 
 
 def gradual(
-    model,
-    data,
-    levels=None,
-    steps=1300,
-    seed=0,
+    model: nn.Module,
+    data: Data,
+    levels: Iterable[float] | None = None,
+    steps: int = 1300,
+    seed: int = 0,
     *,
-    scope="global",
-    criterion="magnitude",
-    layers=None,
-    interval=25,
-    bar=True,
-    **training,
-):
-    """Prune little by little while training, and yield a measured Snapshot at every level: one run, a whole curve.
+    scope: str = "global",
+    criterion: str = "magnitude",
+    layers: Iterable[str] | None = None,
+    interval: int = 25,
+    bar: bool = True,
+    **training: object,
+) -> Iterator[Snapshot]:
+    """Prune little by little while training, and yield a Snapshot at every level.
 
     data      Data: trained on data.train, measured on data.validation
     levels    rising sparsities, 0 to 1; None for LEVELS from the model's own sparsity on. The first snapshot is at the
@@ -114,7 +125,7 @@ def gradual(
     raises    ValueError, at once, for a setting out of range or levels that do not rise
     """
     _check_setting(1.0, None, scope, criterion, seed)
-    _check_model(model, layers)
+    base.check_model(model, layers, "prune")
     checks.integer("steps", steps, 1)
     checks.integer("interval", interval, 1)
     weights = distinct_weights(model, layers)
@@ -127,7 +138,7 @@ def gradual(
 
 
 def _run_gradual(model, data, plan, options, run, bar):
-    """Prune, go on with the training run, and at the levels measure, event by event; see `gradual`."""
+    """Prune, train on, and measure at the levels, event by event; see `gradual`."""
     done, total, origin = 0, sum(steps for _, steps, _ in plan), next(model.parameters()).device
     modes = [(name, module.training) for name, module in model.named_modules()]
     with (
@@ -149,7 +160,7 @@ def _run_gradual(model, data, plan, options, run, bar):
 
 
 def _plan(levels, initial, steps, interval):
-    """Events of a gradual run: (sparsity to prune to, training steps after it, whether it is a level).
+    """Return the events of a gradual run: (sparsity, steps after it, whether a level).
 
     Every level is reached when the cubic schedule says so; the way to it is cut into equal parts of `interval` steps
     or a little more or less. Pruning comes at the beginning of each part, so that a level is measured after recovery.
@@ -160,15 +171,15 @@ def _plan(levels, initial, steps, interval):
         progress = 1 - left ** (1 / 3)
         parts = max(1, round((progress - past) * steps / interval))
         for part in range(1, parts + 1):
-            before, now = (past + (progress - past) * (part - 1 + back) / parts for back in (0, 1))
-            sparsity = level if part == parts else cubic_sparsity(now, final, initial)
-            plan.append((sparsity, round(now * steps) - round(before * steps), part == parts))
+            start, end = (past + (progress - past) * (part - 1 + back) / parts for back in (0, 1))
+            sparsity = level if part == parts else cubic_sparsity(end, final, initial)
+            plan.append((sparsity, round(end * steps) - round(start * steps), part == parts))
         past = progress
     return plan
 
 
 def _check_levels(levels, initial, slack=1e-3):
-    """`levels` as a tuple of rising fractions, none below the model's own (up to rounding)."""
+    """Return `levels` as rising fractions, none below the model's own sparsity."""
     if levels is None:
         return tuple(level for level in LEVELS if level > initial + slack or not initial) or (initial,)
     levels = tuple(checks.fraction("levels", level) for level in levels)
@@ -182,9 +193,7 @@ def _check_levels(levels, initial, slack=1e-3):
 
 
 def _check_setting(sparsity, threshold, scope, criterion, seed):
-    if (sparsity is None) == (threshold is None):
-        found = "neither" if sparsity is None else f"sparsity {sparsity!r} and threshold {threshold!r}"
-        raise ValueError(f"give either sparsity (0.9) or threshold (0.05), one of them; got {found}")
+    base.check_alternatives("sparsity (0.9) or threshold (0.05)", sparsity=sparsity, threshold=threshold)
     if threshold is None:
         checks.fraction("sparsity", sparsity)
     else:
@@ -194,15 +203,7 @@ def _check_setting(sparsity, threshold, scope, criterion, seed):
     checks.integer("seed", seed, 0)
 
 
-def _check_model(model, layers):
-    checks.module("model", model)
-    if not weight_layers(model, layers):
-        prunable = ", ".join(kind.__name__ for kind in TYPES)
-        found = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
-        raise ValueError(f"model has no layer to prune; prunable are {prunable}, it is made of {found}")
-
-
-def _refuse_nan(weights):
+def _refuse_nan(weights: list[Weight]):
     for weight in weights:
         if weight.value.is_meta:
             raise ValueError(f"layer {weight.names[0]!r} is on the meta device, without values; load the weights first")
@@ -211,7 +212,7 @@ def _refuse_nan(weights):
 
 
 def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criterion="magnitude", layers=None, seed=0):
-    """Rank the weights and mask those that go; the arguments as in `prune`, checked. The parameters stay the same."""
+    """Rank the weights and mask those that go, in place; arguments as in `prune`."""
     weights = distinct_weights(model, layers)
     _refuse_nan(weights)
     groups = [weights] if scope == "global" else [[weight] for weight in weights]
@@ -229,7 +230,7 @@ def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criter
 
 
 def _counts_of(groups, sparsity):
-    """How many weights of each group are to be zero, in all; what is pruned already stays so, with a warning."""
+    """Count the weights of each group that are to be zero, with pruned ones."""
     counts = []
     for group in groups:
         total, masked, count = _total(group), sum(map(_count_masked, group)), round(sparsity * _total(group))
@@ -242,24 +243,24 @@ def _counts_of(groups, sparsity):
 
 
 def _counts_below(weights, groups, threshold, scope):
-    """How many weights of each group are smaller than the threshold, or pruned already."""
+    """Count the weights of each group that are smaller than the threshold, or pruned already."""
     if scope == "global":
         limits = {id(weight): threshold for weight in weights}
     else:
         spread = _spread(weights)
-        limits = {id(one): threshold * (_spread([one]) / spread if spread else 1.0) for one in weights}
+        limits = {id(weight): threshold * (_spread([weight]) / spread if spread else 1.0) for weight in weights}
     return [sum(_count_below(weight, limits[id(weight)]) for weight in group) for group in groups]
 
 
 def _count_below(weight, limit):
-    """Number of weights with |w| < limit; a masked one counts, also for limit 0."""
+    """Count the weights with |w| < limit; a masked weight counts, also for limit 0."""
     dtype = common_dtype([weight.value])
     small = sum(int((chunk.to(dtype).abs() < limit).sum()) for chunk in chunks(weight.value))
     return small if limit > 0 else _count_masked(weight)
 
 
 def _spread(weights):
-    """Standard deviation of all weights together, in double precision."""
+    """Return the standard deviation of all weights together, in double precision."""
     sums, total = torch.zeros(2, dtype=torch.float64), max(1, _total(weights))
     for chunk in (chunk.double() for weight in weights for chunk in chunks(weight.value)):
         sums += torch.stack([chunk.sum(), chunk.square().sum()]).cpu()
@@ -276,7 +277,7 @@ def _count_masked(weight):
 
 
 def _random_scores(weights, seed):
-    """A score for each weight, uniform in (0, 1), and 0 for those that are zero already; the same on every device."""
+    """Draw a score for each weight, uniform in (0, 1), and 0 for zeros."""
     generator, scores = torch.Generator().manual_seed(seed), []
     for weight in weights:
         score = torch.rand(weight.value.shape, generator=generator, dtype=torch.float32).clamp_(min=2**-25)
@@ -285,27 +286,26 @@ def _random_scores(weights, seed):
 
 
 def _warn_emptied(weights, masks):
-    """Name the layers that lose all their weights here: what goes in makes no difference behind such a layer."""
-    emptied = [
-        ", ".join(map(repr, weight.names))
-        for weight, mask in zip(weights, masks, strict=True)
-        if mask.numel() > _count_masked(weight) and not mask.count_nonzero()
-    ]
+    """Name the layers that lose all their weights here: nothing passes through such a layer."""
+    emptied = []
+    for weight, mask in zip(weights, masks, strict=True):
+        if mask.numel() > _count_masked(weight) and not mask.count_nonzero():
+            emptied += map(repr, weight.names)
     if emptied:
         message = f"pruning leaves no weight in layer {', '.join(emptied)}; its output no longer depends on its input"
         warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def _apply(weight, mask):
-    """Mask a weight in every module that holds it; one that loses nothing stays an ordinary parameter."""
+    """Mask a weight in every module that holds it, if it loses anything."""
     if weight.mask is None and mask.count_nonzero() == mask.numel():
         return
     for module, name in weight.holders:
         set_mask(module, mask, name)
 
 
-def anatomy(model, compressed, setting):
-    """Pictures of what a pruning did: the weights and the cut, the first pruned layer's mask, sparsity per layer.
+def anatomy(model: nn.Module, compressed: nn.Module, setting: dict) -> list[Picture]:
+    """Picture a pruning: weights and cut, the first mask, sparsity per layer.
 
     model, compressed  before and after;  setting  what `prune` was called with
     returns            list of Picture, quick enough for every move of a slider
@@ -315,7 +315,7 @@ def anatomy(model, compressed, setting):
 
 
 def _histogram(before, after, setting, most=1_000_000):
-    """Magnitudes of the weights before pruning, and the largest one that went; every k-th weight of a large model."""
+    """Picture the magnitudes before pruning and the largest that went."""
     step = -(-_total(before) // most) or 1
     sizes = torch.cat([weight.value.reshape(-1)[::step].abs().float().cpu() for weight in before])
     removed = ~torch.cat([_mask_of(weight).reshape(-1)[::step].cpu() for weight in after])
@@ -333,11 +333,10 @@ def _histogram(before, after, setting, most=1_000_000):
 
 
 def _mask_picture(weight, most=64):
-    """The mask of a layer: an image for each neuron or filter where it looks at pixels, a matrix where it does not."""
+    """Picture the mask of a layer, as images or a matrix."""
     module, name, mask = weight.holders[0][0], weight.names[0], _mask_of(weight).float()
     title = f"Mask of {name}"
-    side = math.isqrt(mask.shape[1]) if mask.dim() == 2 else 0
-    if side > 1 and side**2 == mask.shape[1]:
+    if side := base.square_side(mask):
         images = mask[:25].reshape(-1, side, side)  # (neurons, height, width)
         caption = "One image for each of the first 25 neurons, light where an input pixel is still connected."
         return Picture("mask", "images", images.cpu().numpy(), f"{title}, seen as images", caption)
@@ -352,7 +351,7 @@ def _mask_picture(weight, most=64):
 
 
 def _sparsity_bars(weights):
-    """Fraction of zeros in each layer; shared weights once, under their first name."""
+    """Picture the fraction of zeros in each layer; shared weights once, under their first name."""
     zeros = [1 - int(weight.value.count_nonzero()) / max(1, weight.value.numel()) for weight in weights]
     caption = "A global cut takes most where weights are small; a layer near 100% is about to be emptied."
     names = tuple(weight.names[0] for weight in weights)

@@ -11,7 +11,7 @@ import torch
 
 import compresslab as cl
 from compresslab.classroom import feedback
-from compresslab.classroom.feedback import NotYet, call, number, truth
+from compresslab.classroom.feedback import NotYet, call, read_number, read_truth
 
 STUBS = [None, ..., NotImplemented, NotImplementedError, NotImplementedError("write me"), (None, None, None)]
 
@@ -201,15 +201,15 @@ def test_feedback_is_frozen_and_truthy():
     "value", [3, 3.0, np.float32(3), np.int64(3), torch.tensor(3.0), torch.tensor([[3]])], ids=repr
 )
 def test_numbers_of_python_numpy_and_torch_are_numbers(value):
-    assert number(value) == 3.0
+    assert read_number(value) == 3.0
 
 
 @pytest.mark.parametrize("value", [True, False, np.bool_(True), torch.tensor(True), torch.tensor(False)], ids=repr)
 def test_truths_of_python_numpy_and_torch_are_truths(value):
-    assert truth(value) is bool(value)
+    assert read_truth(value) is bool(value)
 
 
 @pytest.mark.parametrize("value", [1, 0, "True", [True], np.array([True, False]), torch.tensor([True, True])], ids=repr)
 def test_what_is_only_like_a_truth_is_refused(value):
     with pytest.raises(NotYet, match="True or False"):
-        truth(value)
+        read_truth(value)

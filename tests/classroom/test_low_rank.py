@@ -218,7 +218,7 @@ WRONG = {
         (inverted, ""),
         (lambda weight, inputs, rank: weighted_factors(weight, inputs, rank)[::-1], "the shapes are"),
         (lambda weight, inputs, rank: weighted_factors(weight, inputs, rank + 1), "the shapes are"),
-        (lambda weight, inputs, rank: weight, "give two matrices"),
+        (lambda weight, inputs, rank: weight, "two things, (left, right)"),
         (lambda weight, inputs, rank: (weight[:, :rank], weight[:rank] / 0), "not finite"),
         (lambda weight, inputs, rank: (weight[:, :rank] * 0, weight[:rank]), "worse than the plain"),
         (lambda weight, inputs, rank: (1, 2), "should be tensors"),

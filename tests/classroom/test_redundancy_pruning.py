@@ -86,7 +86,7 @@ WRONG = {
     "04.plant": [
         (lambda weight, bias, outgoing, neurons, scale: (weight, bias, outgoing), "they should be 10 × 6"),
         (lambda *given: None, "not answered yet"),
-        (lambda *given: plant(*given)[:2], "should return (weight, bias, outgoing)"),
+        (lambda *given: plant(*given)[:2], "three things, (weight, bias, outgoing)"),
         (unshared, "say together"),
         (functools.partial(plant, divide=False), "twin's word"),
         (functools.partial(plant, bias_scale=1.0), "scale its weights and its bias"),
@@ -114,7 +114,7 @@ WRONG = {
         (functools.partial(merge, column=lambda stays, goes: stays), "Which column goes"),
         (functools.partial(merge, column=lambda stays, goes: goes - 1), "Which column goes"),
         (functools.partial(merge, keep_shape=True), "they should be 4 × 5, 4"),
-        (lambda activations, weight, bias, stays, goes: weight, "should return (weight, bias)"),
+        (lambda activations, weight, bias, stays, goes: weight, "two things, (weight, bias)"),
         (lambda *given: None, "not answered yet"),
         (lambda activations, weight, bias, stays, goes: merge(activations, weight, bias, goes, stays), "which slope"),
         (0.5, "the function itself"),

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import ipywidgets as widgets
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -165,21 +166,33 @@ def test_a_caption_is_text_not_markup():
     assert panel.image.tooltip == "1 < 2 & so on"
 
 
+def make_gallery(picture):
+    """A gallery in which a picture is drawn."""
+    gallery = Gallery(widgets.HTML())
+    gallery.arrange([picture.name])
+    gallery.show([picture])
+    assert gallery.draw_next() and not gallery.draw_next()
+    return gallery, gallery.panels[picture.name]
+
+
 def test_a_gallery_only_moves_the_cut_where_the_values_stay():
-    gallery, first = Gallery(), PICTURES[0]
-    gallery.arrange([first.name])
-    list(gallery.draw([first]))
-    panel = gallery.panels["h"]
+    first = PICTURES[0]
+    gallery, panel = make_gallery(first)
     background, drawn = panel._background, panel.image.value
-    moved = Picture("h", "histogram", first.values.copy(), "Weights", "caption", cut=1.0, axis="weight")
-    list(gallery.draw([moved], moving=True))
-    assert panel._background is background
+    gallery.show([Picture("h", "histogram", first.values.copy(), "Weights", "caption", cut=1.0, axis="weight")])
+    assert panel._background is background and not gallery.draw_next()
     assert panel.image.value != drawn
-    other = Picture("h", "histogram", first.values * 0.5, "Weights", "caption", cut=1.0)
-    list(gallery.draw([other], moving=True))
+    gallery.show([Picture("h", "histogram", first.values * 0.5, "Weights", "caption", cut=1.0)])
     assert panel._background is background
-    list(gallery.draw([other]))
+    assert gallery.draw_next()
     assert panel._background is not background
+
+
+def test_a_newer_picture_takes_the_place_of_the_one_that_waits():
+    gallery, panel = make_gallery(PICTURES[0])
+    gallery.show([replace(PICTURES[0], values=PICTURES[0].values * 0.5)])
+    gallery.arrange([PICTURES[0].name])
+    assert not gallery.draw_next()
 
 
 @pytest.mark.parametrize("above", [False, True])
@@ -203,10 +216,9 @@ def test_marks_of_a_histogram_move_over_it(ax):
 
 
 def test_a_gallery_moves_marks_over_the_same_weights():
-    gallery, picture = Gallery(), replace(PICTURES[0], cut=None, marks=np.array([-1.0, 1.0]))
-    gallery.arrange([picture.name])
-    shown = []
-    for marks in ([-1.0, 1.0], [-0.5, 1.0]):
-        list(gallery.draw([replace(picture, marks=np.array(marks))], moving=bool(shown)))
-        shown.append(gallery.panels["h"].image.value)
+    picture = replace(PICTURES[0], cut=None, marks=np.array([-1.0, 1.0]))
+    gallery, panel = make_gallery(picture)
+    shown = [panel.image.value]
+    gallery.show([replace(picture, marks=np.array([-0.5, 1.0]))])
+    shown.append(panel.image.value)
     assert shown[0] != shown[1]

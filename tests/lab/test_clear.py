@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import compresslab as cl
-from compresslab import techniques, trial
+from compresslab import techniques
+from compresslab.experiments import trial
+from compresslab.lab import jobs
 from compresslab.lab.chart import Moving
 from tests.lab.conftest import until
 from tests.lab.test_explorer import text
@@ -16,19 +18,19 @@ from tests.lab.test_explorer import text
 
 def drawn(lab):
     """How many measured points are on the chart, beside the dense model's."""
-    lines = [line for line in lab._chart.panel.figure.axes[0].lines if line.get_label() not in ("_dense file",)]
+    lines = [line for line in lab.view.chart.panel.figure.axes[0].lines if line.get_label() not in ("_dense file",)]
     return sum(len(line.get_xdata()) for line in lines if line.get_marker() not in ("None", "X"))
 
 
 def assert_nothing_is_shown(lab):
     assert lab.results.empty
-    assert drawn(lab) == 0 and lab._chart.moving == Moving(guess=lab._chart.moving.guess)
+    assert drawn(lab) == 0 and lab.view.chart.moving == Moving(guess=lab.view.chart.moving.guess)
     assert "cleared" in text(lab) and "×" not in text(lab) and "against dense" not in text(lab)
-    assert "chosen point" not in lab._chart.panel.caption.value
-    assert "chosen point" not in lab._chart.panel.image.tooltip
-    assert lab._page.ledger.value == "" and lab._page.note.value == ""
-    assert len(lab._page.pictures.children) == 1  # no picture of a network that is gone, but the empty chart
-    assert lab._page.progress.value == 0
+    assert "chosen point" not in lab.view.chart.panel.caption.value
+    assert "chosen point" not in lab.view.chart.panel.image.tooltip
+    assert lab.view.ledger.value == "" and lab.view.note.value == ""
+    assert len(lab.view.gallery.widget.children) == 1  # no picture of a network that is gone, but the empty chart
+    assert lab.view.progress.value == 0
     assert "not measured yet" in lab.code
     assert lab.error is None
 
@@ -36,20 +38,20 @@ def assert_nothing_is_shown(lab):
 def assert_all_agree(lab):
     """Status, caption and ledger speak of the point in the table's last row."""
     last = lab.results.iloc[-1]
-    dense = lab._session.subject(lab.choice).sizes.dense_bytes
+    dense = lab.measurements.subject(lab.choice).sizes.dense_bytes
     size = f"{last['file_bytes'] / 1024:,.1f} KiB"
     times = re.search(r"([\d.,]+)× (smaller|larger) than the dense network", text(lab)).groups()
     expected = max(dense / last["file_bytes"], last["file_bytes"] / dense)
     assert float(times[0].replace(",", "")) == pytest.approx(expected, rel=0.005)
     assert times[1] == ("smaller" if last["file_bytes"] <= dense else "larger")
-    caption = lab._chart.panel.caption.value
-    assert caption == lab._chart.panel.image.tooltip
-    (row,) = re.findall(r"<tr class='file'>(.*?)</tr>", lab._page.ledger.value)
+    caption = lab.view.chart.panel.caption.value
+    assert caption == lab.view.chart.panel.image.tooltip
+    (row,) = re.findall(r"<tr class='file'>(.*?)</tr>", lab.view.ledger.value)
     for place in (text(lab), caption):
         assert size in place and f"{times[0]}× {times[1]}" in place and f"{last['accuracy']:.2%}" in place
     assert f"<td>{size.removesuffix(' KiB')}</td><td>{times[0]}× {times[1]}</td>" in row
-    assert f"dense network in fp32 ({dense / 1024:,.1f} KiB)" in lab._page.ledger.value
-    assert lab._chart.moving.retrained == (last["file_bytes"], last["accuracy"])
+    assert f"dense network in fp32 ({dense / 1024:,.1f} KiB)" in lab.view.ledger.value
+    assert lab.view.chart.moving.retrained == (last["file_bytes"], last["accuracy"])
     assert drawn(lab) > 0
 
 
@@ -79,15 +81,15 @@ def test_times_smaller_means_the_same_in_status_caption_and_ledger(open_lab):
 @pytest.mark.parametrize("compare", [("random",), ()], ids=["fair", "alone"])
 def test_after_clear_nothing_is_said_of_a_point_that_is_gone(open_lab, threads, compare):
     lab = open_lab(threads=threads, compare=compare)
-    assert lab.wait(60) and until(lambda: lab._page.ledger.value, 60)
+    assert lab.wait(60) and until(lambda: lab.view.ledger.value, 60)
     lab.buttons["clear"].click()
     assert lab.wait(60)
-    assert not lab._jobs.next_background()  # nothing is measured by itself on an empty page
+    assert not jobs.choose_background(lab)  # nothing is measured by itself on an empty page
     assert_nothing_is_shown(lab)
     lab.buttons["clear"].click()
-    assert lab.wait(60) and until(lambda: lab._page.ledger.value, 60)
+    assert lab.wait(60) and until(lambda: lab.view.ledger.value, 60)
     assert_all_agree(lab)
-    assert len(lab._page.pictures.children) == 4
+    assert len(lab.view.gallery.widget.children) == 4
 
 
 def test_a_clear_during_the_whole_curve_leaves_nothing(open_lab):
@@ -102,11 +104,12 @@ def test_a_clear_during_the_whole_curve_leaves_nothing(open_lab):
 
 def test_a_point_that_was_still_being_measured_at_a_clear_is_cleared_too(open_lab):
     lab = open_lab(threads=False)
-    late = lab._session.result(lab.choice)
-    lab._record.clear(lab._session.known)
-    lab._record.add(replace(late, seed=99))  # as the step that was at work adds it
-    lab._session.known[replace(late, seed=99).key] = replace(late, seed=99)
-    lab._worker.submit(lambda: lab._jobs.show_cleared(lab.choice))
+    late = lab.measurements.result(lab.choice)
+    lab.measurements.clear()
+    later = replace(late, seed=99)
+    lab.measurements.points(lab.choice)[later.key] = later  # as the step that was at work adds it
+    lab.measurements.add(later)
+    lab._worker.submit(lambda: jobs.show_cleared(lab, lab.choice))
     assert_nothing_is_shown(lab)
     lab.buttons["clear"].click()
     assert set(lab.results["seed"]) == {0, 99}
@@ -147,24 +150,27 @@ def test_another_network_takes_the_page_of_the_first_with_it(open_lab, tiny_data
     lab.buttons["report on test"].click()
     lab.controls["data"].value = "mnist"  # its images do not fit the model: nothing can be measured
     assert lab.error and lab.error in text(lab)
-    assert lab._chart.moving == Moving() and lab._page.ledger.value == "" and lab._page.note.value == ""
-    assert not lab._chart.panel.figure.axes and "Nothing" in lab._chart.panel.caption.value
-    assert len(lab._page.pictures.children) == 1
+    assert lab.view.chart.moving == Moving() and lab.view.ledger.value == "" and lab.view.note.value == ""
+    assert not lab.view.chart.panel.figure.axes and "Nothing" in lab.view.chart.panel.caption.value
+    assert len(lab.view.gallery.widget.children) == 1
     lab.controls["data"].value = "yours"
     assert_all_agree(lab)
-    assert len(lab._page.pictures.children) == 4
+    assert len(lab.view.gallery.widget.children) == 4
 
 
 def test_ledger_and_report_name_steps_and_seed(open_lab):
     lab = open_lab(threads=False, steps=8, seed=3)
     lab.buttons["report on test"].click()
-    assert "8 steps, seed 3" in lab._page.note.value and "8 steps, seed 3" in lab._page.ledger.value
+    assert "8 steps, seed 3" in lab.view.note.value and "8 steps, seed 3" in lab.view.ledger.value
 
 
 def test_the_precision_is_on_the_page_and_in_the_journal(open_lab):
     lab = open_lab(threads=False, journal="j.sqlite")
     (kept,) = cl.journal.open("j.sqlite").results(stage="retrained")
-    subject = lab._session.subject(lab.choice)
-    assert kept.precision == trial.resolved(lab._session.trial(lab.choice), subject.model, subject.data).precision
+    subject = lab.measurements.subject(lab.choice)
+    assert (
+        kept.precision
+        == trial.resolved(lab.measurements._make_trial(lab.choice), subject.model, subject.data).precision
+    )
     assert f"8 steps in {kept.precision}" in text(lab)
     assert lab.results.iloc[-1]["precision"] == kept.precision

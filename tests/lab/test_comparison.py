@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import compresslab as cl
-from compresslab.lab import comparison
+from compresslab.lab import comparison, plots
 
 
 @pytest.fixture
@@ -22,34 +22,36 @@ def lines(ax, label):
 
 def test_the_front_holds_what_nothing_beats_in_both_size_and_accuracy():
     points = results([100, 200, 300, 400, 400], [0.9, 0.8, 0.95, 0.95, 0.94])
-    assert comparison.pareto(points)["file_bytes"].tolist() == [100, 300]
+    assert comparison.find_front(points)["file_bytes"].tolist() == [100, 300]
 
 
 def test_files_that_differ_by_some_bytes_are_of_one_size_on_the_front():
-    assert comparison.pareto(results([1000, 1002, 1003, 2000], [0.90, 0.95, 0.93, 0.97]))["file_bytes"].tolist() == [
+    assert comparison.find_front(results([1000, 1002, 1003, 2000], [0.90, 0.95, 0.93, 0.97]))[
+        "file_bytes"
+    ].tolist() == [
         1002,
         2000,
     ]
 
 
 def test_of_equals_the_smaller_is_on_the_front():
-    assert comparison.pareto(results([1000, 1002, 1002], [0.95, 0.95, 0.9]))["file_bytes"].tolist() == [1000]
+    assert comparison.find_front(results([1000, 1002, 1002], [0.95, 0.95, 0.9]))["file_bytes"].tolist() == [1000]
 
 
 def test_a_point_alone_is_its_own_front():
-    assert len(comparison.pareto(results([100], [0.0]))) == 1
+    assert len(comparison.find_front(results([100], [0.0]))) == 1
 
 
 def test_seeds_are_brought_together_and_training_lengths_are_not():
     same = {"share": [1, 1, 1], "seed": [0, 1, 2], "steps": [5, 5, 9]}
-    together = comparison.means(results([100, 110, 120], [0.9, 0.8, 0.7], **same))
+    together = plots.average_seeds(results([100, 110, 120], [0.9, 0.8, 0.7], **same))
     assert together["seeds"].tolist() == [2, 1]
     assert together.loc[0, ["file_bytes", "accuracy", "low", "high"]].tolist() == pytest.approx([105, 0.85, 0.8, 0.9])
 
 
 def test_settings_that_are_no_numbers_are_told_apart():
     ranks = {"rank": [{"fc1": 3}, {"fc1": 4}, {"fc1": 3}], "seed": [0, 0, 1], "share": 1}
-    assert comparison.means(results([1, 2, 1], [0.5, 0.6, 0.7], **ranks))["seeds"].tolist() == [2, 1]
+    assert plots.average_seeds(results([1, 2, 1], [0.5, 0.6, 0.7], **ranks))["seeds"].tolist() == [2, 1]
 
 
 def test_any_number_of_curves_have_their_own_colour_and_marker(ax):

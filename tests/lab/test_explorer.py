@@ -21,7 +21,7 @@ from tests.lab.conftest import until
 
 def text(lab):
     """What the status line says."""
-    return re.sub("<[^>]*>", "", lab._page.status.value)
+    return re.sub("<[^>]*>", "", lab.view.status.value)
 
 
 def pixels(image):
@@ -29,7 +29,7 @@ def pixels(image):
 
 
 def chart(lab):
-    return lab._chart.panel.image
+    return lab.view.chart.panel.image
 
 
 def pictures(lab):
@@ -93,7 +93,7 @@ def test_without_threads_the_same_numbers_come_inside_the_callback(open_lab, tin
     assert threaded.wait(20) is True
     assert threaded.results.iloc[-1]["accuracy"] == direct.results.iloc[-1]["accuracy"]
     assert set(direct.results["share"]) == {0.5, 0.9, 0.7}
-    assert "csr" in direct._page.ledger.value.lower()
+    assert "csr" in direct.view.ledger.value.lower()
 
 
 def test_the_last_row_is_the_point_that_is_drawn(open_lab):
@@ -103,7 +103,7 @@ def test_the_last_row_is_the_point_that_is_drawn(open_lab):
         assert lab.wait(20)
         last = lab.results.iloc[-1]
         assert last["share"] == value
-        assert lab._chart.moving.retrained == (last["file_bytes"], last["accuracy"])
+        assert lab.view.chart.moving.retrained == (last["file_bytes"], last["accuracy"])
         assert "share 90%" in text(lab) or value == 0.2
 
 
@@ -213,7 +213,7 @@ def test_the_pictures_are_png_and_change_with_the_slider(open_lab):
 
 def test_the_picture_already_there_is_used_when_only_the_cut_moves(open_lab):
     lab = open_lab(threads=False)
-    panel = lab._jobs._gallery.panels["weights"]
+    panel = lab.view.gallery.panels["weights"]
     background = panel._background
     lab.controls["share"].value = 0.9
     assert panel._background is background
@@ -246,8 +246,8 @@ def test_a_model_that_does_not_take_the_images_is_an_error_in_words(open_lab):
 def test_a_setting_of_the_curve_that_fails_is_left_out_and_said(open_lab):
     lab = open_lab(setting={"share": 0.7})
     assert lab.wait(20)
-    until(lambda: "lacks" in lab._page.note.value)
-    assert "share 75%" in lab._page.note.value
+    until(lambda: "lacks" in lab.view.note.value)
+    assert "share 75%" in lab.view.note.value
     assert lab.error is None
 
 
@@ -263,11 +263,13 @@ def test_idle_time_fills_in_the_curve_and_the_chosen_point_stays_last(open_lab):
 
 def test_whole_curve_goes_from_one_end_to_the_other(open_lab, technique):
     lab = open_lab(threads=False, setting={"limit": 0.1}, steps=2)
+    assert not lab.curve_is_complete
     lab.buttons["whole curve"].click()
+    assert lab.curve_is_complete
     limits = sorted(set(lab.results["limit"]))
     assert (limits[0], limits[-1]) == (0.0, 0.5)
     assert len(limits) >= 9
-    assert "measured points" in lab._page.note.value
+    assert "measured points" in lab.view.note.value
     assert lab.results.iloc[-1]["limit"] == 0.1
 
 
@@ -276,7 +278,7 @@ def test_the_curve_of_a_journal_is_there_when_a_lab_is_opened_again(open_lab):
     first.buttons["whole curve"].click()
     again = open_lab(threads=False, journal="j.sqlite", setting={"share": 0.9})
     assert len(again.results) == 2
-    keys = {key for key, _ in again._session.along(again.choice)}
+    keys = again.measurements.along(again.choice).keys()
     assert len(keys) >= 14  # two stages of every setting that does not fail
     created = first.results.set_index("key")["created"]
     row = again.results.iloc[-1]
@@ -289,7 +291,7 @@ def test_a_setting_in_the_journal_is_not_trained_again(open_lab):
     again = open_lab(journal="j.sqlite", steps=8)
     assert again.wait(20)
     assert again.results.iloc[-1]["created"] == first.results.iloc[-1]["created"]
-    assert again._chart.moving.one_shot is not None
+    assert again.view.chart.moving.one_shot is not None
 
 
 def test_fair_control_is_measured_at_the_same_setting_after_the_point(open_lab):
@@ -298,7 +300,7 @@ def test_fair_control_is_measured_at_the_same_setting_after_the_point(open_lab):
     results = lab.results
     assert set(results[results["share"] == 0.8]["at_random"]) == {True, False}
     assert not results.iloc[-1]["at_random"]
-    labels = [line.get_label() for line in lab._chart.panel.figure.axes[0].lines]
+    labels = [line.get_label() for line in lab.view.chart.panel.figure.axes[0].lines]
     assert "random" in labels
     assert "compare=('random',)" in lab.state
 
@@ -308,9 +310,9 @@ def test_pause_step_resume(open_lab):
     assert lab.wait(20)
     lab.buttons["pause"].click()
     lab.controls["share"].value = 0.9
-    until(lambda: lab._chart.moving.one_shot is not None)
+    until(lambda: lab.view.chart.moving.one_shot is not None)
     assert lab.wait(0.2) is False
-    assert lab._chart.moving.retrained is None
+    assert lab.view.chart.moving.retrained is None
     assert lab.results.iloc[-1]["share"] != 0.9 or lab.results.iloc[-1]["stage"] == "one-shot"
     lab.buttons["step"].click()
     assert lab.wait(0.2) is False
@@ -324,7 +326,7 @@ def test_steps_zero_ends_with_the_one_shot_point(open_lab):
     lab.controls["steps"].value = 0
     last = lab.results.iloc[-1]
     assert (last["stage"], last["steps"]) == ("one-shot", 0)
-    assert lab._chart.moving.retrained is None
+    assert lab.view.chart.moving.retrained is None
     assert "KiB" in text(lab)
 
 
@@ -362,12 +364,12 @@ def run_code(lab, technique, tiny_model, tiny_data, capsys):
 def test_show_the_code_opens_and_closes(open_lab):
     lab = open_lab(threads=False)
     lab.buttons["show the code"].click()
-    assert lab._page.code.layout.display is None
-    assert lab.state in lab._page.code.value
+    assert lab.view.code.layout.display is None
+    assert lab.state in lab.view.code.value
     lab.controls["share"].value = 0.85
-    assert "0.85" in lab._page.code.value
+    assert "0.85" in lab.view.code.value
     lab.buttons["show the code"].click()
-    assert lab._page.code.layout.display == "none"
+    assert lab.view.code.layout.display == "none"
 
 
 def test_export_writes_a_file_and_never_over_an_older_one(open_lab, tmp_path):
@@ -377,8 +379,8 @@ def test_export_writes_a_file_and_never_over_an_older_one(open_lab, tmp_path):
     lab.buttons["export CSV"].click()
     first, second = (pd.read_csv(tmp_path / f"compresslab-zero{end}.csv") for end in ("", "-2"))
     assert (len(first), len(second)) == (2, 4)
-    assert str(tmp_path / "compresslab-zero-2.csv") in lab._page.note.value
-    packed = re.search("base64,([^']*)'", lab._page.note.value).group(1)
+    assert str(tmp_path / "compresslab-zero-2.csv") in lab.view.note.value
+    packed = re.search("base64,([^']*)'", lab.view.note.value).group(1)
     assert pd.read_csv(io.BytesIO(base64.b64decode(packed))).equals(second)
 
 
@@ -436,9 +438,9 @@ def test_a_locked_guess_is_drawn_and_compared_with_the_measurement(open_lab):
 
 def test_report_shows_the_test_images_with_an_interval(open_lab, tiny_data):
     lab = open_lab(threads=False, setting={"share": 0.8})
-    assert "est" not in lab._page.note.value
+    assert "est" not in lab.view.note.value
     lab.buttons["report on test"].click()
-    said = lab._page.note.value
+    said = lab.view.note.value
     assert f"{len(tiny_data.test)} images" in said
     low, high = (float(value) for value in re.search(r"interval ([\d.]+)% to ([\d.]+)%", said).groups())
     shown = float(re.search(r"\): ([\d.]+)%", said).group(1))
@@ -502,7 +504,7 @@ def test_in_idle_time_the_chosen_point_is_trained_for_longer_where_the_technique
     results = lab.results
     assert set(results["steps"]) == {0, 5, 15}
     assert results.iloc[-1]["steps"] == 5  # the chosen point stays the last row
-    assert lab._chart.moving.longer[2] == 15
+    assert lab.view.chart.moving.longer[2] == 15
     lab.controls["share"].value = 0.7
     assert lab.wait(30) and until(lambda: "with 15 steps" in text(lab))
     assert lab.error is None

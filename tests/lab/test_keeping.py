@@ -13,17 +13,17 @@ from jupyter_client.manager import start_new_kernel
 from torch.nn.parameter import is_lazy
 
 import compresslab as cl
-from compresslab.lab import session
+from compresslab.lab import measurements
 from compresslab.lab.comparison import compare
+from tests.experiments.test_journal import RESULT
 from tests.lab.test_explorer import pictures, text
-from tests.test_journal import RESULT
 
 UNKEPT = "Nothing is kept from now on"
 
 
 def unkept(lab):
     """What the page says about keeping; empty where it says nothing."""
-    return lab._page.unkept.value if lab._page.unkept.layout.display is None else ""
+    return lab.view.unkept.value if lab.view.unkept.layout.display is None else ""
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_discarded_lab_leaves_no_widget_and_no_figure(open_lab):
     shown = pictures(lab)
     lab.discard()
     assert all(one.comm is None for one in (*shown, shown[0].layout, *lab.controls.values()))
-    assert lab._chart.panel.figure is None and not lab._session._models and not lab._session._subjects
+    assert lab.view.chart.panel.figure is None and not lab.measurements._models and not lab.measurements._subjects
     assert len(lab.family()) == 1 and "share=0.5" in lab.code  # what was measured can still be asked for
     del lab, shown
     open_lab.opened.clear()
@@ -178,7 +178,7 @@ def run_in_kernel(client, code, cell):
 
 
 def test_many_moves_keep_few_models_and_no_gradients(open_lab, monkeypatch):
-    monkeypatch.setattr(session, "MODEL_ROOM", 4000)
+    monkeypatch.setattr(measurements, "MODEL_ROOM", 4000)
     lab = open_lab(threads=False, steps=1)
 
     def count_numbers():
@@ -191,7 +191,7 @@ def test_many_moves_keep_few_models_and_no_gradients(open_lab, monkeypatch):
         for step in range(7):
             lab.controls["share"].value = start + 0.05 * step
         counts.append(count_numbers())
-    models = list(lab._session._models.values())
+    models = list(lab.measurements._models.values())
     assert 1 < len(models) < 7
     assert all(weight.grad is None for model in models for weight in model.parameters())
     assert counts[0] == counts[1]

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import compresslab as cl
-from compresslab.lab.session import FEWER_STEPS, STEPS
+from compresslab.lab.measurements import FEWER_STEPS, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def test_the_code_reproduces_the_number_in_a_fresh_process(lab):
 
 def test_the_pictures_inside_are_the_techniques(lab):
     assert lab.wait(60)
-    names = list(lab._jobs._gallery.panels)
+    names = list(lab.view.gallery.panels)
     assert names[0] == "weights" or "histogram" in names[0] or len(names) >= 2
-    assert len(lab._page.pictures.children) == 1 + len(names)
-    assert ".clab file" in lab._page.ledger.value
+    assert len(lab.view.gallery.widget.children) == 1 + len(names)
+    assert ".clab file" in lab.view.ledger.value
 
 
 def test_the_state_is_one_line_that_opens_the_same_lab(lab):

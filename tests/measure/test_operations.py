@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import compresslab as cl
 from compresslab import measure
-from compresslab.measure.inputs import sample_shape
+from compresslab.measure.examples import sample_shape
 
 
 class First(nn.Module):

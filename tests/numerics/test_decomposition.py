@@ -147,8 +147,8 @@ def test_energy_looks_for_as_many_directions_as_it_takes(decay, energy, complete
 
 def test_equal_numbers_are_decomposed_once(monkeypatch):
     calls = []
-    complete = decomposition._complete
-    monkeypatch.setattr(decomposition, "_complete", lambda *given: calls.append(1) or complete(*given))
+    complete = decomposition._decompose_completely
+    monkeypatch.setattr(decomposition, "_decompose_completely", lambda *given: calls.append(1) or complete(*given))
     matrix, moment = matrix_of(7, 9, seed=77), moment_of(9)[0]
     first = decompose(matrix)
     assert decompose(matrix.clone()) is first and len(calls) == 1
@@ -160,18 +160,14 @@ def test_equal_numbers_are_decomposed_once(monkeypatch):
     assert torch.allclose(decompose(matrix).values, torch.linalg.svdvals(matrix.double()), atol=1e-5)
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(decomposition, "_entries", [])
-    for seed in range(100):
+def test_what_is_stored_is_bounded(monkeypatch):
+    for seed in range(20):
         decompose(matrix_of(6, 5, seed))
-    assert len(decomposition._entries) == 64
-    monkeypatch.setattr(decomposition, "ROOM", 20_000)
-    for seed in range(10):
-        decompose(matrix_of(20, 25, seed))
-        assert sum(map(decomposition._bytes, decomposition._entries)) <= 20_000
-    count = len(decomposition._entries)
-    decompose(matrix_of(100, 120))
-    assert len(decomposition._entries) == count
+    assert decomposition._look_up.cache_info().currsize == decomposition.ENTRIES
+    monkeypatch.setattr(decomposition, "CACHED", 20)
+    before = decomposition._look_up.cache_info()
+    decompose(matrix_of(6, 5))
+    assert decomposition._look_up.cache_info() == before
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from compresslab.storage import palettes, streams, tensors, values
+from compresslab.storage import binary_words, palettes, rounded, tensors
+from compresslab.storage.coder import Writer
 
 SHAPES = [
     *([4096, 4096], [8192, 2000], [2**24], [2**22, 4], [4, 2**22], [16, 2**20], [2**18 - 9, 8], [64, 2**17]),
@@ -39,7 +40,7 @@ class Claims:
     """Writes tensors' payloads form by form, each decision by chance, as a reader would ask for them."""
 
     def __init__(self, chance):
-        self.chance, self.writer = chance, streams.Writer()
+        self.chance, self.writer = chance, Writer()
 
     def pick(self, *choices):
         """Write one of some numbers, and return it."""
@@ -49,18 +50,17 @@ class Claims:
 
     def rounded(self, header, index, dtype, shape):
         """A tensor, perhaps with a mask, a grid or a codebook."""
-        chance, how = self.chance, self.chance.randrange(4)
-        if "float" in dtype and chance.random() < 0.2:
+        if "float" in dtype and self.chance.random() < 0.2:
             header.setdefault("masked", []).append(index)
-        if how == 0 and dtype in ("float32", "float64", "float16"):
-            header.setdefault("codebooks", []).append([index])
+        how = self.pick(0, 0, 1, 2, 3)
+        if how == rounded.BOOK and "float" in dtype:
             self.book(dtype, shape)
-        elif how == 1 and dtype in ("float32", "float64"):
-            ones = [size if chance.random() < 0.3 else 1 for size in shape]
-            header.setdefault("grids", []).append([index, 4, 0, 15, chance.choice([[], ones, shape])])
-            self.grid(header["grids"][-1][-1], shape)
+        elif how == rounded.GRID:
+            self.grid([size if self.chance.random() < 0.3 else 1 for size in shape], shape)
         else:
-            self.tensor(dtype, shape)
+            if how == rounded.HALF:
+                self.writer.number(0, 2)
+            self.tensor("float16" if how == rounded.HALF else dtype, shape)
 
     def tensor(self, dtype, shape):
         """A tensor of any form."""
@@ -73,62 +73,53 @@ class Claims:
         elif form == tensors.DENSE:
             self.values(stored.size, stored.kind, shape)
         else:
-            self.frame(shape)
+            self.layout(shape)
             self.positions(shape)
             self.values(stored.size, stored.kind, None)
-            if form == tensors.SIGNED_SPARSE:
-                self.pick(1, 2**15, 2**16 - 1)
+            if form == tensors.SIGNED:
+                self.pick(0, 1, 2, 3, 4)
 
-    def frame(self, shape):
+    def layout(self, shape):
         """Which way a matrix is gone through."""
         if self.pick(0, 0, 1, 2, 3) & 2:
             self.pick(0, 1, 2, 3, 28, 2**10, 2**19)
 
     def positions(self, shape):
         """Which entries are kept."""
-        form = self.pick(0, 1, 1, 2, 3, 4, 5, 6, 6, 6)
+        form = self.pick(0, 1, 1, 2, 3, 4, 4, 4)
         if form in (2, 3):
             self.pick(0, 1, 4096, 2**18, 2**21)
-            self.values(4, "unsigned", None, contexts=False)
+            self.values(int(np.min_scalar_type(int(np.prod(shape))).itemsize), "unsigned", None)
         elif form == 4:
-            self.pick(0, 1, 2**20)
-            for _ in range(2):
-                self.values(1, "unsigned", None, contexts=False, word=b"\x10")
-        elif form == 5:
-            self.values(1, "unsigned", None, contexts=False)
-        elif form == 6:
             self.pick(0, 0, 1, 2, 3)
 
-    def values(self, size, kind, shape, contexts=True, word=b"\1"):
-        """Words; shape  of a whole tensor, whose frame is still to come, or None."""
-        form = self.pick(0, 1, 1, 2, 3, 4 if contexts else 1)
-        if form == values.RAW:
-            self.writer.raw(bytes(self.chance.choice([0, 8, 64])))
-        elif form == values.CONSTANT:
-            self.writer.raw(word.ljust(size, b"\0"))
-        elif form == values.PLANES:
-            for _ in range(size):
-                self.writer.uint(1)
-                self.table(2)
-        elif form == values.PALETTE:
-            self.writer.uint(2)
-            self.writer.raw(bytes(size) + word.ljust(size, b"\0"))
-            self.table(2)
-        else:
+    def values(self, size, kind, shape):
+        """Words; shape  of a whole tensor, whose layout is still to come, or None."""
+        if self.pick(0, 1, 1) == binary_words.FEW:
             self.few(size, kind, shape)
+            return
+        for _ in range(size):
+            if self.pick(0, 1):
+                self.table(2)
+            else:
+                self.writer.raw(bytes(self.chance.choice([0, 8, 64])))
 
     def few(self, size, kind, shape):
-        """A palette and ranks by contexts."""
-        count = self.chance.choice([1, 2, 16, 100])
+        """A palette and ranks."""
+        count = self.chance.choice([1, 1, 1, 2, 16, 100])
         self.writer.uint(count - 1)
-        if shape is not None:
-            self.frame(shape)
         self.palette(count, size, kind)
+        if count > 1:
+            how = self.pick(0, 0, 1, 2)
+            if how == binary_words.HISTOGRAM:
+                self.table(2)
+            elif how == binary_words.CONTEXTS and shape is not None:
+                self.layout(shape)
 
     def palette(self, count, size, kind):
         """A palette of words that ascend."""
-        words = np.arange(1, count + 1, dtype=f"<u{size}") << (8 * size - 16 if size > 1 and count < 2**14 else 0)
-        palettes.write(self.writer, words, 0, kind)
+        numbers = np.arange(1, count + 1, dtype=f"<u{size}") << (8 * size - 16 if size > 1 and count < 2**14 else 0)
+        palettes.write(self.writer, numbers, kind)
 
     def table(self, symbols):
         """A histogram of one symbol, of two alike, or of two that are almost one."""
@@ -137,31 +128,33 @@ class Claims:
 
     def grid(self, scale, shape):
         """A weight on a grid, its scales and zero points all alike."""
-        for word in (b"\0\0\x80\x3f", bytes(4)):
-            self.pick(0)
-            self.pick(1)
-            self.writer.raw(word)
-        self.frame(shape)
-        if self.pick(0, 1):
-            self.positions(shape)
-        how = self.pick(0, 1, 1, 2, 3)
-        if how in (1, 2):
-            self.writer.uint(0) if how == 1 else None
-            self.table(2)
-        elif how == 3:
-            self.few(4, "signed", None)
+        self.grid_head(self.chance.choice([[], scale]), shape)
+        for word in (0x3F800000, 0):
+            self.writer.uint(0)
+            self.constant(word, 4, "float")
+        self.tensor("int32" if self.pick(0, 0, 1) else "int16", shape)
+
+    def grid_head(self, scale, shape, bits=4):
+        """A grid's range, and the shape of its scale."""
+        for number, limit in ((bits - 1, 16), (0, None), (2**bits - 1, None), (0, 3), (0, 2), (len(scale), None)):
+            self.writer.uint(number) if limit is None else self.writer.number(number, limit)
+        for size in scale:
+            self.writer.number(int(size != 1), 2)
+
+    def constant(self, word, size, kind):
+        """Words that are all alike."""
+        self.writer.uint(binary_words.FEW)
+        self.writer.uint(0)
+        palettes.write(self.writer, np.array([word], dtype=f"<u{size}"), kind)
 
     def book(self, dtype, shape):
         """A weight with a codebook."""
-        size, how = tensors.TYPES[dtype].size, self.pick(0, 0, 1, 2, 3)
         count = self.chance.choice([1, 2, 16, 256, 2**14])
+        self.writer.number(0, 2)
+        self.writer.number(0, 2)
         self.writer.uint(count - 1)
-        if how == 3:
+        if self.pick(0, 0, 1, 2) == 2:
             self.tensor(dtype, [count])
         else:
-            self.palette(min(count, 2**14), size, "float")
-        self.frame(shape)
-        if self.pick(0, 1, 2):
-            self.positions(shape)
-        if self.pick(0, 1):
-            self.values(2, "unsigned", None, contexts=False)
+            self.palette(count, tensors.TYPES[dtype].size, "float")
+        self.tensor("int16", shape)

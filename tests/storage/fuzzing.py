@@ -25,8 +25,8 @@ import torch
 from tqdm.auto import tqdm
 
 import compresslab as cl
-from compresslab.storage import CorruptFileError, container, content, graph
-from compresslab.storage.architecture import Budget
+from compresslab.storage import CorruptFileError, container, file, header
+from compresslab.storage.coder import Allowance
 from tests.storage import claims
 from tests.storage.samples import pool
 
@@ -49,30 +49,25 @@ ODD = [
     ["Linear", {"in_features": 10**9, "out_features": 10**9}],
     *(["InputGrid", {"bits": 4, "low": 0, "high": 15}], [0, 4, 0, 15], [0, 4, 0, 15, [30, 1], True], [2, "bfloat16"]),
     *([0, 99, 0, 15], [0, 4, 15, 0], [1, 0], "InputGrid", "frozen", "bfloat16", "float64", ["0.input", ["InputGrid"]]),
-    *([0, True], [1, False, True], "tensors", "codebooks", "os.system", "__class__", "__reduce__"),
+    *([0, True], [1, False, True], "tensors", "masked", "os.system", "__class__", "__reduce__"),
 ]
 SIZES = [0, 1, 2, 3, 7, 100, 1000, 4096, 2**13, 10**4, 2**16, 2**20, 2**24, 2**26, 2**31, 2**40, 2**61, 10**30]
 
 
 def signed(body):
     """A file whose checksum is right."""
-    return body + container.checksum(body, container.CHECKSUM_BYTES.get(*body[4:5], 4))
+    return body + container.checksum(body)
 
 
 def unsigned(blob):
     """A file without its checksum."""
-    return blob[: -container.CHECKSUM_BYTES[blob[4]]]
+    return blob[: -container.CHECKSUM_BYTES]
 
 
-def words_of(parts):
-    """What a file's range coder made."""
-    return parts.words.astype(">u4").tobytes()
-
-
-def remade(parts, header=None, data=None, words=None):
-    """A file of the newest version with some of its parts replaced; `words` as bytes."""
-    header, data = parts.header if header is None else header, parts.data if data is None else data
-    return container.pack(header, data, words_of(parts) if words is None else words)
+def remade(parts, head=None, data=None, coded=None):
+    """A file with some of its parts replaced."""
+    head, data = parts.header if head is None else head, parts.data if data is None else data
+    return container.pack(head, data, parts.coded if coded is None else coded)
 
 
 def flipped(blob, chance):
@@ -103,23 +98,23 @@ def places(value, path=()):
         yield from places(inner, (*path, key))
 
 
-def rewritten(header, chance):
+def rewritten(head, chance):
     """A header in which a value was replaced, removed, doubled or copied from elsewhere."""
-    header = copy.deepcopy(header)
+    head = copy.deepcopy(head)
     for _ in range(chance.choice([1, 1, 2])):
-        known = list(places(header))
+        known = list(places(head))
         *path, last = chance.choice(known)
-        parent = at(header, path)
+        parent = at(head, path)
         action = chance.randrange(5)
         if action < 3:
-            parent[last] = copy.deepcopy(chance.choice(ODD) if action else at(header, chance.choice(known)))
+            parent[last] = copy.deepcopy(chance.choice(ODD) if action else at(head, chance.choice(known)))
         elif action == 3:
             del parent[last]
         elif isinstance(parent, list):
             parent.insert(last, copy.deepcopy(parent[last]))
-        if not header:
+        if not head:
             break
-    return header
+    return head
 
 
 def at(value, path):
@@ -129,13 +124,13 @@ def at(value, path):
     return value
 
 
-def enlarged(header, chance):
+def enlarged(head, chance):
     """A header in which some whole numbers are others, some of them enormous."""
-    header = copy.deepcopy(header)
-    numbers = [path for path in places(header) if type(at(header, path)) is int]
+    head = copy.deepcopy(head)
+    numbers = [path for path in places(head) if type(at(head, path)) is int]
     for *path, last in chance.sample(numbers, min(len(numbers), chance.choice([1, 2, 4]))):
-        at(header, path)[last] = chance.choice(SIZES)
-    return header
+        at(head, path)[last] = chance.choice(SIZES)
+    return head
 
 
 def _flipped(chance):
@@ -148,7 +143,7 @@ def _signed(chance):
 
 def _sections(chance):
     one = chance.choice(parts())
-    return remade(one, data=flipped(one.data, chance), words=flipped(words_of(one), chance))
+    return remade(one, data=flipped(one.data, chance), coded=flipped(one.coded, chance))
 
 
 def _rewritten(chance):
@@ -158,12 +153,12 @@ def _rewritten(chance):
 
 def _spliced(chance):
     one, other, third = (chance.choice(parts()) for _ in range(3))
-    return remade(one, data=other.data, words=words_of(chance.choice([other, third])))
+    return remade(one, data=other.data, coded=chance.choice([other, third]).coded)
 
 
 def _enlarged(chance):
     one = chance.choice(parts())
-    return remade(one, enlarged(one.header, chance), words=words_of(one) + chance.choice([b"", chance.randbytes(500)]))
+    return remade(one, enlarged(one.header, chance), coded=one.coded + chance.choice([b"", chance.randbytes(500)]))
 
 
 def _claimed(chance):
@@ -209,13 +204,9 @@ def peak(blob, **keywords):
 def declared(blob):
     """Bytes of the tensors that a file says it holds; 0 if it may not hold so many."""
     try:
-        parts = container.unpack(blob)
-        header = parts.header
-        if "tensors" not in header:
-            header["tensors"] = content.listed(content.state_of(graph.build(header["model"], [], Budget(2**20, 2**14))))
-        entries = content.entries(header["tensors"])
-        content.check_size(entries, 2**26 + 1024 * len(blob))
-        return sum(content._bytes(entry) for entry in entries if entry.tied is None)
+        entries = file._build(container.unpack(blob), Allowance(len(blob)))[0]
+        header.check_size(entries, 2**26 + 1024 * len(blob))
+        return sum(entry.size for entry in entries if entry.tied is None)
     except Exception:
         return 0
 

@@ -2,15 +2,14 @@
 
 import warnings
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 import compresslab as cl
-from compresslab import codebooks, grids, layers
 from compresslab.techniques import quantization, weight_sharing
+from compresslab.weights import codebooks, grids, layers
 
 
 class Net(nn.Module):
@@ -87,8 +86,7 @@ def adaptive_models():
 
 @cache
 def pool():
-    """The files that are mutated: of every version, in every form."""
-    files = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("version*.clab"))]
+    """The files that are mutated: in every form of the format."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [*files, *(cl.storage.dumps(model) for model in [*some_models(), *adaptive_models()])]
+        return [cl.storage.dumps(model) for model in [*some_models(), *adaptive_models()]]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import compresslab as cl
-from compresslab.storage import standard
+from compresslab.storage import standard_layers
 
 
 class Named(nn.Sequential):
@@ -168,9 +168,9 @@ SIMPLE = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", sorted({*standard.STANDARD} - {"TransformerEncoder", "TransformerDecoder"}))
+@pytest.mark.parametrize("name", sorted({*standard_layers.STANDARD} - {"TransformerEncoder", "TransformerDecoder"}))
 def test_every_standard_layer_comes_back(name):
-    model = standard.STANDARD[name](*SIMPLE.get(name, ()))
+    model = standard_layers.STANDARD[name](*SIMPLE.get(name, ()))
     same = cl.storage.loads(cl.storage.dumps(model))
     assert type(same) is type(model) and repr(same) == repr(model)
     public = {key: value for key, value in vars(model).items() if key[0] != "_" and key not in ("activation",)}

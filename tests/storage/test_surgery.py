@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import compresslab as cl
-from compresslab import layers
 from compresslab.storage import CorruptFileError, tensors
+from compresslab.weights import layers
 
 
 def came_back(model, inputs):
@@ -174,8 +174,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_tensors_come_back_in_the_order_they_had_in_memory(name):
     tensor = LAYOUTS[name]
-    order = tensors.order_of(tensor)
-    again = tensors.laid_out(tensor.contiguous(), order)
+    order = tensors.find_memory_order(tensor)
+    again = tensors.reorder_memory(tensor.contiguous(), order)
     assert order is not None and again.stride() == tensor.stride() and torch.equal(again, tensor)
     model = nn.Module()
     model.weight = nn.Parameter(tensor)
@@ -197,7 +197,7 @@ def test_tensors_come_back_in_the_order_they_had_in_memory(name):
     ids=["in order", "a number", "empty", "not dense", "repeated"],
 )
 def test_other_tensors_have_no_order(tensor):
-    assert tensors.order_of(tensor) is None
+    assert tensors.find_memory_order(tensor) is None
 
 
 def test_layers_compute_the_same_whatever_their_layout():

@@ -8,17 +8,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compresslab as cl
+from benchmarks.records.embedding import embed
+from benchmarks.records.embedding import unrolled as as_matrix
 from compresslab.storage import unrolled
-from compresslab.structure.embedding import embed
-from compresslab.structure.embedding import unrolled as as_matrix
 
-SHAPES = [unrolled.Shape(3, 2, 9, 3, 2), unrolled.Shape(8, 1, 28, 8, 4), unrolled.Shape(4, 5, 4, 2, 1)]
+SHAPES = [
+    unrolled.Convolution(3, 2, 9, 3, 2),
+    unrolled.Convolution(8, 1, 28, 8, 4),
+    unrolled.Convolution(4, 5, 4, 2, 1),
+]
 
 
 def a_kernel(shape, seed=0):
     generator = np.random.default_rng(seed)
-    kernel = generator.integers(1, 2**32, size=shape.of_kernel, dtype=np.uint32)
-    return np.where(generator.random(shape.of_kernel) < 0.4, 0, kernel).astype(np.uint32)
+    kernel = generator.integers(1, 2**32, size=shape.kernel_shape, dtype=np.uint32)
+    return np.where(generator.random(shape.kernel_shape) < 0.4, 0, kernel).astype(np.uint32)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -26,9 +30,9 @@ def a_kernel(shape, seed=0):
 def test_what_is_built_is_found(shape, more):
     kernel = a_kernel(shape)
     rows, columns = shape.maps * shape.out**2 + more[0], shape.channels * shape.width**2 + more[1]
-    words = unrolled.built(shape, kernel, rows, columns)
+    words = unrolled.build(shape, kernel, rows, columns)
     found, again = unrolled.find(words)
-    assert found is not None and np.array_equal(unrolled.built(found, again, rows, columns), words)
+    assert found is not None and np.array_equal(unrolled.build(found, again, rows, columns), words)
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,10 +69,10 @@ def test_it_costs_what_its_kernel_costs():
 def test_what_is_no_convolution(words):
     words = words.astype(np.uint32)
     found, kernel = unrolled.find(words)
-    assert found is None or np.array_equal(unrolled.built(found, kernel, *words.shape), words)
+    assert found is None or np.array_equal(unrolled.build(found, kernel, *words.shape), words)
 
 
 def test_one_changed_weight_is_no_convolution_any_more():
-    words = unrolled.built(SHAPES[0], a_kernel(SHAPES[0]), 48, 162)
+    words = unrolled.build(SHAPES[0], a_kernel(SHAPES[0]), 48, 162)
     words[20, 5] += 1
     assert unrolled.find(words) == (None, None)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compresslab as cl
-from compresslab import structure
-from compresslab.layers import count_parameters, get_mask
+from compresslab import channels
 from compresslab.techniques import activation_pruning
 from compresslab.techniques.activation_pruning import STATISTICS, prune, statistics
+from compresslab.weights.layers import count_parameters, get_mask
 
 
 def mlp(seed=0):
@@ -69,7 +69,7 @@ def quiet(*arguments, **options):
 
 def left(model, pruned, images):
     """Neurons left in each group."""
-    groups, _ = structure.find_groups(model, images)
+    groups, _ = channels.find_groups(model, images)
     sizes = [pruned.get_submodule(group.name).weight.shape[0] for group in groups]
     return dict(zip([group.name for group in groups], sizes, strict=True))
 
@@ -130,7 +130,7 @@ def test_variance_is_the_squared_change_of_the_next_layer():
     score = statistics(model, images, "variance")["2"]
     for neuron in (0, 4):
         removed = quiet(model, images, sparsity=0.0)
-        groups, _ = structure.find_groups(model, images)
+        groups, _ = channels.find_groups(model, images)
         hidden = activations(model, images)["2"]
         replaced = hidden.clone()
         replaced[:, neuron] = hidden[:, neuron].mean()
@@ -243,7 +243,7 @@ def test_random_neurons_are_as_many_and_others():
 
 def masked(model, images, fold, **setting):
     """The network with all its neurons, in which nothing reads those that `prune` removes."""
-    removal = activation_pruning._REMOVALS[quiet(model, images, fold=fold, **setting)]
+    removal, _ = activation_pruning._choose(model, images, **setting)
     twin = copy.deepcopy(model)
     for group in removal.groups:
         for one in group.consumers:

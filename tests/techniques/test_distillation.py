@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import compresslab as cl
-from compresslab import knowledge
-from compresslab.techniques import distillation
+from compresslab.techniques import distillation, distillation_losses
 from compresslab.techniques.distillation import distill, loss, student_of
 
 QUIET = {"bar": False, "precision": "fp32"}
@@ -115,7 +114,7 @@ def test_relations_of_few_many_and_equal_images_are_finite(features):
     assert value.isfinite() and gradient(value, mine).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", knowledge.KNOWLEDGE)
+@pytest.mark.parametrize("kind", distillation_losses.KNOWLEDGE)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, teacher, data):
     images, labels = data.train.images[:20], data.train.labels[:20]
     made = loss(teacher, 4, 1, kind, student=teacher, images=images)
@@ -144,7 +143,7 @@ def test_with_alpha_one_the_labels_are_not_asked(teacher, data):
     assert all(torch.equal(one, two) for one, two in zip(right.parameters(), without.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("kind", knowledge.KNOWLEDGE)
+@pytest.mark.parametrize("kind", distillation_losses.KNOWLEDGE)
 def test_neither_network_is_changed_and_a_seed_repeats(kind, teacher, data):
     student, teacher = network(8, 6, 5, 3, seed=3).eval(), copy.deepcopy(teacher).train()
     teacher[2].eval()
@@ -161,7 +160,7 @@ def test_neither_network_is_changed_and_a_seed_repeats(kind, teacher, data):
     assert all(weight.grad is None for weight in teacher.parameters()) and not runs[0].training
 
 
-@pytest.mark.parametrize("kind", knowledge.KNOWLEDGE)
+@pytest.mark.parametrize("kind", distillation_losses.KNOWLEDGE)
 def test_every_kind_of_knowledge_brings_the_student_nearer_to_its_teacher(kind, teacher, data):
     student, images = network(8, 10, 6, 3, seed=5), data.train.images
     made = loss(teacher, alpha=1, knowledge=kind, student=student, images=images)
@@ -217,7 +216,7 @@ def test_a_teacher_of_any_make_tells_the_same(change, teacher, data):
         assert other[0].weight.dtype == getattr(copy.deepcopy(teacher), change)()[0].weight.dtype
 
 
-@pytest.mark.parametrize("kind", knowledge.KNOWLEDGE)
+@pytest.mark.parametrize("kind", distillation_losses.KNOWLEDGE)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_students_of_other_precisions_learn(kind, dtype, teacher, data):
     tuned = distill(network(8, 6, 5, 3).to(dtype), teacher, data.train, knowledge=kind, steps=2, **QUIET)
@@ -232,10 +231,10 @@ def test_teacher_and_student_on_different_devices(teacher, data):
 
 def test_answers_are_remembered_and_are_the_same(teacher, data, monkeypatch):
     student = network(8, 6, 5, 3)
-    for kind in knowledge.KNOWLEDGE:
+    for kind in distillation_losses.KNOWLEDGE:
         runs = []
         for most in (10_000, 0):
-            monkeypatch.setattr(knowledge, "REMEMBERED", most)
+            monkeypatch.setattr(distillation_losses, "REMEMBERED", most)
             runs.append(distill(student, teacher, data.train, knowledge=kind, steps=6, **QUIET))
         assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*(run.parameters() for run in runs), strict=True))
 
@@ -346,7 +345,7 @@ def test_networks_of_other_makes(make, images):
     teacher, labels = make().eval(), torch.arange(4) % 3
     student = student_of(teacher, images, 0.25)
     assert cl.layers.count_parameters(student) < cl.layers.count_parameters(teacher)
-    for kind in knowledge.KNOWLEDGE:
+    for kind in distillation_losses.KNOWLEDGE:
         tuned = distill(student, teacher, (images, labels), knowledge=kind, steps=1, batch_size=4, **QUIET)
     into = None if make is not Words else student_of(teacher, images, 0.25, seed=9)
     loaded = cl.storage.loads(cl.storage.dumps(tuned), into=into)
@@ -359,7 +358,7 @@ def test_a_transformer_teaches_a_student_of_another_kind():
     teacher = torchvision.models.VisionTransformer(**tiny, num_classes=3)
     student = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.ReLU(), nn.Linear(4, 3))
     images, labels = torch.rand(6, 3, 16, 16), torch.arange(6) % 3
-    for kind in knowledge.KNOWLEDGE:
+    for kind in distillation_losses.KNOWLEDGE:
         assert distill(student, teacher, (images, labels), knowledge=kind, steps=1, batch_size=6, **QUIET)
     with pytest.warns(UserWarning, match="distillation leaves alone"):
         narrower = student_of(teacher, images, 0.5)
@@ -577,7 +576,7 @@ def test_a_teacher_of_words_and_a_student_without_an_embedding():
     inputs, labels = torch.arange(36).view(4, 9) % 20, torch.arange(4) % 3
     student = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Linear(5, 3))
     teacher = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, 3))
-    for kind in knowledge.KNOWLEDGE:
+    for kind in distillation_losses.KNOWLEDGE:
         assert distill(student, teacher, (inputs, labels), knowledge=kind, steps=2, batch_size=4, **QUIET)
         assert distill(teacher, student, (inputs, labels), knowledge=kind, steps=2, batch_size=4, **QUIET)
     assert student_of(teacher, inputs, 0.5)[2].out_features == 3

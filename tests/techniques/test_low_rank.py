@@ -302,7 +302,7 @@ class Odd(nn.Module):
         self.embedding, self.memory = nn.Embedding(11, 8), nn.LSTM(8, 8, batch_first=True)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
         self.grouped, self.transposed = nn.Conv1d(8, 8, 1, groups=2), nn.ConvTranspose1d(8, 8, 1)
-        self.read, self.free = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.free = nn.Linear(8, 8)
         self.output = nn.Linear(8, 11)
         self.output.weight = self.embedding.weight
         self.own = Scaled(8, 8)
@@ -311,7 +311,6 @@ class Odd(nn.Module):
         states, _ = self.memory(self.embedding(tokens))
         states, _ = self.attention(states, states, states)
         states = self.transposed(self.grouped(states.transpose(1, 2))).transpose(1, 2)
-        states = functional.linear(states, self.read.weight, self.read.bias)
         return self.output(self.own(self.free(states)))[:, -1]
 
 
@@ -324,7 +323,6 @@ LEFT_ALONE = {
     "attention.out_proj": "MultiheadAttention reads its weight",
     "grouped": "a grouped convolution",
     "transposed": "a transposed convolution",
-    "read": "Odd reads its weight",
     "output": "its weight is shared",
     "own": "Scaled has a forward of its own",
 }
@@ -344,7 +342,7 @@ def test_what_cannot_be_factorized_is_left_alone_and_named():
         quiet(model, tokens, rank=3, method="activation")(tokens) * 0, found(tokens) * 0
     )
     functional.cross_entropy(found(tokens), torch.arange(4)).backward()
-    assert all(one.weight.grad.any() for one in (found.embedding, found.read, *found.free))
+    assert all(one.weight.grad.any() for one in (found.embedding, *found.free))
 
 
 @pytest.mark.parametrize("name, reason", LEFT_ALONE.items(), ids=LEFT_ALONE.keys())
@@ -353,6 +351,21 @@ def test_a_dict_that_names_such_a_layer_is_refused(name, reason):
         factorize(Odd(), rank={name: 2})
     with pytest.raises(ValueError, match=f"model has no layer to factorize.*{name} is left alone.*{reason}"):
         factorize(Odd(), rank=2, layers=[name])
+
+
+def test_a_model_that_reads_a_weight_itself_is_refused_where_images_show_it():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.called = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, images):
+            return self.called(functional.linear(images, self.read.weight))
+
+    model, images = Reads(), torch.rand(5, 8)
+    with pytest.raises(ValueError, match="does not run with two layers in the place of one; .*layers=.*AttributeError"):
+        factorize(model, images, rank=2)
+    assert factorize(model, images, rank=2, layers=["called"])(images).shape == (5, 8)
 
 
 def test_a_transformer_runs_factorized():

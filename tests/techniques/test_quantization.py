@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compresslab as cl
-from compresslab.grids import Grid, Half, InputGrid
-from compresslab.layers import distinct_weights, get_mask, get_rounding, weight_layers
-from compresslab.numerics import ranges
+from compresslab.numerics import ranges, rounding_noise
 from compresslab.techniques import quantization
 from compresslab.techniques.quantization import anatomy, quantize
+from compresslab.weights.grids import Grid, Half, InputGrid
+from compresslab.weights.layers import distinct_weights, get_mask, get_rounding, weight_layers
 
 FINITE = st.floats(-(2.0**60), 2.0**60, width=32)
 
@@ -84,7 +84,7 @@ def test_weights_are_codes_times_scale(make, bits, symmetric, per_channel):
         codes = grid.codes(layer.parametrizations.weight.original)
         assert torch.equal(weight, grid.values(codes))
         assert codes.min() >= grid.low and codes.max() <= grid.high and grid.high - grid.low == 2**bits - 1
-        transposed = isinstance(layer, quantization.TRANSPOSED)
+        transposed = isinstance(layer, cl.layers.TRANSPOSED)
         assert grid.scale.numel() == (weight.shape[int(transposed)] if per_channel else 1)
         if symmetric and bits > 1:
             assert (grid.zero_point == 0).all()
@@ -356,7 +356,7 @@ class TestActivations:
     def test_batches_of_any_size_see_the_same(self, monkeypatch):
         inputs = images(90)
         expected = quantize(small(), inputs, bits=4)
-        monkeypatch.setattr(cl.activations, "choose_batch_size", lambda images, most: 7)
+        monkeypatch.setattr(cl.calibration, "choose_batch_size", lambda images, most: 7)
         found = quantize(small(), inputs, bits=4)
         assert all(torch.allclose(one, other) for one, other in zip(expected.buffers(), found.buffers(), strict=True))
 
@@ -702,7 +702,7 @@ class TestDeclaration:
         (ratio,) = anatomy(model, quantize(model, **setting), setting)[2].values
         assert ratio == pytest.approx(10 * math.log10((16 + 9 + 16 + 0.16) / (1 / 9 + 0.16)), abs=3)
         (ratio,) = anatomy(model, quantize(model, bits=32), {"bits": 32})[2].values
-        assert ratio == cl.numerics.rounding_noise.CLEAR
+        assert ratio == rounding_noise.CLEAR
 
     @pytest.mark.parametrize("loud", ["output", "input"])
     @pytest.mark.parametrize("side", [8, 28], ids=["other images than the data's", "the data's images"])

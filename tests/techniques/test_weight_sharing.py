@@ -13,12 +13,13 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 import compresslab as cl
-from compresslab.codebooks import Codebook
-from compresslab.grids import Grid
-from compresslab.layers import distinct_weights, get_mask, get_rounding, weight_layers
+from compresslab.numerics import rounding_noise
 from compresslab.numerics.clustering import INITS
 from compresslab.techniques import weight_sharing
 from compresslab.techniques.weight_sharing import anatomy, share
+from compresslab.weights.codebooks import Codebook
+from compresslab.weights.grids import Grid
+from compresslab.weights.layers import distinct_weights, get_mask, get_rounding, weight_layers
 
 ALL = list(range(1, 9))
 
@@ -452,7 +453,7 @@ class TestAnatomy:
 
     def test_what_is_exact_has_no_noise(self):
         model = linear([[1.0, 1, 2, 3]])
-        assert anatomy(model, share(model), {})[2].values.tolist() == [cl.numerics.rounding_noise.CLEAR]
+        assert anatomy(model, share(model), {})[2].values.tolist() == [rounding_noise.CLEAR]
 
     def test_a_layer_without_weights_is_not_drawn(self):
         model = nn.Sequential(nn.Linear(0, 3), nn.Linear(3, 4))

@@ -477,7 +477,7 @@ def test_a_bad_setting_is_named(options, said):
 
 
 BAD_MODELS = {
-    "nothing to prune": (lambda: nn.Sequential(nn.ReLU(), nn.Embedding(3, 2)), "prunable are Linear.*Embedding"),
+    "nothing to prune": (lambda: nn.Sequential(nn.ReLU(), nn.Embedding(3, 2)), "those are Linear.*Embedding"),
     "not a model": (lambda: "lenet_5", "model is 'lenet_5'; give a torch.nn.Module"),
     "a class": (lambda: nn.Linear, "give a torch.nn.Module"),
     "lazy": (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "lazy"),

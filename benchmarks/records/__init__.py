@@ -1,0 +1,1 @@
+"""How the smallest files and the shipped networks are made."""

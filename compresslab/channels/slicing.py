@@ -1,0 +1,186 @@
+"""Slicing layers: removing channels from all layers of their groups, with their masks, grids and codebooks.
+
+Removing a channel takes a row from each producer, an entry from each BatchNorm between and a column from each consumer.
+
+Li et al. 2017, arXiv:1608.08710 (filters).
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from compresslab.weights.codebooks import Codebook
+from compresslab.weights.layers import BATCH_NORMS, Mask, get_mask, get_rounding, plain, set_mask, set_rounding
+
+CHANNELWISE = (*BATCH_NORMS, nn.PReLU)  # layers with an entry for each channel
+
+
+def remove(model: nn.Module, groups: Iterable, removed: Mapping[str, torch.Tensor]) -> None:
+    """Remove channels in place, from every layer of their groups.
+
+    model    a copy (layers.duplicate) of the model that the groups were found in; its masks and grids are sliced along
+    groups   list of Group, of `find_groups`
+    removed  dict of group name -> bool tensor (size,), True where a channel goes
+    raises   ValueError for an unknown name, another shape, or a group that would lose all its channels
+    """
+    for (name, side), which in sorted(locate(model, groups, removed).items()):  # inputs before outputs
+        if which.any():
+            _slice(model.get_submodule(name), side, ~which)
+
+
+def add_to_bias(model: nn.Module, name: str, amount: torch.Tensor) -> None:
+    """Add to the bias of a layer, in place; make one where there is none.
+
+    name    qualified name of a Linear or a convolution;  amount  (outputs,) tensor of any dtype
+    raises  ValueError for another number of amounts
+    """
+    module = model.get_submodule(name)
+    outputs = count_channels(module, "out")
+    if amount.shape != (outputs,):
+        raise ValueError(f"amount has shape {tuple(amount.shape)}; layer {name!r} takes ({outputs},)")
+    weight = module.weight
+    with torch.no_grad():
+        amount = amount.to(weight.device, weight.dtype)
+        if isinstance(get_rounding(module, "bias"), Codebook):
+            set_rounding(module, None, "bias")  # it has no codes for the sums
+        if module.bias is None:
+            trained = any(parameter.requires_grad for parameter in module.parameters())
+            module.bias = nn.Parameter(amount.clone(), requires_grad=trained)
+        elif parametrize.is_parametrized(module, "bias"):
+            if (mask := get_mask(module, "bias")) is not None:
+                set_mask(module, mask | (amount != 0), "bias")
+            module.parametrizations.bias.original.add_(amount)
+        else:
+            module.bias.add_(amount)
+
+
+def reset(model: nn.Module, seed: int = 0) -> None:
+    """Draw all weights of a model anew, in place; masks and grids stay.
+
+    seed  whole number, 0 or more; torch's global generator is left alone, and the same weights come on every device.
+          A parameter of a module without a `reset_parameters` is drawn from the normal distribution of its own mean and
+          spread
+    """
+    fresh = plain(model).cpu()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        for module in fresh.modules():
+            draw = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            if callable(draw):
+                draw()
+            else:
+                for weight in module.parameters(recurse=False):
+                    spread, mean = torch.std_mean(weight, correction=0)
+                    weight.copy_(torch.randn_like(weight) * spread + mean)
+        _copy_into(model, dict(fresh.named_parameters(remove_duplicate=False)) | dict(fresh.named_buffers()))
+
+
+def _copy_into(model, values):
+    """Give every tensor, also below parametrizations, the value of its plain name."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name in values:
+            tensor.copy_(values[name])
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for tensor, source in module.parametrizations.items():
+                value = values[f"{name}.{tensor}" if name else tensor].to(source.original.device)
+                source.original.copy_(value)
+                for part in source:
+                    if isinstance(part, Mask):
+                        source.original.masked_fill_(~part.mask, 0.0)
+                    elif isinstance(part, Codebook):
+                        part.right_inverse(value.detach())
+
+
+def locate(model: nn.Module, groups: Iterable, removed: Mapping[str, torch.Tensor]) -> dict:
+    """Return the channels to remove, (layer, side) -> bool tensor, after checking the request."""
+    known, located = {group.name: group for group in groups}, {}
+    for name, which in removed.items():
+        group = _check_removal(known, name, which)
+        for cut in group.cuts:
+            place = cut.name, cut.side
+            if place not in located:
+                located[place] = torch.zeros(count_channels(model.get_submodule(cut.name), cut.side), dtype=torch.bool)
+            located[place][cut.channels[which.cpu()].flatten()] = True
+    return located
+
+
+def _check_removal(known, name, which):
+    if name not in known:
+        raise ValueError(f"removed has {name!r}; choose from {', '.join(known) or 'none'}")
+    group = known[name]
+    if not isinstance(which, torch.Tensor) or which.dtype != torch.bool or which.shape != (group.size,):
+        actual = f"{which.dtype} of shape {tuple(which.shape)}" if isinstance(which, torch.Tensor) else repr(which)
+        raise ValueError(f"removed[{name!r}] is {actual}; give a torch.bool tensor of shape ({group.size},)")
+    if which.all():
+        raise ValueError(f"removed[{name!r}] takes all {group.size} channels; at least one must stay")
+    return group
+
+
+def _axis(module, side):
+    """Return the dimension of a layer's weight that its outputs or inputs lie along."""
+    transposed = getattr(module, "transposed", False)
+    return int((side == "in") != transposed)
+
+
+def count_channels(module: nn.Module, side: str) -> int:
+    """Return the number of channels that a layer makes or reads."""
+    if isinstance(module, nn.Linear):
+        return module.out_features if side == "out" else module.in_features
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters
+    if isinstance(module, CHANNELWISE):
+        return module.num_features
+    return module.out_channels if side == "out" else module.in_channels
+
+
+def _slice(module, side, keep):
+    """Keep some outputs, or inputs, of a layer, in place, with its attributes.
+
+    A convolution with groups loses whole ones; its weight has a dimension for one side only, the rest are groups.
+    """
+    count = int(keep.sum())
+    if isinstance(module, CHANNELWISE):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            _keep(module, name, 0, keep)
+        setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", count)
+        return
+    grouped = getattr(module, "groups", 1) > 1
+    if not grouped or side == ("in" if module.transposed else "out"):
+        _keep(module, "weight", 0 if grouped else _axis(module, side), keep)
+    if side == "out":
+        _keep(module, "bias", 0, keep)
+    if isinstance(module, nn.Linear):
+        setattr(module, "out_features" if side == "out" else "in_features", count)
+        return
+    if grouped and side == "out":
+        module.groups = count // (module.out_channels // module.groups)
+    setattr(module, "out_channels" if side == "out" else "in_channels", count)
+
+
+def _keep(module, name, axis, keep):
+    """Keep some entries of one tensor of a module along a dimension, below its parametrizations."""
+    if not parametrize.is_parametrized(module, name):
+        _keep_tensor(module, name, axis, keep)
+        return
+    source = module.parametrizations[name]
+    for holder in (source, *source):
+        for tensor in [*holder._parameters, *holder._buffers]:
+            if tensor != "centroids":
+                _keep_tensor(holder, tensor, axis, keep)
+
+
+def _keep_tensor(module, name, axis, keep):
+    """Keep entries of a tensor; a tensor with a single entry stays as it is."""
+    tensor = getattr(module, name, None)
+    if tensor is None or tensor.dim() <= axis or tensor.shape[axis] != len(keep):
+        return
+    part = tensor.detach()[index_along(axis, keep, tensor)]
+    setattr(module, name, nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part)
+
+
+def index_along(axis: int, which: torch.Tensor, tensor: torch.Tensor) -> tuple:
+    """Return an index that takes the entries `which` (bool) of a tensor along a dimension."""
+    return (slice(None),) * axis + (which.to(tensor.device),)

@@ -1,0 +1,94 @@
+"""What a person takes away from a lab: lines of Python that reproduce a point or reopen the lab, and a CSV file."""
+
+import base64
+import html
+import itertools
+import re
+from pathlib import Path
+
+import pandas as pd
+from ipywidgets import HTML
+
+from compresslab import techniques
+from compresslab.experiments import journal, trial
+from compresslab.lab.measurements import YOURS, Choice
+
+_PRINT = "    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"
+
+
+def write_state(technique, choice: Choice) -> str:
+    """Return `cl.lab.explore("zero_pruning", model="lenet_300_100", data="mnist", setting={…}, steps=…, seed=…)`."""
+    name = repr(technique.name) if _is_packaged(technique) else "technique"
+    if technique.source is not None:
+        name = " ".join(technique.source().split())
+    model = "model" if choice.model == YOURS else repr(choice.model)
+    data = "data" if choice.data == YOURS else repr(choice.data)
+    training = f"steps={choice.steps}, seed={choice.seed}"
+    compare = f", compare={choice.compare!r}" if choice.compare else ""
+    return f"cl.lab.explore({name}, model={model}, data={data}, setting={choice.setting!r}, {training}{compare})"
+
+
+def write_code(technique, choice: Choice, result: journal.Result) -> str:
+    """Return lines that print the validation accuracy and the file's bytes of a measured point.
+
+    result  the point's Result: it says in which arithmetic, with which lr and batch size it was trained
+    """
+    data = "...  # your Data" if choice.data == YOURS else f"cl.data.load({choice.data!r})"
+    pretrained = f"cl.models.pretrained({choice.model!r}, data.name)"
+    model = "...  # your model" if choice.model == YOURS else pretrained
+    lines = ["import compresslab as cl", "", f"data = {data}", f"model = {model}"]
+    if technique.source is not None:
+        lines += [f"recipe = {technique.source(result.setting, result)}", "with cl.train.threads(1):"]
+        lines += [f"    small = recipe.apply(model, data, seed={result.seed}, bar=False)", _PRINT]
+        return "\n".join(lines)
+    if not _is_packaged(technique):
+        lines.append("technique = ...  # your Technique")
+    lines += ["with cl.train.threads(1):", f"    small = {_write_call(technique, result)}"]
+    return "\n".join([*lines, *(_write_training(technique, result) if result.steps else []), _PRINT])
+
+
+def _is_packaged(technique):
+    """Return whether the technique is the package's own, which its name finds again."""
+    return technique.name in techniques.names() and techniques.get(technique.name) is technique
+
+
+def _write_call(technique, result):
+    """Return the call of the technique's function, as the sweep makes it."""
+    function = f"cl.{technique.name}.{technique.apply.__name__}" if _is_packaged(technique) else "technique.apply"
+    setting = ({"seed": result.seed} if trial.takes_seed(technique) else {}) | result.setting
+    images = f"data.train.images[:{technique.calibration}], " if technique.calibration else ""
+    return f"{function}(model, {images}{_write_keywords(setting)})"
+
+
+def _write_training(technique, result):
+    """Return the lines that retrain as the sweep does."""
+    training = {"steps": result.steps, "seed": result.seed, "lr": result.lr}
+    training |= {"batch_size": result.batch_size, "precision": result.precision, "bar": False}
+    keywords = _write_keywords({name: value for name, value in training.items() if value is not None})
+    if technique.training is None:
+        lines, split = [], "data.train"
+    else:
+        owner = f"cl.{technique.name}.TECHNIQUE" if _is_packaged(technique) else "technique"
+        call = f"{owner}.training(model, small, data.train, setting, {result.seed})"
+        lines = [f"    setting = dict({_write_keywords(result.setting)})", f"    split, loss = {call}"]
+        split, keywords = "split", f"{keywords}, loss=loss"
+    return [*lines, f"    training = dict({keywords})", f"    small = cl.train.finetune(small, {split}, **training)"]
+
+
+def _write_keywords(values):
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def export(results: pd.DataFrame, name: str, note: HTML) -> None:
+    """Write results to compresslab-NAME.csv in the working folder, never over an older file.
+
+    note    the widget that shows the file's place, and a link that downloads the same
+    raises  OSError naming the path if it cannot be written
+    """
+    name = re.sub(r"[^\w.-]+", "-", name)  # that of a recipe has arrows
+    stems = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    paths = (Path.cwd() / f"compresslab-{name}{ending}.csv" for ending in stems)
+    path = journal.write_csv(results, next(path for path in paths if not path.exists()))
+    packed = base64.b64encode(results.to_csv(index=False).encode()).decode()
+    link = f"<a download='{html.escape(path.name)}' href='data:text/csv;base64,{packed}'>download</a>"
+    note.value = f"{len(results)} rows written to {html.escape(str(path))} · {link}"

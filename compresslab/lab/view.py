@@ -1,0 +1,194 @@
+"""Everything that a lab shows, drawn from its Measurements: status line, chart, pictures, ledger, note and code."""
+
+import html
+from time import monotonic
+
+import ipywidgets as widgets
+
+from compresslab import techniques, train
+from compresslab.experiments.sweep import Event
+from compresslab.lab import page, size_table, words
+from compresslab.lab.chart import Chart
+from compresslab.lab.gallery import Gallery
+from compresslab.lab.measurements import Choice, Measurements
+from compresslab.lab.plots import BLUE
+
+TICK = 0.1  # seconds between two movements of the progress bar
+PARTIAL = 0.3  # seconds between two accuracies during training, at least
+LONG = 1.0  # seconds that a training has left for its inside to be drawn before it is over
+SHARE = 5  # such an accuracy may take one part in so many of the time
+
+
+class View:
+    """The widgets of a lab; `children` is the page from top to bottom.
+
+    fair      label -> checkbox of a fair control;  buttons, guess  name -> button or field
+    opened    `conditions` of the Choice whose points the chart shows, or None
+    weighed   the Choice whose ledger is shown, or None
+    """
+
+    def __init__(self, measurements: Measurements, controls: list, choosers: list, compare: tuple = ()):
+        self._measurements, self._technique = measurements, measurements.technique
+        self._said, self._warnings = (None, ""), []
+        self.opened = self.weighed = None
+        self._ticked = self._began = self._look_at = 0.0  # times, as `monotonic` counts
+        self.chart = Chart()
+        self.gallery = Gallery(self.chart.panel.widget)
+        self.status = page.make_html("status", margin="2px 0", min_height="48px")
+        bar = widgets.Layout(width="100%", height="10px", margin="0")
+        self.progress = widgets.FloatProgress(min=0, max=1, layout=bar, style={"bar_color": BLUE})
+        self.ledger, self.note = page.make_html(), page.make_html("note", margin="4px 0")
+        self.unkept = page.make_html("note", margin="0", display="none")
+        self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
+        self.guess = page.make_guess_fields()
+        self.fair = {label: page.make_fair_checkbox(label, label in compare) for label in self._technique.fair_controls}
+        self.buttons = {name: page.make_button(name, *about) for name, about in page.BUTTONS.items()}
+        lock = self.buttons.pop("lock in")
+        # From here on the page: sliders in rows of their own, small controls together.
+        sliders = [control for control in controls if isinstance(control, widgets.IntSlider | widgets.FloatSlider)]
+        small = [control for control in controls if control not in sliders]
+        fair = [page.make_label("compare with"), *self.fair.values()] if self.fair else []
+        guess = [page.make_label("your guess", "auto" if fair else page.LABEL), *self.guess.values(), lock]
+        style = widgets.HTML(page.STYLE, layout=widgets.Layout(display="none"))
+        rows = [style, page.make_row(choosers), *sliders, *([page.make_row(small)] if small else [])]
+        rows += [
+            page.make_row([*fair, *guess]),
+            self.unkept,
+            self.status,
+            self.progress,
+            self.gallery.widget,
+            self.ledger,
+        ]
+        self.children = [*rows, page.make_row(self.buttons.values()), self.note, self.code]
+        self.buttons["lock in"] = lock
+
+    def begin(self, choice: Choice) -> None:
+        """Say that a choice is being measured."""
+        self._warnings = []
+        self.say(choice, "measuring …")
+
+    def say(self, choice: Choice, text: str) -> None:
+        """Set the status line: the setting, what is known of it, and the technique's warnings."""
+        self._said = choice, text
+        setting = html.escape(words.describe_setting(self._technique, choice.setting))
+        warnings = "".join(f"<br>{_mark_error(warning)}" for warning in dict.fromkeys(self._warnings))
+        self.status.value = f"<b>{setting}</b>: {html.escape(text)}{warnings}"
+
+    def show_error(self, text: str) -> None:
+        """Show an error in the status line."""
+        self.progress.value = 0
+        self.status.value = _mark_error(text)
+
+    def show_unkept(self, problem: Exception) -> None:
+        """Say that what is measured is no longer kept, and why."""
+        self.unkept.value = _mark_error(f"Nothing is kept from now on: {problem}.")
+        self.unkept.layout.display = None
+
+    def show_stage(self, choice: Choice, event: Event) -> None:
+        """Show an event: a recipe's step, the inside, the one-shot point, a training step."""
+        seconds_left = self._show_progress(event.progress) if event.progress else 0.0
+        if event.stage == "preparing":
+            self.say(choice, f"{event.note} …")
+        elif event.stage == "compressed":
+            self.show_inside(choice, event)
+        elif event.stage == "one-shot":
+            self.chart.show_point([event.result])
+            self._look_at = monotonic() + PARTIAL
+            if choice.steps:
+                accuracy = words.format_accuracy(event.result, self._measurements.subject(choice).accuracy)
+                self.say(choice, f"one-shot {accuracy}; {words.format_kib(event.result.file_bytes)}; retraining …")
+        # A long training is watched: the pictures that wait are drawn first, then accuracies.
+        elif seconds_left > LONG and self.gallery.draw_next():
+            return
+        elif seconds_left > PARTIAL and monotonic() > self._look_at:
+            self._show_accuracy(choice, event.model)
+
+    def show_inside(self, choice: Choice, event: Event) -> None:
+        """Show a compressed model: warnings, pictures, and room for the picture of its bytes."""
+        if event.stage == "compressed":
+            self._warnings = self._measurements.warnings
+            self.say(*self._said)
+            data = self._measurements.subject(choice).data
+            with train.threads(1):
+                pictures = techniques.pictures(self._technique, event.start, event.model, choice.setting, data)
+            self.gallery.arrange([*(picture.name for picture in pictures), size_table.BYTES])
+            self.gallery.show(pictures)
+
+    def _show_accuracy(self, choice, model):
+        """Draw an accuracy during the training, on a part of the validation images."""
+        started, subset = monotonic(), self._measurements.subject(choice).subset
+        with train.threads(1):
+            accuracy = train.accuracy_of(train.evaluate(model, subset), subset.labels)
+        self.chart.move(trail=(*self.chart.moving.trail, accuracy))
+        self._look_at = monotonic() + max(PARTIAL, SHARE * (monotonic() - started))
+
+    def _show_progress(self, progress):
+        """Move the bar of a training; return the seconds left at its pace."""
+        now, done = monotonic(), progress.step - 1  # since the first step was over
+        if done == 0:
+            self._began = now
+        if now > self._ticked + TICK:
+            self.progress.value, self._ticked = progress.step / progress.steps, now
+        return (now - self._began) * (progress.steps - progress.step) / max(1, done)
+
+    def show_point(self, choice: Choice) -> None:
+        """Show a measured point on the chart and in the status line."""
+        results, longer = self._measurements.results_of(choice), self._measurements.longer(choice)
+        longer = longer and self._measurements.result(longer)
+        self.chart.show_point(results, longer)
+        self.progress.value = 1
+        subject, guess = self._measurements.subject(choice), self.chart.moving.guess
+        self.say(choice, words.describe_point(results[-1], subject, longer, guess))
+
+    def draw_chart(self, choice: Choice) -> None:
+        """Draw the still part of the chart anew: all known points not cleared."""
+        self.chart.draw(self._measurements.subject(choice), self._measurements.chart(choice))
+        self._describe_chart(choice)
+
+    def announce(self, choice: Choice) -> None:
+        """Show at once what is known of a choice, before the worker turns to it."""
+        if self.opened == choice.conditions:
+            self.begin(choice)
+            self.chart.show_point(self._measurements.results_of(choice))
+            self._describe_chart(choice)
+
+    def _describe_chart(self, choice):
+        subject, result = self._measurements.subject(choice), self._measurements.visible(choice)
+        self.chart.panel.say(words.describe_chart(subject, result))
+
+    def show_ledger(self, choice: Choice, sizes) -> None:
+        """Show the ledger of a point as a table, and the picture of its bytes."""
+        title = f"What {words.describe_trial(self._technique, choice)} costs"
+        dense_bytes = self._measurements.subject(choice).sizes.dense_bytes
+        self.ledger.value, self.weighed = size_table.make_table(sizes, title, dense_bytes), choice
+        self.gallery.show([size_table.make_picture(sizes)])
+
+    def empty(self) -> None:
+        """Take off the page the point, its ledger, its pictures and the note."""
+        self.ledger.value, self.note.value, self.weighed = "", "", None
+        self.progress.value = 0
+        self.gallery.empty()
+        self.chart.show_point()
+
+    def reset(self) -> None:
+        """Empty the page, with new limits of its pictures: for another model or other data."""
+        self.empty()
+        self.gallery.reset()
+        self.chart.reset()
+        self.opened = None
+
+    def blank(self) -> None:
+        """Show an empty page for a network that could not be loaded."""
+        self.reset()
+        self.chart.panel.blank()
+        self.chart.panel.say("Nothing is measured yet.")
+
+    def release(self) -> None:
+        """Let go of all pictures; nothing is drawn any more."""
+        self.opened = None
+        self.gallery.empty()
+        self.chart.panel.release()
+
+
+def _mark_error(text):
+    return f"<span class='compresslab-error'>{html.escape(text)}</span>"

@@ -1,0 +1,300 @@
+"""The payload of a file: plain bytes, and the output of one range coder that all tensors share.
+
+    symbol      a whole number that is coded with a probability of its own
+    plan        a way of writing something that was tried: the bits it takes, and a function that writes it
+    allowance   the time and memory that reading a file may still take
+
+Entropy coding is constriction's range coder (Bamler 2022, arXiv:2201.01741) with 24-bit probabilities. Every
+probability is a whole number over a power of two, so that each machine computes the same one.
+
+A single whole number is written in Elias' gamma code, each bit of probability 1/2: one more than the number, in
+binary, behind as many ones as it has digits after its first, and a zero. Where a number is only known to lie below a
+limit, its digits to base 2**16 are written, the least significant first, each as likely as any other.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import constriction
+import numpy as np
+
+from compresslab.storage.container import CorruptFileError, read_varint, write_varint
+
+TOTAL = 2**14  # frequencies of one alphabet sum to this
+CHUNK = 2**18  # symbols coded in one call, so that temporary arrays stay small
+LONGEST = 64  # binary digits that a number in gamma code may have after its first
+DIGIT = 2**16
+# What decoding may cost, in symbols of about 10 ns. A few bytes can claim to hold any number of almost certain symbols.
+FREE_TO_READ, PER_BYTE = 3 * 2**24, 48
+FREE_TO_WRITE, PER_BIT = 2**25, 5  # a writer stays below, for reading costs more than symbols
+CONTEXT_ENTRIES = 2**22  # entries of a file that are worth the time of coding them by contexts
+_coder = constriction.stream.queue
+_models = constriction.stream.model
+_EVEN = _models.Bernoulli(0.5, perfect=False)
+_BITS = _models.Categorical(perfect=False)  # the bytes of Bernoulli(perfect=False) in a third of the time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A form that was tried: about how many `bits` it takes, and `write(writer)`, which writes it."""
+
+    bits: float
+    write: Callable
+
+
+class Allowance:
+    """Time and memory that reading a file may still take; taking more raises CorruptFileError.
+
+    symbols  steps of decoding, about 10 ns each, or what takes as long
+    memory   bytes beside the tensors themselves
+    """
+
+    def __init__(self, length: int, max_bytes: int | None = None):
+        """length  of the file, in bytes;  max_bytes  as of `load`: who gives it trusts the file with more"""
+        self.symbols = FREE_TO_READ + PER_BYTE * length
+        self.memory = 56 * max(2**20, length)
+        if max_bytes is not None:
+            self.memory, self.symbols = max(self.memory, max_bytes), self.symbols + 8 * max_bytes
+
+    def spend(self, symbols: int) -> None:
+        """Take the time of so many symbols."""
+        if symbols > self.symbols:
+            raise CorruptFileError(
+                "more symbols are claimed than a file of this length holds; give max_bytes if you trust it"
+            )
+        self.symbols -= symbols
+
+    def take(self, size: int) -> None:
+        """Take so many bytes of memory."""
+        self.check(size)
+        self.memory -= size
+
+    def check(self, size: int) -> None:
+        """Refuse what would take so many bytes of memory for a while."""
+        if size > self.memory:
+            raise CorruptFileError(
+                f"{size} bytes are wanted beside the tensors, {max(0, self.memory)} are left; give max_bytes if you "
+                "trust the file"
+            )
+
+
+class Writer:
+    """Collects both parts: `raw` and `frequencies` go to the bytes, numbers, `symbols` and `bits` to the coder.
+
+    row_counts       weights kept in each row of the last matrix that was written, or None (see `positions`)
+    context_entries  entries that may still be coded by contexts
+    spent            kind of content -> bits
+    """
+
+    def __init__(self):
+        self.data, self.row_counts, self.context_entries = bytearray(), None, CONTEXT_ENTRIES
+        self.spent, self._kind, self._symbols = {}, None, 0
+        self._encoder = _coder.RangeEncoder()
+
+    @contextlib.contextmanager
+    def counting(self, kind: str) -> Iterator[None]:
+        """Count what is written meanwhile as of this kind; inside another kind, that one counts."""
+        if self._kind is not None:
+            yield
+            return
+        before, self._kind = self.count_bits(), kind
+        yield
+        self.spent[kind] = self.spent.get(kind, 0.0) + self.count_bits() - before
+        self._kind = None
+
+    def affords(self, symbols: int, bits: float) -> bool:
+        """Tell whether a reader's allowance has room for so many symbols, coded in about so many bits."""
+        return self._symbols + symbols <= FREE_TO_WRITE + PER_BIT * (self.count_bits() + bits)
+
+    def charge(self, symbols: int) -> None:
+        """Note that reading takes the time of so many symbols."""
+        self._symbols += symbols
+
+    def uint(self, number: int) -> None:
+        """Write a whole number, 0 or more, small ones in fewer bits."""
+        digits = [int(digit) for digit in f"{number + 1:b}"[1:]]
+        self._encoder.encode(np.array([1] * len(digits) + [0] + digits, dtype=np.int32), _EVEN)
+
+    def number(self, number: int, limit: int) -> None:
+        """Write a whole number from 0 to limit - 1, all of them as likely."""
+        while limit > 1:
+            if min(limit, DIGIT) > 1:
+                self._encoder.encode(np.array([number % DIGIT], np.int32), _models.Uniform(min(limit, DIGIT)))
+            number, limit = number // DIGIT, -(-limit // DIGIT)
+
+    def raw(self, content: bytes) -> None:
+        """Write bytes as they are."""
+        self.data += content
+
+    def frequencies(self, table: np.ndarray) -> None:
+        """Write a histogram: the first symbol that occurs, how many follow, their frequencies (sum TOTAL)."""
+        first = int(np.flatnonzero(table)[0])
+        for number in (first, len(table) - first - 1, *table[first:].tolist()):
+            self.data += write_varint(number)
+
+    def symbols(self, symbols: np.ndarray, table: np.ndarray) -> None:
+        """Write symbols of frequency 1 or more in `table`; an alphabet of a single symbol takes nothing."""
+        if np.count_nonzero(table) > 1:
+            self.charge(len(symbols))
+            model = _models.Categorical(table / TOTAL, perfect=False)
+            for start in range(0, len(symbols), CHUNK):
+                self._encoder.encode(symbols[start : start + CHUNK].astype(np.int32), model)
+
+    def even(self, symbols: np.ndarray, alphabet: int) -> None:
+        """Write symbols below `alphabet` (2 to 2**16), all of them as likely."""
+        self.charge(len(symbols))
+        for start in range(0, len(symbols), CHUNK):
+            self._encoder.encode(symbols[start : start + CHUNK].astype(np.int32), _models.Uniform(alphabet))
+
+    def bits(self, bits: np.ndarray, probabilities: np.ndarray) -> None:
+        """Write bits (bool or int32), each with its probability of being 1 (float64, strictly between 0 and 1)."""
+        self._encoder.encode(bits.astype(np.int32, copy=False), _BITS, _pairs(probabilities))
+
+    def coded(self) -> bytes:
+        """Return what the coder has made, as the fewest bytes that decode alike: zeros follow the last byte."""
+        blob = self._encoder.get_compressed().astype(">u4").tobytes()
+        count, (low, width) = self._encoder.pos()
+        head, tail = blob[: 4 * count], blob[4 * count :]
+        if len(tail) not in (4, 8) or int.from_bytes(tail.ljust(8, b"\0"), "big") < low:  # a carry went into the head
+            return blob
+        for size in range(9):
+            unit = 1 << 64 - 8 * size
+            shortest = -(-low // unit) * unit
+            if shortest < min(low + width, 2**64):
+                return head + shortest.to_bytes(8, "big")[:size]
+        return blob
+
+    def count_bits(self) -> float:
+        """Count the bits written so far, the coder's to a fraction."""
+        count, (_, width) = self._encoder.pos()
+        return 8.0 * len(self.data) + 32 * count + 64 - math.log2(width)
+
+
+class Reader:
+    """Hands out both parts of a payload in the order they were written; asking for more raises CorruptFileError.
+
+    data, coded  the bytes, and the output of the coder;  allowance  Allowance;  row_counts  as of Writer
+    """
+
+    def __init__(self, data: bytes, coded: bytes, allowance: Allowance):
+        self.allowance, self.row_counts = allowance, None
+        self._data, self._at, self._unused = data, 0, len(coded) > 0
+        words = np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4")
+        self._decoder = _coder.RangeDecoder(words.astype(np.uint32))
+
+    def uint(self, limit: int) -> int:
+        """Read a number from 0 to `limit` in gamma code."""
+        size = 0
+        while self._decode(_EVEN, 1)[0]:
+            size += 1
+            if size > LONGEST:
+                raise CorruptFileError(f"a number has more than {LONGEST} bits")
+        digits = self._decode(_EVEN, size) if size else ()
+        number = int("1" + "".join(map(str, digits)), 2) - 1
+        if number > limit:
+            raise CorruptFileError(f"a count is {number}, more than {limit}")
+        return number
+
+    def number(self, limit: int) -> int:
+        """Read a number from 0 to limit - 1."""
+        number, worth, left = 0, 1, limit
+        while left > 1:
+            number += worth * int(self._decode(_models.Uniform(min(left, DIGIT)), 1)[0])
+            worth, left = worth * DIGIT, -(-left // DIGIT)
+        if number >= max(1, limit):
+            raise CorruptFileError(f"a number is {number}, not below {limit}")
+        return number
+
+    def raw(self, count: int) -> bytes:
+        """Read so many bytes."""
+        start, end = self._at, self._at + count
+        if end > len(self._data):
+            raise CorruptFileError(f"tensor data ends early: {count} bytes wanted, {len(self._data) - start} left")
+        self._at = end
+        return self._data[start:end]
+
+    def frequencies(self, alphabet: int) -> np.ndarray:
+        """Read a histogram of symbols below `alphabet`."""
+        first = self._varint(alphabet - 1)
+        table = np.zeros(first + self._varint(alphabet - first - 1) + 1, dtype=np.int64)
+        table[first:] = [self._varint(TOTAL) for _ in range(first, len(table))]
+        if table.sum() != TOTAL:
+            raise CorruptFileError(f"frequencies sum to {table.sum()}, not {TOTAL}")
+        return table
+
+    def symbols(self, count: int, table: np.ndarray) -> Iterator[np.ndarray]:
+        """Read `count` symbols, in int arrays of at most CHUNK."""
+        if np.count_nonzero(table) == 1:
+            symbol = int(np.flatnonzero(table)[0])
+            yield from (np.full(size, symbol, dtype=np.int32) for size in _cut(count))
+        else:
+            yield from self._read_symbols(count, _models.Categorical(table / TOTAL, perfect=False))
+
+    def even(self, count: int, alphabet: int) -> Iterator[np.ndarray]:
+        """Read `count` symbols below `alphabet`, all of them as likely, in int arrays of at most CHUNK."""
+        return self._read_symbols(count, _models.Uniform(alphabet))
+
+    def bits(self, probabilities: np.ndarray) -> np.ndarray:
+        """Read bits (int32), one for each of `probabilities`; their time must have been taken off the allowance."""
+        return self._decode(_BITS, _pairs(probabilities))
+
+    def close(self) -> None:
+        """Check that the bytes were used to their end, and the coder's output at all."""
+        if self._at != len(self._data):
+            raise CorruptFileError(f"{len(self._data) - self._at} bytes are left over after the last tensor")
+        if self._unused:
+            raise CorruptFileError("entropy-coded words are left over after the last tensor")
+
+    def _read_symbols(self, count, model):
+        self.allowance.spend(count)
+        for size in _cut(count):
+            yield self._decode(model, size)
+
+    def _varint(self, limit):
+        number, self._at = read_varint(self._data, self._at)
+        if number > limit:
+            raise CorruptFileError(f"a frequency is {number}, more than {limit}")
+        return number
+
+    def _decode(self, model, argument):
+        self._unused = False
+        try:
+            return self._decoder.decode(model, argument)
+        except (AssertionError, ValueError) as error:
+            raise CorruptFileError(f"entropy-coded words are damaged: {error}") from error
+
+
+def count_frequencies(counts: np.ndarray) -> np.ndarray:
+    """Scale counts of symbols to whole frequencies that sum to TOTAL.
+
+    counts   whole numbers, at least one above 0; no more than TOTAL of them above 0
+    returns  int64 array as long as `counts` up to its last nonzero; 1 or more where a count is
+    """
+    counts = np.asarray(counts, dtype=np.int64)
+    counts = counts[: np.flatnonzero(counts)[-1] + 1]
+    used = counts > 0
+    table = np.where(used, 1 + counts * (TOTAL - np.count_nonzero(used)) // counts.sum(), 0)
+    table[np.argmax(counts)] += TOTAL - table.sum()
+    return table
+
+
+def estimate_bits(counts: np.ndarray, table: np.ndarray) -> float:
+    """Estimate the bits of symbols with these counts, their histogram included."""
+    counts, table = np.asarray(counts)[: len(table)], np.asarray(table)
+    used = table > 0
+    stored = 8 * (2 + len(table) - int(np.argmax(used)) + np.count_nonzero(table > 127))
+    return stored + float(counts[used] @ (np.log2(TOTAL) - np.log2(table[used])))
+
+
+def _cut(count):
+    return [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+
+
+def _pairs(probabilities):
+    """Probabilities of 0 and of 1, (bits, 2), from those of 1; exact, for they are whole numbers over 2**16."""
+    pairs = np.empty((len(probabilities), 2))
+    pairs[:, 1] = probabilities
+    np.subtract(1.0, probabilities, out=pairs[:, 0])
+    return pairs

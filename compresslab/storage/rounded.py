@@ -1,0 +1,328 @@
+"""Rounded weights: codes of an integer grid, assignments to a codebook, floats of 16 bits.
+
+    rounding  what compresslab.weights puts on a parameter: Grid, Codebook, or Half
+    code      the number of a value on a grid;  rank  a centroid's place by value
+    level     what is stored of a weight, a whole number, 0 for the value 0: the code less the zero point, or the rank
+              counted from zero
+
+Levels are a tensor like any other, so that zeros, positions and few values cost what they cost there. A number says
+which rounding a tensor has, and what else is not in its tensors follows: docs/format.md, sections 9 and 10.
+"""
+
+import math
+import warnings
+
+import numpy as np
+import torch
+from torch import nn
+
+from compresslab.storage import palettes, tensors
+from compresslab.storage.coder import CHUNK, Reader, Writer
+from compresslab.storage.container import CorruptFileError
+from compresslab.weights import codebooks, grids, layers
+
+RISING, ZERO_FIRST, ANY_ORDER = range(3)
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+NONE, GRID, BOOK, HALF = range(4)
+DTYPES = {GRID: FLOATS, BOOK: FLOATS, HALF: ("float64", "float32")}
+COST = 30_000  # symbols that take as long as a rounding
+FARTHEST = 2**24  # most that codes and a zero point may be away from 0: whole numbers that float32 tells apart
+
+
+def find_roundings(model: nn.Module, state: dict, masks: dict) -> dict:
+    """Find the rounded tensors of a model: name -> (Grid, codes), Codebook, or a dtype of 16 bits; shared ones once.
+
+    state  name -> Parameter or buffer of plain(model);  masks  name -> mask
+
+    A tensor that its rounding would not give back to the bit is not there, and a UserWarning says so.
+    """
+    seen, roundings = set(), {}
+    for name, tensor in state.items():
+        path, _, own = name.rpartition(".")
+        rounding = layers.get_rounding(model.get_submodule(path), own)
+        if rounding is not None and id(tensor) not in seen:
+            seen.add(id(tensor))
+            roundings[name] = _settle(rounding, tensor, masks.get(name))
+    if lost := [name for name, rounding in roundings.items() if rounding is None]:
+        listed = f"{', '.join(lost[:5])}{', …' if len(lost) > 5 else ''}"
+        warnings.warn(f"the rounding of {listed} cannot be saved exactly; the file has its values alone", stacklevel=4)
+    return {name: rounding for name, rounding in roundings.items() if rounding is not None}
+
+
+def write(writer: Writer, tensor: torch.Tensor, mask: torch.Tensor | None = None, rounding: object = None) -> None:
+    """Write one tensor of the payload; rounding  what `find_roundings` says of it, or None."""
+    how = GRID if isinstance(rounding, tuple) else BOOK if isinstance(rounding, codebooks.Codebook) else HALF
+    writer.uint(NONE if rounding is None else how)
+    if rounding is None:
+        tensors.write(writer, tensor, mask)
+    elif how == GRID:
+        _write_grid(writer, *rounding, mask)
+    elif how == BOOK:
+        _write_book(writer, rounding, mask)
+    else:
+        writer.number(grids.HALVES.index(rounding), 2)
+        tensors.write(writer, tensor.to(rounding), mask)
+
+
+def read(reader: Reader, entry: object, masked: bool) -> tuple:
+    """Read the rounding, the value, and the kept positions of one tensor; each None where it has none.
+
+    entry  header.Entry;  masked  whether it is to have a mask
+    """
+    how, count = reader.uint(HALF), math.prod(entry.shape)
+    if how == NONE:
+        return None, *tensors.read(reader, entry.dtype, entry.shape)
+    if entry.dtype not in DTYPES[how]:
+        raise CorruptFileError(f"tensor {entry.name!r} is rounded, which is {entry.dtype}")
+    reader.allowance.spend(COST + 4 * count)
+    if how == HALF:
+        reader.allowance.check(2 * count)
+        value, kept = tensors.read(reader, tensors.NAMES[grids.HALVES[reader.number(2)]], entry.shape)
+        return grids.Half(value.dtype), value.to(tensors.TYPES[entry.dtype].dtype), kept
+    rounding, value, kept = (_read_grid if how == GRID else _read_book)(reader, entry, masked)
+    return rounding, value, kept if masked else None
+
+
+# A weight on a grid.
+
+
+def _write_grid(writer, grid, codes, mask):
+    counts = writer.row_counts
+    with writer.counting("codebook"):
+        writer.number(grid.bits - 1, grids.MOST_BITS)
+        writer.uint(2 * grid.low if grid.low >= 0 else -2 * grid.low - 1)
+        writer.uint(grid.high - grid.low)
+        learned = grid.growth is not None
+        writer.number(learned + (learned and not grid.growth.requires_grad), 3)  # 2: takes no gradient
+        writer.number(int(grid.scale.dtype == torch.float64), 2)
+        writer.uint(grid.scale.dim())
+        for size in grid.scale.shape:
+            writer.number(int(size != 1), 2)
+        tensors.write(writer, grid.scale)
+        tensors.write(writer, grid.zero_point)
+    writer.row_counts = counts  # those of the layer before are what matters to the weight
+    levels = codes - grid.zero_point.floor().to(torch.int32)
+    most = max(map(abs, torch.aminmax(levels))) if levels.numel() else 0
+    with writer.counting("values"):
+        writer.uint(int(most >= 2**15))
+    tensors.write(writer, levels.to(torch.int16 if most < 2**15 else torch.int32), mask)
+
+
+def _read_grid(reader, entry, masked):
+    counts, dtype = reader.row_counts, tensors.TYPES[entry.dtype].dtype
+    bits, zigzagged = reader.number(grids.MOST_BITS) + 1, reader.uint(2 * FARTHEST)
+    low = zigzagged // 2 if zigzagged % 2 == 0 else -(zigzagged + 1) // 2
+    high, learned = low + reader.uint(2**bits - 1), reader.number(3)
+    wide = "float64" if reader.number(2) else "float32"
+    sizes = entry.shape[len(entry.shape) - reader.uint(len(entry.shape)) :]
+    shape = tuple(size if reader.number(2) else 1 for size in sizes)
+    row = math.prod(entry.shape[1:])
+    reader.allowance.take(4 * tensors.TYPES[wide].size * math.prod(shape))
+    reader.allowance.check(2 * math.prod(entry.shape) + 40 * max(row, CHUNK))
+    sides = [tensors.read(reader, wide, shape)[0] for _ in range(2)]
+    reader.row_counts = counts
+    grid = _make_grid(*sides, low, high, bits, learned)
+    levels, kept = tensors.read(reader, "int32" if reader.uint(1) else "int16", entry.shape)
+    _check_mask(kept, masked, entry)
+    weight = torch.empty(entry.shape, dtype=dtype)
+    sides = [side.expand(entry.shape) for side in (grid.scale, grid.zero_point)]
+    for rows in _slices(entry.shape):
+        part = _slice_grid(grid, *(side[rows] for side in sides))
+        codes = levels[rows].to(torch.int32) + part.zero_point.floor().to(torch.int32)
+        if masked:
+            codes.masked_fill_(~kept[rows], grid.low)
+        if ((codes < grid.low) | (codes > grid.high)).any():
+            raise CorruptFileError(f"a code lies outside its grid, {grid.low} to {grid.high}")
+        values = part.values(codes).to(dtype)
+        right = part.codes(values) == codes
+        if not (right | ~kept[rows] if masked else right).all():
+            raise CorruptFileError("weights do not lie on their grid")
+        weight[rows] = values.masked_fill_(~kept[rows], 0.0) if masked else values
+    return grid, weight, kept
+
+
+def _make_grid(scale, zero_point, low, high, bits, learned):
+    """Make the Grid with these tensors; learned  as it is written. Raises CorruptFileError for what no file has."""
+    near = -FARTHEST <= low <= high <= FARTHEST and (zero_point.abs() <= FARTHEST).all()
+    if not near or not scale.isfinite().all() or (scale < 0).any():
+        raise CorruptFileError(
+            "a grid has a scale that is negative or not finite, or a code or zero point out of reach"
+        )
+    grid = grids.Grid(scale, zero_point, low, high, bits, learned=learned > 0)
+    if learned:
+        grid.growth.requires_grad_(learned == 1)
+    return grid
+
+
+def _slices(shape):
+    """Cut the first dimension of a tensor so that the parts are about CHUNK entries each."""
+    if not shape:
+        return [...]
+    step = max(1, CHUNK * shape[0] // max(1, int(np.prod(shape, dtype=object))))
+    return [slice(start, start + step) for start in range(0, shape[0], step)]
+
+
+def _slice_grid(grid, scale, zero_point):
+    """Return a grid that computes as another does, with step sizes and zero points of a part of its weight."""
+    part = grids.Grid(torch.ones(1), torch.zeros(1), grid.low, grid.high, grid.bits)
+    part.scale, part.zero_point = scale, zero_point
+    part._whole, part._tiny, part._empty = grid._whole, grid._tiny, grid._empty
+    return part
+
+
+# A weight with a codebook.
+
+
+def _write_book(writer, codebook, mask):
+    centroids, counts = codebook.centroids.detach(), writer.row_counts
+    stored = tensors.TYPES[tensors.NAMES[centroids.dtype]]
+    words = tensors.get_words(centroids, stored)
+    with writer.counting("codebook"):
+        writer.number(int(codebook.zero), 2)
+        writer.number(int(not codebook.centroids.requires_grad), 2)
+        writer.uint(len(words) - 1)
+        _write_centroids(writer, words, centroids, codebook.zero)
+    writer.row_counts = counts
+    levels = _find_levels(words)[0].astype(_level_type(len(words)))
+    tensors.write(writer, torch.from_numpy(levels)[codebook.assignments.cpu().long()], mask)
+
+
+def _write_centroids(writer, words, centroids, zero):
+    first = int(zero and words[0] == 0 and len(words) > 1)
+    if np.array_equal(palettes.sort_words(np.unique(words[first:]), "float"), words[first:]) and not (
+        first and (words[1:] == 0).any()
+    ):
+        writer.uint(ZERO_FIRST if first else RISING)
+        palettes.write(writer, words[first:], "float")
+    else:
+        writer.uint(ANY_ORDER)
+        tensors.write(writer, centroids)
+
+
+def _read_book(reader, entry, masked):
+    counts, stored, size = reader.row_counts, tensors.TYPES[entry.dtype], math.prod(entry.shape)
+    reader.allowance.take(2 * size)
+    reader.allowance.check(2 * size)
+    zero_stays, frozen = reader.number(2) == 1, reader.number(2) == 1
+    count = reader.uint(codebooks.MOST_CENTROIDS - 1) + 1
+    how = reader.uint(ANY_ORDER)
+    if how == ANY_ORDER:
+        words = tensors.get_words(tensors.read(reader, entry.dtype, (count,))[0], stored)
+    else:
+        words = palettes.read(reader, count - (how == ZERO_FIRST), stored.size, "float")
+        words = np.concatenate([np.zeros(int(how == ZERO_FIRST), dtype=words.dtype), words])
+    reader.row_counts = counts
+    levels, kept = tensors.read(reader, _level_type(count), entry.shape)
+    _check_mask(kept, masked, entry)
+    by_level, first, zero = _find_levels(words)[1:]
+    chosen = torch.empty(entry.shape, dtype=torch.uint8 if count <= 256 else torch.int16)
+    centroids = tensors.make_tensor(words, stored, (count,))
+    weight = torch.empty(entry.shape, dtype=stored.dtype)
+    for rows in _slices(entry.shape):
+        part = levels[rows].to(torch.int64)
+        if masked:
+            part.masked_fill_(~kept[rows], zero)
+        part -= first
+        if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < len(by_level):
+            raise CorruptFileError(f"a weight has level {int(part.max()) + first}, of {count} centroids")
+        part = torch.from_numpy(by_level)[part]
+        if (part < 0).any():
+            raise CorruptFileError("a weight has the level of zero, which is no centroid")
+        chosen[rows], weight[rows] = part.to(chosen.dtype), centroids[part]
+        if masked:
+            weight[rows] = weight[rows].masked_fill(~kept[rows], 0.0)
+    codebook = codebooks.Codebook(centroids, chosen, zero_stays)
+    codebook.centroids.requires_grad_(not frozen)
+    return codebook, weight, kept
+
+
+def _find_levels(words):
+    """Return the level of each centroid; the centroid of each level, from the first one; and the level of zero.
+
+    Where no centroid is zero, level 0 has the centroid -1, and the level of the least centroid stands for zero.
+    """
+    order = np.argsort(_sort_keys(words), kind="stable")
+    negatives, zeros = palettes.count_negatives(words, "float"), np.flatnonzero(words == 0)
+    ranks = np.empty(len(words), dtype=np.int64)
+    ranks[order] = np.arange(len(words)) - negatives
+    by_level = order
+    if len(zeros) != 1:
+        ranks[ranks >= 0] += 1
+        by_level = np.concatenate([order[:negatives], [-1], order[negatives:]])
+    zero = int(ranks[zeros[0]]) if len(zeros) == 1 else int(ranks.min())
+    return ranks, by_level.astype(np.int64), -negatives, zero
+
+
+def _level_type(centroids):
+    """Name the type of the levels of so many centroids."""
+    return "int16" if centroids < 2**15 else "int32"
+
+
+def _sort_keys(words):
+    """Return whole numbers in the order of the floats whose bits these are (nan too)."""
+    top = np.uint64(8 * words.itemsize - 1)
+    wide = words.astype(np.uint64)
+    negative = wide >> top != 0
+    return np.where(negative, ~wide & ((np.uint64(2) << top) - np.uint64(1)), wide | np.uint64(1) << top)
+
+
+# Is a rounding what it says?
+
+
+def _settle(rounding, tensor, mask):
+    """Return what is stored of a rounded tensor, or None if that would not give it back."""
+    name = tensors.NAMES[tensor.dtype]
+    if not isinstance(tensor, nn.Parameter):
+        return None
+    if isinstance(rounding, grids.Grid) and name in DTYPES[GRID]:
+        return settle_grid(rounding, tensor, mask)
+    if isinstance(rounding, codebooks.Codebook):
+        return settle_book(rounding, tensor, mask)
+    if isinstance(rounding, grids.Half) and name in DTYPES[HALF]:
+        return rounding.dtype if torch.equal(tensor.to(rounding.dtype).to(tensor.dtype), tensor) else None
+    return None
+
+
+def settle_grid(grid: grids.Grid, weight: torch.Tensor, mask: torch.Tensor | None = None) -> tuple | None:
+    """Return a grid on the CPU whose step sizes are plain scales, and the codes (int32) of a weight that lies on it.
+
+    weight   effective tensor;  mask  bool tensor of its shape, or None: what it does not keep needs no code
+    returns  (Grid, codes), or None if the grid, put on what the codes stand for, would not give exactly this weight
+    """
+    weight, learned = weight.detach().cpu(), grid.growth is not None
+    scale, zero_point = (side.detach().cpu() for side in (grid.step_size, grid.zero_point))
+    sizes = zip(reversed(scale.shape), reversed(weight.shape), strict=False)
+    if scale.dim() > weight.dim() or any(size not in (1, whole) for size, whole in sizes):
+        return None
+    try:
+        learned += learned and not grid.growth.requires_grad
+        plain = _make_grid(scale, zero_point, grid.low, grid.high, grid.bits, learned)
+    except ValueError:  # beyond the format's limits
+        return None
+    codes = plain.codes(weight)
+    same = plain.values(codes).to(weight.dtype) == weight
+    return (plain, codes) if (same if mask is None else same | ~mask.cpu()).all() else None
+
+
+def settle_book(codebook: codebooks.Codebook, weight: torch.Tensor, mask: torch.Tensor | None = None):
+    """Return a codebook with its assignments on the CPU; None where they do not stand for exactly this weight."""
+    centroids, chosen = codebook.centroids.detach().cpu(), codebook.assignments.detach().cpu()
+    weight = weight.detach().cpu()
+    if centroids.dtype != weight.dtype or chosen.shape != weight.shape:
+        return None
+    same = _bits(centroids[chosen.long()]) == _bits(weight)
+    if not (same if mask is None else same | ~mask.cpu()).all():
+        return None
+    settled = codebooks.Codebook(centroids, chosen, codebook.zero)
+    settled.centroids.requires_grad_(codebook.centroids.requires_grad)
+    return settled
+
+
+def _check_mask(kept, masked, entry):
+    if masked and kept is None:
+        raise CorruptFileError(f"tensor {entry.name!r} is to have a mask, but is stored without one")
+
+
+def _bits(tensor):
+    """Return the bits of floats, as integers of their shape."""
+    return tensor.contiguous().view(getattr(torch, f"int{8 * tensor.itemsize}"))

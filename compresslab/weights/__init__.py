@@ -1,0 +1,1 @@
+"""What compression puts on a layer: masks, integer grids and codebooks; and finding the layers."""

@@ -1,0 +1,125 @@
+"""Codebooks: every weight is one of few values, and the values are what trains.
+
+A parametrization like `grids.Grid`, but its values lie anywhere: weight = centroids[assignments]. The assignments are
+settled; training moves the centroids, each by the sum of the gradients of its weights.
+
+Han et al. 2016, arXiv:1510.00149, section 3.
+"""
+
+import torch
+from torch import nn
+
+from compresslab.weights.masks import Rounding
+
+MOST_CENTROIDS = 2**15
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Codebook(Rounding):
+    """Parametrization that makes a weight of a codebook and the assignments to it.
+
+    centroids    (k,) finite floats, k from 1 to 2**15: a parameter, trained; the weight has its dtype
+    assignments  integers of the weight's shape, 0 to k - 1; a buffer, uint8 up to 256 centroids, else int16
+    zero         True where centroid 0 is exactly 0 and stays it: training leaves it alone
+    raises       ValueError for tensors of another kind, and assignments without a centroid
+
+    The parameter behind the weight plays no part and gets no gradient. A tensor that is assigned to the weight takes,
+    number by number, the nearest centroids.
+    """
+
+    def __init__(self, centroids: torch.Tensor, assignments: torch.Tensor, zero: bool = False):
+        super().__init__()
+        _check(centroids, assignments, zero)
+        self.zero = bool(zero)
+        self.centroids = nn.Parameter(centroids)
+        self.register_buffer("assignments", assignments.to(torch.uint8 if len(centroids) <= 256 else torch.int16))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight that the codebook makes, whatever the original is."""
+        index = self.assignments.flatten()
+        if torch.is_grad_enabled() and self.centroids.requires_grad and not torch.compiler.is_compiling():
+            values = _Lookup.apply(self.centroids, index, self.zero)
+        else:
+            values = _look_up(self.centroids, index)
+        return values.reshape(self.assignments.shape)
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """Assign the nearest centroids to a weight. At registration, the module's own Parameter changes nothing."""
+        if not isinstance(weight, nn.Parameter):
+            self.assignments = nearest(weight, self.centroids).to(self.assignments.dtype)
+        return weight
+
+    def extra_repr(self) -> str:
+        """Describe the codebook beside its tensors."""
+        return f"centroids={len(self.centroids)}, assignments={tuple(self.assignments.shape)}, zero={self.zero}"
+
+
+def nearest(numbers: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Return the index of the nearest centroid to each number, the lesser at equal distance.
+
+    numbers    float tensor of any shape
+    centroids  (k,) float tensor, in any order
+    returns    int64 tensor of the shape of `numbers`
+
+    The middle between two centroids is rounded to the numbers' precision, but never up to the upper centroid: a number
+    that is a centroid takes it, even beside the next float.
+    """
+    values, order = centroids.detach().cpu().double().sort(stable=True)
+    lower, upper = values[:-1], values[1:]
+    wide = numbers.detach().to(torch.promote_types(numbers.dtype, torch.float32)).contiguous()
+    middles = (lower / 2 + upper / 2).to(wide.dtype)  # lower + upper may be infinite
+    edges = torch.where(middles < upper, middles, lower.to(wide.dtype)).to(wide.device)
+    return order.to(wide.device)[torch.bucketize(wide, edges, out_int32=True)]
+
+
+class _Lookup(torch.autograd.Function):
+    """Look up centroids[index], with a gradient that takes a third of the time of torch's own on the CPU."""
+
+    @staticmethod
+    def forward(ctx, centroids, index, zero):
+        ctx.save_for_backward(index)
+        ctx.count, ctx.dtype, ctx.zero = len(centroids), centroids.dtype, zero
+        return _look_up(centroids, index)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (index,) = ctx.saved_tensors
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        sums = (_sorted_sums if wide.is_cuda else _sums)(wide.flatten(), index, ctx.count)
+        if ctx.zero:
+            sums[0] = 0.0
+        return sums.to(ctx.dtype), None, None
+
+
+def _sums(numbers, index, count):
+    """Sum the numbers of each index, (count,)."""
+    return torch.bincount(index, numbers, minlength=count)
+
+
+def _sorted_sums(numbers, index, count):
+    """Sum the numbers of each index in a fixed order, also on a GPU."""
+    order = index.argsort(stable=True)
+    return torch.segment_reduce(numbers[order], "sum", lengths=torch.bincount(index, minlength=count))
+
+
+def _look_up(centroids, index):
+    return centroids.index_select(0, index.int())  # an index of 32 bits takes a quarter of the time of 64
+
+
+def _check(centroids, assignments, zero):
+    if not isinstance(centroids, torch.Tensor) or centroids.dim() != 1 or centroids.dtype not in FLOATS:
+        raise ValueError(f"centroids is {_describe(centroids)}; give a tensor of floats, of shape (k,)")
+    if not 1 <= len(centroids) <= MOST_CENTROIDS or not centroids.isfinite().all():
+        raise ValueError(f"centroids has {len(centroids)} values, or some not finite; give 1 to {MOST_CENTROIDS}")
+    is_integer = isinstance(assignments, torch.Tensor) and not assignments.is_floating_point()
+    if not is_integer or assignments.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise ValueError(f"assignments is {_describe(assignments)}; give a tensor of integers, of the weight's shape")
+    if assignments.numel() and not 0 <= int(assignments.min()) <= int(assignments.max()) < len(centroids):
+        actual = f"{int(assignments.min())} to {int(assignments.max())}"
+        raise ValueError(f"assignments has {actual}; give 0 to {len(centroids) - 1}, one for each of the centroids")
+    if zero and centroids[0] != 0:
+        raise ValueError(f"zero is {zero!r}, but centroid 0 is {float(centroids[0]):g}; give 0 there")
+
+
+def _describe(value):
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
