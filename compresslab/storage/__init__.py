@@ -10,7 +10,8 @@ Written specification: docs/format.md; by module, from the outside in:
     tracing, graph   a class of the user's own as a graph of allowed calls (which: calls)
     rounded          a weight that is rounded: grid, codebook, 16 bits
     tensors          a tensor, dense or sparse;  unrolled  a convolution written as a matrix
-    positions        which entries are kept;  words  their bits in the cheapest form;  palettes  few values
+    folding          leaves out what no prediction depends on
+    positions        which entries are kept;  binary_words  their bits in the cheapest form;  palettes  few values
     contexts         few values and positions by what lies around them (layouts, mixing)
     coder            numbers, histograms, the range coder, and what reading may cost
     filling, rounded_inputs  put the tensors, masks and roundings into a model

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from torch import nn
 
 from compresslab import bars, checks
-from compresslab.storage import architecture, container, filling, graph, header, rounded, rounded_inputs, tracing
+from compresslab.storage import (
+    architecture,
+    container,
+    filling,
+    folding,
+    graph,
+    header,
+    rounded,
+    rounded_inputs,
+    tracing,
+)
 from compresslab.storage.arguments import NotPlainError
 from compresslab.storage.coder import Allowance, Writer
 from compresslab.storage.container import CorruptFileError
@@ -39,12 +49,14 @@ class Share:
     bytes: float
 
 
-def save(model: nn.Module, path: str | os.PathLike) -> int:
+def save(model: nn.Module, path: str | os.PathLike, fold: bool = True) -> int:
     """Write a model to a .clab file, whole or not at all.
 
     model    any nn.Module. One built of layers of torch.nn, or whose forward torch.fx can trace into them, comes back
              without its class; of any other, the file holds the tensors, for load(path, into=module)
     path     str or Path, in a folder that exists
+    fold     leave out the weights of units that no prediction depends on (see `folding`): they come back as zeros, and
+             the outputs are the same to the bit. False keeps every weight
     returns  bytes written
     warns    UserWarning that the file holds tensors only, and why; of tensors that a parametrization makes (spectral
              norm, weight norm): the file has their values as they are now, without it
@@ -52,7 +64,7 @@ def save(model: nn.Module, path: str | os.PathLike) -> int:
              OSError naming `path` if it cannot be written; what was there before stays as it was
     """
     container.check_path(path)
-    blob, _, missing = _encode(model)
+    blob, _, missing = _encode(model, fold)
     if missing is not None:
         warnings.warn(
             f"the file holds tensors only, to be loaded with load(path, into=module): {missing}", stacklevel=2
@@ -81,22 +93,22 @@ def load(path: str | os.PathLike, into: nn.Module | None = None, max_bytes: int 
     return loads(container.read_file(path), into, max_bytes)
 
 
-def dumps(model: nn.Module) -> bytes:
+def dumps(model: nn.Module, fold: bool = True) -> bytes:
     """Return the bytes that `save` writes; the same model gives the same bytes."""
-    return _encode(model)[0]
+    return _encode(model, fold)[0]
 
 
-def file_bytes(model: nn.Module) -> int:
+def file_bytes(model: nn.Module, fold: bool = True) -> int:
     """Return the length in bytes of the .clab file of a model."""
-    return len(dumps(model))
+    return len(dumps(model, fold))
 
 
-def breakdown(model: nn.Module) -> list[Share]:
+def breakdown(model: nn.Module, fold: bool = True) -> list[Share]:
     """Tell what the .clab file of a model spends its bytes on.
 
     returns  list of Share, those of a tensor one after another, the header last; they add up to the file's length
     """
-    blob, spent, _ = _encode(model)
+    blob, spent, _ = _encode(model, fold)
     kinds = [(name, kind, bits.get(kind, 0.0)) for name, bits in spent.items() for kind in KINDS[:-1]]
     shares = [Share(name, kind, round(bits * _PARTS / 8) / _PARTS) for name, kind, bits in kinds if bits]
     return [*shares, Share("", "header", len(blob) - sum(share.bytes for share in shares))]
@@ -120,12 +132,14 @@ def loads(blob: bytes, into: nn.Module | None = None, max_bytes: int | None = No
     return _guard(filling.put_in, model, content)
 
 
-def _encode(model):
+def _encode(model, fold):
     """Return the bytes of a file, bits spent by name and kind, and why it holds tensors only (None if it does not)."""
     header.check_model(model)
     flat = layers.plain(model)
     rounded_inputs.settle(flat)
     masks = header.get_masks(model, flat)
+    if fold:
+        masks = folding.fold(model, flat, masks)
     roundings = rounded.find_roundings(model, header.get_state(flat), masks)
     try:
         node, extra = tracing.describe(flat)

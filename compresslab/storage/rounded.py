@@ -310,6 +310,10 @@ def settle_book(codebook: codebooks.Codebook, weight: torch.Tensor, mask: torch.
     weight = weight.detach().cpu()
     if centroids.dtype != weight.dtype or chosen.shape != weight.shape:
         return None
+    zeros = (centroids == 0).nonzero()
+    if len(zeros) == 1:  # what was folded away is assigned to the centroid that is 0
+        folded = (weight == 0) & (centroids[chosen.long()] != 0)
+        chosen = chosen.masked_fill(folded, zeros.item())
     same = _bits(centroids[chosen.long()]) == _bits(weight)
     if not (same if mask is None else same | ~mask.cpu()).all():
         return None

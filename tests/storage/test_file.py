@@ -169,7 +169,7 @@ def test_the_same_model_gives_the_same_bytes_on_every_machine():
     """A new digest is right after a change of the writer; zlib, which packs the header, has several versions."""
     parts = container.unpack(cl.storage.dumps(golden_of_contexts()[0]))
     digest = hashlib.sha256(parts.data + parts.coded).hexdigest()
-    assert digest.startswith("26d714274a6636a8")
+    assert digest.startswith("43e8dabaef609c90")
 
 
 def test_the_breakdown_adds_up_to_the_file():
@@ -219,7 +219,7 @@ def test_no_number_and_no_network_stands_in_the_dictionary():
 
 def test_masks_come_back_and_hold_while_the_model_trains_on():
     model = pruned(20, 15, 4)
-    same = cl.storage.loads(cl.storage.dumps(model))
+    same = cl.storage.loads(cl.storage.dumps(model, fold=False))
     masks = [layers.get_mask(layer) for layer in same]
     assert all(torch.equal(mask, layers.get_mask(layer)) for mask, layer in zip(masks, model, strict=True))
     optimizer = torch.optim.Adam(same.parameters(), lr=0.1, weight_decay=0.1)
