@@ -78,7 +78,7 @@ class Precision:
 
 
 def choose_precision(model: nn.Module, device: torch.device | str | None = None) -> Precision:
-    """Return the `Precision` for training a model: what the processor is made for, never what a timing says.
+    """Choose the `Precision` for training a model by what the processor is made for.
 
     model    any nn.Module
     device   where it is trained; by default where its weights are
@@ -128,7 +128,7 @@ class Progress:
 
 
 def cross_entropy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross entropy of the logits (batch, classes), in nats: the default loss of `fit`."""
+    """Return the mean cross entropy of the logits, in nats: the default loss of `fit`."""
     return functional.cross_entropy(model(images), labels)
 
 
@@ -146,7 +146,7 @@ def fit(
     device: torch.device | str | None = None,
     bar: bool = True,
 ) -> Iterator[Progress]:
-    """Train `model` in place with Adam, yielding a `Progress` after every step; stop iterating to cancel.
+    """Train `model` in place, yielding a `Progress` after every step; stop iterating to cancel.
 
     model       any nn.Module; compression that it carries (masks) is kept
     data        a Split or a pair (images, labels); with a loss of your own, the labels may be targets of any kind
@@ -192,13 +192,13 @@ def fit(
 
 
 def batch_size_for(count: int, batch_size: int | None = None) -> int:
-    """Choose the images in a training step, of `count` in all; by default 256, fewer where those make few steps."""
+    """Choose the images of a step, of `count` in all: 256, or fewer of few images."""
     chosen = min(256, max(16, count // 64)) if batch_size is None else batch_size
     return min(checks.integer("batch_size", chosen, 1), count)
 
 
 def finetune(model: nn.Module, data: Split | tuple, **settings) -> nn.Module:
-    """Train a copy of `model` to the end and return it; the same arguments and errors as `fit`."""
+    """Train a copy of `model` to the end and return it; arguments and errors as `fit`."""
     model = duplicate(model)
     for _ in fit(model, data, **settings):
         pass
@@ -242,12 +242,12 @@ def _train(model, split, steps, per_epoch, batch_size, seed, lr, loss, precision
 
 
 def _batches(count, batch_size, order, device):
-    """Draw the batches of an epoch: a tuple of positions (batch_size,) each, the last may be shorter."""
+    """Draw the batches of an epoch: positions, (batch_size,) each; the last may be shorter."""
     return torch.randperm(count, generator=order).to(device).split(batch_size)
 
 
 def _share_of_peak(step, steps):
-    """Return the learning rate of a step (from 0) as a fraction of its peak: up over WARM_UP, then down to 0."""
+    """Return the learning rate of a step (from 0) as a fraction of its peak."""
     rising = int(WARM_UP * steps)
     return (step + 1) / (rising + 1) if step < rising else (steps - step) / max(1, steps - rising)
 
@@ -305,7 +305,7 @@ def _find_lr(trained, loss_of, batches, chance, trial_steps):
 
 
 def _mean_gradients(trained, weights, loss_of, batches):
-    """Return the gradients of several batches together, a tensor a weight; None for a weight that has none."""
+    """Return the gradients of several batches together; None for a weight that has none."""
     trained.zero_grad()
     for batch in batches:
         _compute_gradients(loss_of(batch), trained[0])
@@ -313,7 +313,7 @@ def _mean_gradients(trained, weights, loss_of, batches):
 
 
 def _find_minimum(value_at, start, lowest, highest):
-    """Walk from `start`, by 1, to where `value_at` is least, and return the vertex of the parabola there."""
+    """Walk from `start`, by 1, to the minimum; return the vertex of the parabola there."""
     place, step = start, 1 if value_at(start + 1) <= value_at(start) else -1
     while lowest <= place + step <= highest and value_at(place + step) < value_at(place):
         place += step
@@ -326,7 +326,7 @@ def _find_minimum(value_at, start, lowest, highest):
 
 @contextlib.contextmanager
 def _trainable(model, device, precision):
-    """Yield the model in training mode, on a device, in a layout; at the end it is where and how it was."""
+    """Yield the model ready to be trained; at the end it is where and how it was."""
     origin = next(model.parameters()).device
     with modes_kept(model):
         try:
@@ -337,14 +337,14 @@ def _trainable(model, device, precision):
 
 
 def _make_adam(model, lr):
-    """Return Adam over the parameters that require a gradient, in torch's fused form where that exists for them."""
+    """Return Adam over the parameters that require a gradient, fused where torch can."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     fused = all(weight.dtype == torch.float32 and weight.device.type in ("cpu", "cuda") for weight in weights)
     return torch.optim.Adam(weights, lr=lr, betas=BETAS, fused=fused)
 
 
 def lay_out(images: torch.Tensor, precision: Precision) -> torch.Tensor:
-    """Return images in the memory format of a precision; only 4-d batches (batch, channels, height, width) have one."""
+    """Return images in the memory format of a precision; only 4-d batches have one."""
     if images.dim() != 4:
         return images
     images = images.contiguous(memory_format=precision.layout)
@@ -401,7 +401,7 @@ def check_takes(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
 
 
 def _compute_loss(loss, model, images, targets):
-    """Return the loss of a batch; raises ValueError that says in words what the user's model or loss raised."""
+    """Return the loss of a batch; say in words what the user's model or loss raised."""
     try:
         value = loss(model, images, targets)
     except Exception as error:
@@ -413,7 +413,7 @@ def _compute_loss(loss, model, images, targets):
 
 
 def _compute_gradients(loss, model):
-    """Compute the gradients of a loss; raises ValueError that names what a model keeps from an earlier step."""
+    """Compute the gradients of a loss; name what a model keeps from an earlier step."""
     try:
         loss.backward()
     except RuntimeError as error:
@@ -451,7 +451,7 @@ class _PrivateChance:
 
 
 def _draws(module):
-    """Tell whether a module may draw random numbers in training: dropout, and every class that torch did not write."""
+    """Tell whether a module may draw at random: dropout, and classes torch did not write."""
     dropout = getattr(module, "dropout", 0)
     chance = isinstance(module, (*DROPOUTS, nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d))
     return chance or not _is_known(module) or (isinstance(dropout, float) and dropout > 0)
@@ -463,7 +463,7 @@ def _is_known(module):
 
 
 def evaluate(model: nn.Module, data: Split | tuple | torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
-    """Compute the logits of a model over images, in evaluation mode, without gradients, in fp32 arithmetic.
+    """Compute the logits of a model in evaluation mode, without gradients, in fp32.
 
     data        a Split, a pair (images, labels), or the images alone, (N, …)
     batch_size  images at a time; by default 1000, and 100, laid out channels last, for 2-d convolutions on the CPU,
@@ -506,7 +506,7 @@ def _spread(function, items, threads):
 
 
 def may_share(model: nn.Module) -> bool:
-    """Tell whether threads may measure a model side by side, on a second core that is idle.
+    """Tell whether two threads may measure a model side by side.
 
     Each batch is computed on one torch thread either way, so that the logits are the same to the bit. A module that
     torch did not write, or a hook, may note what it has seen, in order.
@@ -520,7 +520,7 @@ def may_share(model: nn.Module) -> bool:
 
 
 def _convolves_images(model):
-    """Tell whether a model has 2-d convolutions, and no 3-d ones, for which channels last is another layout."""
+    """Tell whether a model has 2-d convolutions, and no 3-d ones, whose layout differs."""
     kinds = {type(module) for module in model.modules()}
     return any(issubclass(kind, nn.Conv2d) for kind in kinds) and not any(issubclass(kind, nn.Conv3d) for kind in kinds)
 
@@ -535,9 +535,9 @@ def _compute_logits(model, images, mode=""):
 
 
 def accuracy_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Compute the fraction of rows of `logits` (N, classes) whose largest entry is at the label, without nan.
+    """Compute the fraction of logits (N, classes) that are largest at the label.
 
-    labels  (N,) int64
+    labels  (N,) int64; a row with nan counts as wrong
     """
     right = (logits.argmax(1) == labels.cpu()) & ~logits.isnan().any(1)
     return right.double().mean().item()
@@ -545,7 +545,7 @@ def accuracy_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run torch on `count` threads of this process; the number before comes back at the end."""
+    """Run torch on `count` threads; the number before comes back at the end."""
     before = torch.get_num_threads()
     if count != before:
         torch.set_num_threads(checks.integer("threads", count, 1))

@@ -256,7 +256,7 @@ class _Plan:
             yield replace(control, name=slider, default=weakest, high=high, alternative="", help=words)
 
     def calls(self, setting: Mapping) -> list[dict]:
-        """List the settings of the technique, a call for each layer, from the values of the controls."""
+        """List the settings of the technique, one call for each layer."""
         controls = {control.name: control.default for control in self.controls()}
         shares = {layer: setting.get(slider, controls[slider]) for slider, layer in self.sliders.items()}
         for slider, layer in self.sliders.items():

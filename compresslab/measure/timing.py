@@ -205,7 +205,7 @@ class _Rounds:
         return math.log(first / second)
 
     def _turn(self, pair):
-        """Time a turn A B B A or B A A B, by lot: (2 models, 2)."""
+        """Time both models twice, A B B A or B A A B by lot: (2 models, 2)."""
         head = int(self.lot.integers(2))
         times = ([], [])
         for who in (head, 1 - head, 1 - head, head):
