@@ -77,7 +77,7 @@ def pack(technique: Technique, model: nn.Module, data: datasets.Data, names: Map
 def _pack_model(model):
     """Return a model as bytes, and their kind: "clab" or "pickle"."""
     try:
-        content = storage.dumps(model)
+        content = storage.dumps(model, fold=False)
         if fingerprints.of_model(storage.loads(content, max_bytes=UNLIMITED)) == fingerprints.of_model(model):
             return content, "clab"
     except (ValueError, TypeError, RuntimeError):

@@ -95,7 +95,7 @@ class Work:
                 with contextlib.closing(train.fit(model, split, loss=loss, bar=False, **options)) as training:
                     for progress in training:
                         yield Event("training", model, progress=progress, note=str(step))
-        content = storage.dumps(model)
+        content = storage.dumps(model, fold=False)  # what is trained next is what there was, dead units too
         if self.journal is not None:
             self.journal.keep_model(key, content)
             if _has_own_classes(skeleton):
