@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compresslab.weights.layers import BATCH_NORMS
 
+SMALL = 32  # channels, from where on chance hides no mistake
 _FILLED = frozenset(  # operations whose results are random numbers and nothing else
     "rand rand_like randn randn_like normal normal_ normal_functional uniform uniform_ exponential_ log_normal_".split()
 )
@@ -104,9 +105,13 @@ def _share_out(groups, most):
 
     The rank of a group is written in digits. Each digit gives a pair: as much as it says, and as much as it lacks.
     """
+    pairs = []
+    if most < SMALL:  # what is left may be dead for all images: try with nearly all channels, and more than once
+        few = [[min(most, 1 + (rank + shift) % 3) for rank in range(groups)] for shift in range(2)]
+        pairs = 2 * [(few[0], few[1])]
     if groups == 1:
-        return [([most], [-(-most // 2)])]
-    base, unit, pairs = max(2, min(groups, most + 1)), 1, []
+        return [([most], [-(-most // 2)]), *pairs]
+    base, unit = max(2, min(groups, most + 1)), 1
     while unit < groups:
         counts = [rank // unit % base * most // (base - 1) for rank in range(groups)]
         pairs.append((counts, [most - count for count in counts]))
