@@ -47,24 +47,16 @@ class View:
             name: widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=button)
             for name, (icon, tooltip) in page.BUTTONS.items()
         }
-        lock = self.buttons.pop("lock in")
         # From here on the page: sliders in rows of their own, small controls together.
         sliders = [control for control in controls if isinstance(control, widgets.IntSlider | widgets.FloatSlider)]
         small = [control for control in controls if control not in sliders]
         fair = [page.make_label("compare with"), *self.fair.values()] if self.fair else []
-        guess = [page.make_label("your guess", "auto" if fair else page.LABEL), *self.guess.values(), lock]
+        guess = [page.make_label("your guess", "auto" if fair else page.LABEL), *self.guess.values()]
+        *buttons, lock = self.buttons.values()
         style = widgets.HTML(page.STYLE, layout=widgets.Layout(display="none"))
         rows = [style, page.make_row(choosers), *sliders, *([page.make_row(small)] if small else [])]
-        rows += [
-            page.make_row([*fair, *guess]),
-            self.unkept,
-            self.status,
-            self.progress,
-            self.gallery.widget,
-            self.ledger,
-        ]
-        self.children = [*rows, page.make_row(self.buttons.values()), self.note, self.code]
-        self.buttons["lock in"] = lock
+        rows += [page.make_row([*fair, *guess, lock]), self.unkept, self.status, self.progress, self.gallery.widget]
+        self.children = [*rows, self.ledger, page.make_row(buttons), self.note, self.code]
 
     def begin(self, choice: Choice) -> None:
         """Say that a choice is being measured."""
@@ -134,6 +126,15 @@ class View:
         if now > self._ticked + TICK:
             self.progress.value, self._ticked = progress.step / progress.steps, now
         return (now - self._began) * (progress.steps - progress.step) / max(1, done)
+
+    def lock_guess(self) -> None:
+        """Draw the guess and lock its fields, or withdraw it."""
+        locking = self.chart.moving.guess is None
+        size = 1024 * self.guess["size"].value or None
+        self.chart.move(guess=(self.guess["accuracy"].value / 100, size) if locking else None)
+        for field in self.guess.values():
+            field.disabled = locking
+        self.buttons["lock in"].description = "withdraw" if locking else "lock in"
 
     def show_point(self, choice: Choice) -> None:
         """Show a measured point on the chart and in the status line."""
