@@ -1,6 +1,6 @@
 """Pictures of what happened inside a model: one function for each kind that a technique may ask for.
 
-Each takes a contract `Picture`, `ax` and the limits of its values and returns `ax`; `draw` chooses by the kind.
+Each takes a `Picture`, `ax` and the limits of its values and returns `ax`; `draw` chooses by the kind.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ FRACTIONS = (0.0, 1.02)  # limits of bars that are fractions, shown in percent
 def draw(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     """Draw a Picture of any kind; raises ValueError for a kind that is not known.
 
-    limits  (low, high) of the value axis (bars, spectra) or of the colours (images, matrix); None takes the picture's
+    limits  (low, high) of the value axis (histogram, bars) or of the colours (images, matrix); None takes the picture's
     """
     if picture.kind not in KINDS:
         raise ValueError(f"picture {picture.name!r} has kind {picture.kind!r}; choose one of {', '.join(KINDS)}")
@@ -84,7 +84,7 @@ def spectrum(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     positive = values[values > 0]
     if len(positive):
         ax.set_yscale("log")
-        ax.set_ylim(*(limits or (max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)))
+        ax.set_ylim(max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)
     ax.set_xlabel(picture.axis or "number", fontsize=TEXT)
     limit_ticks(ax.xaxis)
     return ax

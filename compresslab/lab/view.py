@@ -101,14 +101,15 @@ class View:
 
     def show_inside(self, choice: Choice, event: Event) -> None:
         """Show a compressed model: warnings, pictures, and room for the picture of its bytes."""
-        if event.stage == "compressed":
-            self._warnings = self._measurements.warnings
-            self.say(*self._said)
-            data = self._measurements.subject(choice).data
-            with train.threads(1):
-                pictures = techniques.pictures(self._technique, event.start, event.model, choice.setting, data)
-            self.gallery.arrange([*(picture.name for picture in pictures), size_table.BYTES])
-            self.gallery.show(pictures)
+        if event.stage != "compressed":
+            return
+        self._warnings = self._measurements.warnings
+        self.say(*self._said)
+        data = self._measurements.subject(choice).data
+        with train.threads(1):
+            pictures = techniques.pictures(self._technique, event.start, event.model, choice.setting, data)
+        self.gallery.arrange([*(picture.name for picture in pictures), size_table.BYTES])
+        self.gallery.show(pictures)
 
     def _show_accuracy(self, choice, model):
         """Draw an accuracy during the training, on a part of the validation images."""
