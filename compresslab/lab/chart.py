@@ -9,7 +9,6 @@ import pandas as pd
 from compresslab.lab import plots
 from compresslab.lab.canvas import Panel
 
-COLUMNS = ["accuracy", "file_bytes", "stage", "on_curve"]
 PLACE = (0.135, 0.15, 0.845, 0.64)  # of the axes: the title and two lines of legend fit above them
 LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "frameon": False, "fontsize": plots.TEXT}
 LEGEND |= {"columnspacing": 1.2, "handletextpad": 0.5, "borderaxespad": 0.2, "labelspacing": 0.3}
@@ -17,17 +16,13 @@ LEGEND |= {"columnspacing": 1.2, "handletextpad": 0.5, "borderaxespad": 0.2, "la
 
 @dataclass(frozen=True)
 class Moving:
-    """The point under the slider: (file_bytes, accuracy) pairs, and the accuracies between them during training.
+    """The point under the slider, and what is drawn with it."""
 
-    longer  (file_bytes, accuracy, steps) of the point trained for longer
-    guess   (accuracy, file_bytes or None), locked in by a person
-    """
-
-    one_shot: tuple | None = None
-    retrained: tuple | None = None
-    trail: tuple = ()
-    longer: tuple | None = None
-    guess: tuple | None = None
+    one_shot: tuple | None = None  # file_bytes, accuracy
+    retrained: tuple | None = None  # file_bytes, accuracy
+    trail: tuple = ()  # accuracies during the training
+    longer: tuple | None = None  # file_bytes, accuracy, steps of the point trained for longer
+    guess: tuple | None = None  # accuracy, file_bytes or None
 
 
 class Chart:
@@ -47,10 +42,11 @@ class Chart:
         """Draw everything anew.
 
         subject  the dense model: its accuracy and sizes
-        groups   list of (label, rows of COLUMNS): the settings chosen, then each fair control
+        groups   list of (label, rows): the settings chosen, then each fair control
         """
         self._subject = subject
-        self._groups = [(label, pd.DataFrame(rows, columns=COLUMNS)) for label, rows in groups]
+        columns = ["accuracy", "file_bytes", "stage", "on_curve"]
+        self._groups = [(label, pd.DataFrame(rows, columns=columns)) for label, rows in groups]
         points = pd.concat([frame for _, frame in self._groups])
         dense = subject.sizes
         sizes = [dense.file_bytes, dense.dense_bytes, dense.dense_bytes / 60, *points["file_bytes"]]

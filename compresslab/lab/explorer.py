@@ -1,7 +1,7 @@
 """The live lab: a page of widgets that really compresses, retrains and measures while a slider moves.
 
-A control's callback hands a job to the worker (`worker.Worker`: the newest wins). The job (`jobs.measure`) draws the
-stages of one point (`measurements.Measurements.stages`) on the page (`view.View`).
+A control hands a job to the worker (`worker.Worker`: the newest wins). The job (`jobs.measure`) draws the stages of a
+point (`measurements.Measurements.stages`) on the page (`view.View`).
 """
 
 import gc
@@ -168,9 +168,6 @@ class Lab(widgets.VBox):
         self.write_code()
 
     def _clear(self):
-        if self.measurements.cleared:
-            self.measurements.undo_clear()
-        else:
-            self.measurements.clear()
+        self.measurements.clear(undo=self.measurements.cleared)
         self.buttons["clear"].description = "undo clear" if self.measurements.cleared else "clear"
         self._submit(jobs.show_cleared)

@@ -1,7 +1,6 @@
 """The jobs of a lab's worker: generators that measure a choice a small step at a time and draw it on the way.
 
-Each takes the lab and a Choice. `measure` is the way from a control to its point: it draws each stage of
-`Measurements.stages`, and at every yield the worker may turn to a newer choice.
+Each takes the lab and a Choice; at every yield the worker may turn to a newer choice.
 """
 
 import html

@@ -1,7 +1,6 @@
 """Everything a lab knows, without a single widget: models with their data, measured points, what is still missing.
 
-A point is measured by `sweep.stages`, as a sweep measures it, so that a curve drawn by hand and one made by a sweep
-are the same numbers. The models measured last are kept while there is room, so that a point can be looked at again.
+A point is measured by `sweep.stages`, so that a curve drawn by hand and one made by a sweep are the same numbers.
 """
 
 import warnings
@@ -213,13 +212,10 @@ class Measurements:
         result = self.result(choice)
         return result if result and result.key not in self._hidden else None
 
-    def clear(self) -> None:
-        """Take all known points off the page, again what a job has added since."""
-        self.cleared, self._hidden = True, set().union(*list(self._points.values()))
-
-    def undo_clear(self) -> None:
-        """Bring back what `clear` took away."""
-        self.cleared, self._hidden = False, set()
+    def clear(self, undo: bool = False) -> None:
+        """Take all known points off the page, or bring them back."""
+        self.cleared = not undo
+        self._hidden = set() if undo else set().union(*list(self._points.values()))
 
     def release(self) -> None:
         """Let go of all models; they are made again when they are asked for."""

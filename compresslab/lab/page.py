@@ -43,12 +43,6 @@ def make_choosers(names: dict[str, list], chosen: dict) -> dict[str, widgets.Wid
     }
 
 
-def make_fair_checkbox(label: str, ticked: bool) -> widgets.Checkbox:
-    """Make the checkbox of a fair control."""
-    tooltip, layout = f"Measure {label} at the same settings, too", widgets.Layout(width="auto")
-    return widgets.Checkbox(ticked, description=label, indent=False, tooltip=tooltip, layout=layout)
-
-
 def make_guess_fields() -> dict[str, widgets.Widget]:
     """Make the fields of a guess: "accuracy" in percent, "size" in KiB."""
     number = {"min": 0, "style": NAME_FITS, "layout": widgets.Layout(width="174px")}

@@ -35,24 +35,22 @@ def curve(results: pd.DataFrame, ax: Axes | None = None, dense=None, label: str 
         from matplotlib import pyplot  # only for a picture made in a notebook's own cell, never in the worker
 
         ax = pyplot.subplots(figsize=(7.5, 5), layout="constrained")[1]
-    if isinstance(dense, tuple):
-        accuracy, size = dense
-    else:
-        accuracy, size = getattr(dense, "accuracy", dense), getattr(dense, "file_bytes", None)
+    if not isinstance(dense, tuple):
+        dense = getattr(dense, "accuracy", dense), getattr(dense, "file_bytes", None)
+    accuracy, size = dense
     drawn, limits, worst = getattr(ax, "_compresslab", (0, (np.inf, 0), 1.0))
     if sizes := [*results["file_bytes"], *([size] if size else [])]:
         limits = size_limits(sizes, *limits)
     worst = min([worst, *results["accuracy"], accuracy or 1.0])
     ax._compresslab = drawn + 1, limits, worst
     frame(ax, *(limits if limits[1] else (KIB, 1000 * KIB)), worst=worst)
-    if dense is not None:
-        baseline(ax, accuracy, size)
+    baseline(ax, accuracy, size)
     color, marker = SERIES[drawn % len(SERIES)][0], SERIES[(drawn + drawn // len(SERIES)) % len(SERIES)][1]
     one_shot = np.asarray(results.get("stage", "retrained")) == "one-shot"
     for hollow, part in results.groupby(np.broadcast_to(one_shot, len(results)), sort=False):
         text = f"{label}, one-shot" if label and hollow else label
         series(ax, average_seeds(part), color, marker, hollow=hollow, label=text)
-    if label or dense is not None:
+    if label or accuracy is not None:
         ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right")
     return ax
 
@@ -73,7 +71,8 @@ def frame(ax: Axes, low: float, high: float, worst: float = 0.0) -> Axes:
 def accuracy_axis(ax: Axes, low: float = 0.0, high: float = 99.7) -> Axes:
     """Make y an accuracy axis in percent, stretched towards 100%."""
     ticks = _TICKS[(_TICKS >= low) & (_TICKS <= high)]
-    ax.set_yscale("function", functions=(_stretch, _unstretch))
+    stretch = (lambda percent: -np.log10(100 - np.clip(percent, 0, _BEST)), lambda height: 100 - 10.0**-height)
+    ax.set_yscale("function", functions=stretch)
     ax.set_ylim(low, high)
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.yaxis.set_minor_locator(NullLocator())
@@ -192,11 +191,3 @@ def dress(ax: Axes, title: str = "") -> Axes:
 def limit_ticks(axis, most: int = 5) -> None:
     """Set at most `most` ticks on an axis, so that large labels do not touch."""
     axis.set_major_locator(MaxNLocator(most))
-
-
-def _stretch(percent):
-    return -np.log10(100.0 - np.clip(percent, 0, _BEST))
-
-
-def _unstretch(height):
-    return 100.0 - 10.0 ** -np.asarray(height)

@@ -35,13 +35,16 @@ class View:
         self.chart = Chart()
         self.gallery = Gallery(self.chart.panel.widget)
         self.status = page.make_html("status", margin="2px 0", min_height="48px")
-        bar = widgets.Layout(width="100%", height="10px", margin="0")
-        self.progress = widgets.FloatProgress(min=0, max=1, layout=bar, style={"bar_color": BLUE})
+        bar = {"width": "100%", "height": "10px", "margin": "0"}
+        self.progress = widgets.FloatProgress(max=1, layout=bar, style={"bar_color": BLUE})
         self.ledger, self.note = widgets.HTML(), page.make_html("note", margin="4px 0")
         self.unkept = page.make_html("note", margin="0", display="none")
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
         self.guess = page.make_guess_fields()
-        self.fair = {label: page.make_fair_checkbox(label, label in compare) for label in self._technique.fair_controls}
+        self.fair = {}
+        for label in self._technique.fair_controls:
+            tooltip, fits = f"Measure {label} at the same settings, too", {"layout": {"width": "auto"}, "indent": False}
+            self.fair[label] = widgets.Checkbox(label in compare, description=label, tooltip=tooltip, **fits)
         button = widgets.Layout(width="auto", min_width="84px")
         self.buttons = {
             name: widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=button)

@@ -1,10 +1,9 @@
 """The lab's worker: one job at a time, away from the notebook's own thread; the newest request wins.
 
-A job is a function that returns a generator. Between two of its yields the worker looks for a newer request and, if
-there is one, closes the generator and starts the newer. Where a job yields HOLD (between two training steps) a person
-may pause, step and resume it. When nothing is asked for, the worker runs background jobs, which give way at once.
-
-Without threads (Colab shows nothing from them) the same code runs to the end inside `submit`.
+A job is a function that returns a generator. At each of its yields the worker looks for a newer request and, if there
+is one, closes the generator and starts the newer. Where a job yields HOLD (between two training steps) a person may
+pause, step and resume it. When nothing is asked for, the worker runs background jobs, which give way at once. Without
+threads (Colab shows nothing from them) the same code runs to the end inside `submit`.
 """
 
 import atexit
