@@ -104,7 +104,7 @@ def images(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
 
 
 def bars(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
-    """Draw a bar for each value, or for each row of values with a colour for each part."""
+    """Draw a bar for each value or row of values, a colour for each part."""
     values = np.nan_to_num(np.asarray(picture.values, dtype=float))
     values = values[:, None] if values.ndim == 1 else values  # (bars, parts)
     ends, places = np.cumsum(values, axis=1), np.arange(len(values))

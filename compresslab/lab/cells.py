@@ -14,7 +14,7 @@ _runs = {}  # cell's id -> (id of its newest run, the labs that this run opened)
 
 
 def replace_earlier(lab: Widget) -> None:
-    """Note that the running cell opened this lab; close the labs that its earlier runs opened."""
+    """Note the lab under the running cell; close those of the cell's earlier runs."""
     shell = "IPython" in sys.modules and sys.modules["IPython"].get_ipython()
     # Another thread is told the cell that runs at the moment, which need not be the one that started the thread.
     if not hasattr(shell, "get_parent") or threading.current_thread() is not threading.main_thread():

@@ -60,7 +60,7 @@ class Controls:
         self.on_change()
 
     def _choose_alternative(self, name, emptied):
-        """Use a control instead of its alternatives; if it was emptied, use the first of them."""
+        """Use a control instead of its alternatives, or the first of them if emptied."""
         alternative = self._declared[name].alternative
         rivals = [rival for rival, control in self._declared.items() if control.alternative == alternative]
         if not emptied:

@@ -249,7 +249,7 @@ class Measurements:
         return self._select({result.key: result for result in results}, choice, stage)
 
     def _select(self, points, choice, stage):
-        """Return the points whose setting and seed, measured today under a choice's conditions, give the same key."""
+        """Return the points that would have the same key if measured today."""
         selected = {}
         for key, result in points.items():
             with suppress(ValueError):  # a setting that this version of the technique no longer takes
@@ -291,7 +291,7 @@ def _count_bytes(model):
 
 
 def _catch_warnings(events, messages):
-    """Return the next event, or None; add its UserWarnings to `messages`: a notebook would print them in any cell."""
+    """Return the next event, or None; move its UserWarnings to `messages`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         event = next(events, None)
