@@ -1,5 +1,7 @@
 """Exercises of notebook 03: channels sliced by hand, a score for a neuron, a network where the mean fails, a report."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -99,15 +101,15 @@ def check_score(score: object) -> str:
     for name, (activations, linear) in _layers().items():
         answer, missed = require(call(score, activations, linear)), _missed(activations, linear)
         if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != tuple(missed.shape):
-            raise NotYet(
-                f"for {name} give a tensor with one score a neuron, ({len(missed)},); this is {describe(answer)}"
-            )
+            shape = f"({len(missed)},)"
+            raise NotYet(f"for {name} give a tensor with one score a neuron, {shape}; this is {describe(answer)}")
         order = answer.detach().double().argsort()
-        for first, second in zip(order.tolist(), order.tolist()[1:], strict=False):
+        for first, second in itertools.pairwise(order.tolist()):
             if missed[second] < _TIE * missed[first]:
-                less = f"neuron {second} is missed less than neuron {first}"
                 errors = f"{missed[second]:.3g} against {missed[first]:.3g}"
-                raise NotYet(f"for {name}, {less} ({errors}), and scores higher")
+                raise NotYet(
+                    f"for {name}, neuron {second} is missed less than neuron {first} ({errors}), and scores higher"
+                )
     return (
         "Fold the mean, and what is left is w · (h − mean): its mean square is the variance times the squared "
         "outgoing norm, whatever the mean was and however the layer is scaled."

@@ -91,7 +91,8 @@ def _make_mistakes(student, teacher, labels, temperature, alpha):
     reversed_divergence = _divergence(teacher, student, temperature)
     half_softened = temperature**2 * _divergence(student, teacher / temperature, 1.0)
 
-    def mix(soft):
+    def mix(soft: torch.Tensor) -> torch.Tensor:
+        """Weigh the teacher's part against the labels'."""
         return alpha * soft + (1 - alpha) * hard
 
     return {

@@ -101,6 +101,7 @@ def exercise(name: str, question: str, points: int) -> Callable:
     """
 
     def register(function: Callable) -> Callable:
+        """Note the check under its name."""
         _EXERCISES[name] = (question, points, function)
         return function
 
@@ -146,8 +147,8 @@ def check_verdict(verdict: object, networks: list, split) -> tuple:
     """Return McNemar's test and both accuracies; NotYet if the verdict is another."""
     test = measure.mcnemar(*networks, split)
     if verdict != test.verdict:
-        said = describe(verdict)
-        raise NotYet(f"on the validation images your verdict does not hold: {said}; ask cl.measure.mcnemar")
+        hint = f"{describe(verdict)}; ask cl.measure.mcnemar"
+        raise NotYet(f"on the validation images your verdict does not hold: {hint}")
     return test, [measure.accuracy(network, split) for network in networks]
 
 
@@ -208,7 +209,8 @@ def _run(name, answer):
             raise _Nothing
         return Feedback(name, True, f"✓ {name}: right. {function(answer)}", points)
     except NotYet as hint:
-        message = f"✗ {name}: not yet. {_sentence(str(hint))}"
+        text = str(hint)
+        message = f"✗ {name}: not yet. {text[:1].upper()}{text[1:]}"
     except _Nothing:
         message = f"… {name}: not answered yet. {question}"
     except (Exception, SystemExit) as error:
@@ -221,7 +223,3 @@ def _is_stub(answer):
     if isinstance(answer, tuple) and answer:
         return all(map(_is_stub, answer))
     return any(answer is stub for stub in _STUBS) or isinstance(answer, NotImplementedError)
-
-
-def _sentence(text):
-    return text[:1].upper() + text[1:]

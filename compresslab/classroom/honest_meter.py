@@ -61,10 +61,8 @@ def _bytes_hint(predicted, real, shapes):
             return hint
     if predicted <= 0:
         return f"you predict {predicted:g} bytes; a file has more than that"
-    size = "too large" if predicted > real else "too small"
-    return (
-        f"your number is {max(predicted, real) / min(predicted, real):.3g} times {size}; how many numbers has a tensor?"
-    )
+    off = f"{max(predicted, real) / min(predicted, real):.3g} times too {'large' if predicted > real else 'small'}"
+    return f"your number is {off}; how many numbers has a tensor?"
 
 
 @exercise(
@@ -157,13 +155,14 @@ def _timings():
 )
 def check_pareto(pareto: object) -> str:
     """Check pareto(points) -> the (bytes, accuracy) that no other point beats, in any order."""
+    noise, low, high = np.random.default_rng(1), (10, 0.9), (99, 1)
     clouds = {
         "three points, one of them beaten": [(100, 0.98), (50, 0.97), (80, 0.96)],
         "one point": [(10, 0.5)],
         "points of one size": [(50, 0.9), (50, 0.95), (20, 0.8)],
         "points of one accuracy": [(50, 0.9), (30, 0.9), (40, 0.9)],
         "a point beaten only by a much smaller one": [(10, 0.97), (90, 0.98), (80, 0.969), (85, 0.968)],
-        "twenty points": _cloud(),
+        "twenty points": [(int(size), round(float(right), 3)) for size, right in noise.uniform(low, high, (20, 2))],
         "no points": [],
     }
     for name, points in clouds.items():
@@ -175,11 +174,6 @@ def check_pareto(pareto: object) -> str:
         if strange := sorted(answer - front):
             raise NotYet(f"for {name}, {strange[0]} is not one of the points given")
     return "What is left is all that anyone needs to choose from: every other point is beaten on both axes at once."
-
-
-def _cloud():
-    noise = np.random.default_rng(1)
-    return [(int(size), round(float(right), 3)) for size, right in noise.uniform((10, 0.9), (99, 1), (20, 2))]
 
 
 def _as_points(points, name):

@@ -38,8 +38,7 @@ def check_break_even(break_even: object) -> str:
 def _count_numbers(rows, columns, factors, rank):
     """Count the numbers in a chain of real layers with this inner size."""
     sizes = [columns, *[rank] * (factors - 1), rows]
-    pairs = itertools.pairwise(sizes)
-    chain = [nn.Linear(inputs, outputs, bias=False, device="meta") for inputs, outputs in pairs]
+    chain = [nn.Linear(*pair, bias=False, device="meta") for pair in itertools.pairwise(sizes)]
     return layers.count_parameters(nn.Sequential(*chain))
 
 
@@ -48,9 +47,7 @@ def _measured_break_even(rows, columns, factors):
     first, second = (_count_numbers(rows, columns, factors, rank) for rank in (1, 2))
     square, dense = (second - 2 * first) / 2, rows * columns
     linear = first - square
-    if square == 0:
-        return dense / linear
-    return (math.sqrt(linear**2 + 4 * square * dense) - linear) / (2 * square)
+    return 2 * dense / (math.sqrt(linear**2 + 4 * square * dense) + linear)
 
 
 def _rank_hint(answer, rows, columns, factors):
@@ -82,8 +79,9 @@ def check_two_convolutions(two_convolutions: object) -> str:
             product = pair[1].weight.detach().flatten(1) @ pair[0].weight.detach().flatten(1)
             best = float(torch.linalg.svdvals(matrix)[rank:].norm())
             if float((matrix - product).norm()) > 1.001 * best + 1e-4:
-                nearer = f"another pair of rank {rank} is nearer to the weight"
-                raise NotYet(f"for {case}, {nearer}; take the SVD's first ones")
+                raise NotYet(
+                    f"for {case}, another pair of rank {rank} is nearer to the weight; take the SVD's first ones"
+                )
     return (
         "A convolution is a matrix from its windows to its filters: few filters with the old kernel, then a 1 × 1 "
         "convolution that mixes them. Stride, padding and dilation belong to the first, the bias to the second."
@@ -154,33 +152,27 @@ def check_share_ranks(share_ranks: object) -> str:
 
 
 def _networks():
-    """Return (case, name -> singular values, name -> shape) of different layers."""
-
-    def make(case, **described):
-        spectra = {
-            name: scale * decay ** torch.arange(min(shape), dtype=torch.float64)
-            for name, (shape, scale, decay) in described.items()
-        }
-        return case, spectra, {name: shape for name, (shape, *_) in described.items()}
-
+    """Yield (case, name -> singular values, name -> shape) of different layers."""
     large, small = (300, 784), (100, 300)
-    return [
-        make("two layers of like decay", fc1=(large, 6.0, 0.97), fc2=(small, 4.0, 0.95)),
-        make("a flat and a steep layer", fc1=(large, 2.0, 0.995), fc2=(small, 20.0, 0.9)),
-        make(
-            "three layers of very different prices",
+    cases = {  # layers by name: shape, largest singular value, decay from each to the next
+        "two layers of like decay": {"fc1": (large, 6.0, 0.97), "fc2": (small, 4.0, 0.95)},
+        "a flat and a steep layer": {"fc1": (large, 2.0, 0.995), "fc2": (small, 20.0, 0.9)},
+        "three layers of very different prices": {
             **{"first": ((40, 2000), 4.0, 0.93), "second": ((60, 60), 3.0, 0.97), "third": ((200, 50), 2.0, 0.95)},
-        ),
-    ]
+        },
+    }
+    for case, described in cases.items():
+        ranks = {name: torch.arange(min(shape), dtype=torch.float64) for name, (shape, *_) in described.items()}
+        spectra = {name: scale * decay ** ranks[name] for name, (_, scale, decay) in described.items()}
+        yield case, spectra, {name: shape for name, (shape, *_) in described.items()}
 
 
 def _checked_ranks(ranks, spectra, case):
     if not isinstance(ranks, dict) or set(ranks) != set(spectra):
         raise NotYet(f"for {case}, give a dict with a rank for each of {', '.join(spectra)}; this is {describe(ranks)}")
     for name, rank in ranks.items():
-        value = read_number(rank, f"the rank of {name!r}")
-        if value != int(value) or not 1 <= value <= len(spectra[name]):
-            most = len(spectra[name])
+        value, most = read_number(rank, f"the rank of {name!r}"), len(spectra[name])
+        if value != int(value) or not 1 <= value <= most:
             raise NotYet(f"for {case}, the rank of {name!r} is {value:g}; give a whole number from 1 to {most}")
     return {name: int(rank) for name, rank in ranks.items()}
 
@@ -225,8 +217,7 @@ def check_weighted_factors(weighted_factors: object) -> str:
         for rank in (1, 4):
             left, right = _checked_factors(require(call(weighted_factors, weight, inputs, rank)), weight, rank, case)
             error = float((outputs - inputs @ (left @ right).T).double().norm())
-            best = float(values[rank:].norm())
-            plain = _plain_error(weight, inputs, rank)
+            best, plain = float(values[rank:].norm()), _plain_error(weight, inputs, rank)
             if error > 1.02 * best + 1e-6 * float(values[0]):
                 raise NotYet(f"for {case} and rank {rank}, {_error_hint(error, best, plain)}")
             ratios.append(plain / error)
@@ -272,8 +263,7 @@ def _plain_error(weight, inputs, rank):
 def _error_hint(error, best, plain):
     if abs(error - plain) < 1e-3 * plain:
         return f"this is the plain SVD, whose outputs are {error / best:.2f} times as wrong as need be"
-    side = "worse than" if error > plain else "better than"
-    return (
-        f"your outputs are {error / best:.2f} times as wrong as need be, {side} the plain SVD's; "
-        "in which directions do the outputs spread?"
+    against = (
+        f"{'worse' if error > plain else 'better'} than the plain SVD's; in which directions do the outputs spread?"
     )
+    return f"your outputs are {error / best:.2f} times as wrong as need be, {against}"

@@ -44,16 +44,12 @@ def _check_grid(answer, name, weight, bits):
     worst = (values - weight.double()).abs().max().item()
     if weight.min() == weight.max() and worst > 1e-6 * abs(weight.flatten()[0].item()):
         raise NotYet(f"{what} the one value there is comes back {worst:.3g} off; it can be exact")
-    if worst > 0.5 * scale * _SLACK + 1e-12 and worst > scale * (0.5 + _cut(weight, bits)):
+    cut = 0.5 if weight.min() < 0 < weight.max() else 0.0  # steps by which a rounded zero point may move a range
+    if worst > 0.5 * scale * _SLACK + 1e-12 and worst > scale * (0.5 + cut):
         raise NotYet(f"{what} a weight is {worst / scale:.2f} steps off; half a step is enough")
     wide = max(weight.max().item(), 0) - min(weight.min().item(), 0)
     if weight.min() != weight.max() and scale > 1.01 * wide / most:
         raise NotYet(f"{what} a step is {scale:.3g}; {wide / most:.3g} reaches both ends of the range")
-
-
-def _cut(weight, bits):
-    """Return the steps by which a rounded zero point may move a range."""
-    return 0.5 if weight.min() < 0 < weight.max() else 0.0
 
 
 def _tensors():
@@ -104,12 +100,10 @@ def check_best_scale(best_scale: object) -> str:
                 raise NotYet(f"{what} the scale is {scale:g}; it is a distance, above 0")
             error, least = _error(weight, scale, bits), _least(weight, bits)
             if error > _NEAR * least:
-                hint = "is the grid too fine, so that much is cut off?" if _cuts(weight, scale, bits) else _COARSE
+                coarse = "is it worth reaching for the largest weight?"
+                hint = "is the grid too fine, so that much is cut off?" if _cuts(weight, scale, bits) else coarse
                 raise NotYet(f"{what} the squared error is {error / least:.2f} times the least one; {hint}")
     return "One number decides how far apart all values lie; give up the outlier, and the others are heard again."
-
-
-_COARSE = "is it worth reaching for the largest weight?"
 
 
 def _weights():

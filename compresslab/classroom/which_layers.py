@@ -58,9 +58,7 @@ def _drops(model, split):
 
 def _names(answer, allowed, what):
     """Return an answer as a list of layer names, each once."""
-    if answer is None or answer is Ellipsis:
-        require(None)
-    if not isinstance(answer, (list, tuple)) or sorted(map(str, answer)) != sorted(allowed):
+    if not isinstance(require(answer), (list, tuple)) or sorted(map(str, answer)) != sorted(allowed):
         raise NotYet(f"{what} should be a list of {', '.join(allowed)}, each once; this is {describe(answer)}")
     return list(answer)
 
@@ -186,10 +184,8 @@ def _pruned(model, shares):
 def check_break_greedy(answer: object) -> str:
     """Check (budget, shares): lenet_300_100, MNIST, one-shot; a point better than greedy, no larger a file."""
     budget, shares = split_answer(answer, "(budget, shares)")
-    if shares is None:
-        require(None)
     data, model = datasets.load("mnist"), models.pretrained(_NETWORK, "mnist")
-    better = _pruned(model, shares)
+    better = _pruned(model, require(shares))
     try:
         greedy = allocation.allocate(_scan(), read_number(budget, "the budget"))
     except ValueError as error:

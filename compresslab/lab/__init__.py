@@ -37,20 +37,18 @@ def explore(
 ) -> Lab:
     """Open a live lab of a technique; let the notebook show what it returns.
 
-    Running a notebook's cell again closes the labs that the cell opened before.
-
     technique  a name, a module with a TECHNIQUE, or a Technique of your own
     model      name of a pretrained network, or any nn.Module
     data       "mnist", "fashion_mnist", or a data.Data
     setting    values to begin with, by the names of the technique's parameters
-    steps      retraining steps; None takes a number by the model's name that leaves a point within a second or two
+    steps      retraining steps; None takes a number that leaves a point within a second or two
     seed       of the retraining
-    journal    a Journal or a path; None takes the default one. Where that cannot be written, the lab measures all the
-               same, and says that nothing is kept
+    journal    a Journal or a path; None takes the default one, or none where that cannot be written
     threads    False computes inside the callback, for places that show nothing from threads (Colab, known by itself)
     compare    labels of the fair controls to begin with
-    returns    Lab
     raises     ValueError for names and values that the technique, the models or the data do not have
+
+    Running a notebook's cell again closes the labs that the cell opened before.
     """
     technique = techniques.get(technique)
     taken = {"model", "data", "steps", "seed"} & {control.name for control in technique.controls}
@@ -58,15 +56,14 @@ def explore(
         raise ValueError(f"{technique.name} has a control named {taken.pop()!r}, a name that every lab uses itself")
     for label in compare:
         checks.choice("compare", label, technique.fair_controls)
-    fits, own_model, own_data = technique.fits, None, None
-    model_names = [name for name in models.names() if fits is None or fits(models.build(name, seed=0))]
-    data_names = list(DATA)
+    fits, own_model, own_data = technique.fits or (lambda network: True), None, None
+    model_names, data_names = [name for name in models.names() if fits(models.build(name, seed=0))], list(DATA)
     if isinstance(model, str):
         checks.choice("model", model, model_names)
     else:
         own_model, model = checks.module("model", model, also=" or the name of a pretrained network"), YOURS
         model_names.append(YOURS)
-        if fits is not None and not fits(own_model):
+        if not fits(own_model):
             kind = type(own_model).__name__
             raise ValueError(f"model is a {kind} with other layers than {technique.name} was made for")
     if isinstance(data, datasets.Data):
@@ -78,12 +75,13 @@ def explore(
     checks.choice("data", data, data_names)
     steps = default_steps(technique, model) if steps is None else checks.integer("steps", steps, 0)
     checks.integer("seed", seed, 0, page.LARGEST_SEED)
-    controls = Controls(technique, dict(setting or {}))
     chosen = {"model": model, "data": data, "steps": steps, "seed": seed}
-    choosers = page.make_choosers({"model": model_names, "data": data_names}, chosen)
-    measurements = Measurements(technique, own_model, own_data, journals.open_or_forget(journal))
-    cells.close_earlier()
-    threaded = threads_work() if threads is None else bool(threads)
-    lab = Lab(measurements, controls, choosers, tuple(compare), threaded)
-    cells.remember(lab)
+    lab = Lab(
+        Measurements(technique, own_model, own_data, journals.open_or_forget(journal)),
+        Controls(technique, dict(setting or {})),
+        page.make_choosers({"model": model_names, "data": data_names}, chosen),
+        tuple(compare),
+        threads_work() if threads is None else bool(threads),
+    )
+    cells.replace_earlier(lab)
     return lab

@@ -1,6 +1,6 @@
 """Pictures of what happened inside a model: one function for each kind that a technique may ask for.
 
-Each takes a contract `Picture`, `ax` and the limits of its values and returns `ax`; `draw` chooses by the kind.
+Each takes a `Picture`, `ax` and the limits of its values and returns `ax`; `draw` chooses by the kind.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ FRACTIONS = (0.0, 1.02)  # limits of bars that are fractions, shown in percent
 def draw(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     """Draw a Picture of any kind; raises ValueError for a kind that is not known.
 
-    limits  (low, high) of the value axis (bars, spectra) or of the colours (images, matrix); None takes the picture's
+    limits  (low, high) of the value axis (histogram, bars) or of the colours (images, matrix); None takes the picture's
     """
     if picture.kind not in KINDS:
         raise ValueError(f"picture {picture.name!r} has kind {picture.kind!r}; choose one of {', '.join(KINDS)}")
@@ -59,12 +59,10 @@ def cut(picture: Picture, ax: Axes) -> list[Artist]:
         return [*artists, ax.axvline(picture.cut - 0.5, color=RED, linewidth=2.5)]
     # The band lies over what the technique removes: above the cut, or below it on both sides of zero.
     left, right = ax.get_xlim()
-    if picture.above:
-        band, lines = (picture.cut, right), {picture.cut}
-    else:
-        band, lines = (-picture.cut if left < 0 else left, picture.cut), {picture.cut}
-        lines |= {-picture.cut} if left < 0 else set()
-    artists.append(ax.axvspan(*band, color=ORANGE, alpha=0.35, linewidth=0))
+    two_sided = left < 0 and not picture.above
+    low, high = (picture.cut, right) if picture.above else (-picture.cut if two_sided else left, picture.cut)
+    artists.append(ax.axvspan(low, high, color=ORANGE, alpha=0.35, linewidth=0))
+    lines = {picture.cut, -picture.cut} if two_sided else {picture.cut}
     return [*artists, *(ax.axvline(place, color=RED, linewidth=2.5) for place in lines)]
 
 
@@ -86,7 +84,7 @@ def spectrum(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     positive = values[values > 0]
     if len(positive):
         ax.set_yscale("log")
-        ax.set_ylim(*(limits or (max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)))
+        ax.set_ylim(max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)
     ax.set_xlabel(picture.axis or "number", fontsize=TEXT)
     limit_ticks(ax.xaxis)
     return ax
@@ -96,9 +94,8 @@ def images(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     """Draw many small images (count, height, width) side by side, red and blue around zero."""
     stack = np.asarray(picture.values, dtype=float)
     reach = _reach(stack, limits)
-    signed = stack.size and stack.min() < 0
-    colors = colormaps["RdBu_r" if signed else "cividis"].with_extremes(bad=LIGHT)  # the gaps are NaN
-    low = -reach if signed else 0
+    name, low = ("RdBu_r", -reach) if stack.size and stack.min() < 0 else ("cividis", 0)
+    colors = colormaps[name].with_extremes(bad=LIGHT)  # the gaps are NaN
     ax.imshow(tile(stack, np.nan), cmap=colors, vmin=low, vmax=reach, interpolation="nearest")
     dress(ax, picture.title).grid(False)
     ax.set(xticks=[], yticks=[])
@@ -107,39 +104,26 @@ def images(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
 
 
 def bars(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
-    """Draw a bar for each value, with its label."""
-    values = np.nan_to_num(np.asarray(picture.values, dtype=float).ravel())
-    labels = picture.labels or [str(number) for number in range(len(values))]
+    """Draw a bar for each value or row of values, a colour for each part."""
+    values = np.nan_to_num(np.asarray(picture.values, dtype=float))
+    values = values[:, None] if values.ndim == 1 else values  # (bars, parts)
+    ends, places = np.cumsum(values, axis=1), np.arange(len(values))
     dress(ax, picture.title).grid(False, axis="y")
-    ax.barh(np.arange(len(values)), values, color=BLUE, height=0.7)
+    names = picture.classes or [None] * values.shape[1]
+    for name, end, part, color in zip(names, ends.T, values.T, PARTS, strict=False):
+        ax.barh(places, part, left=end - part, color=color, height=0.7, label=name)
     step = max(1, -(-len(values) // 14))  # more than 14 labels would touch
-    ax.set_yticks(np.arange(len(values))[::step], labels[::step])
+    ax.set_yticks(places[::step], picture.labels[::step] or None)
     ax.set_ylim(len(values) - 0.4, -0.6)
     if picture.cut is not None:
         ax.axvline(picture.cut, color=RED, linewidth=2.5)
-    ax.set_xlim(*(limits or (min(0, values.min(initial=0)), values.max(initial=1e-12) * 1.08)))
+    ax.set_xlim(*(limits or (ends.min(initial=0), ends.max(initial=1e-12) * 1.08)))
+    limit_ticks(ax.xaxis, 6)
     if limits == FRACTIONS:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(picture.axis, fontsize=TEXT)
-    limit_ticks(ax.xaxis, 6)
-    return ax
-
-
-def stack(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
-    """Draw a bar for each row of values, a colour for each part."""
-    values = np.nan_to_num(np.asarray(picture.values, dtype=float))
-    dress(ax, picture.title).grid(False, axis="y")
-    starts = np.cumsum(values, axis=1) - values
-    names = picture.classes or [None] * values.shape[1]
-    for name, start, part, color in zip(names, starts.T, values.T, PARTS, strict=False):
-        ax.barh(np.arange(len(values)), part, left=start, color=color, height=0.7, label=name)
-    ax.set_yticks(np.arange(len(values)), picture.labels or None)
-    ax.set_ylim(len(values) - 0.4, -0.6)
-    ax.set_xlim(*(limits or (0, values.sum(axis=1).max(initial=1e-12) * 1.08)))
-    ax.set_xlabel(picture.axis, fontsize=TEXT)
     if picture.classes:
         ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right")
-    limit_ticks(ax.xaxis, 6)
     return ax
 
 
@@ -151,10 +135,8 @@ def targets(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     ax.set_box_aspect(TALL)
     ax.set(xlim=(-0.6 - _thumbnails(picture, ax), columns - 0.4), ylim=(max(rows, 1), 0))
     across, down = np.meshgrid(np.arange(columns), np.arange(rows) + 0.97)
-    width, height = 0.38, BAR * np.clip(values, 0, 1)
-    sides = [across - width, across - width, across + width, across + width]
-    heights = [down, down - height, down - height, down]
-    corners = np.stack([np.stack(sides, -1), np.stack(heights, -1)], -1).reshape(-1, 4, 2)  # (bars, corner, x and y)
+    left, right, up = across - 0.38, across + 0.38, down - BAR * np.clip(values, 0, 1)
+    corners = np.stack([left, down, left, up, right, up, right, down], -1).reshape(-1, 4, 2)  # (bars, corner, x and y)
     is_true = np.array([[name == label for name in picture.classes] for label in picture.labels], bool)
     colors = np.where(is_true.ravel(), ORANGE, BLUE) if is_true.size == values.size else BLUE
     ax.add_collection(PolyCollection(corners, facecolors=colors), autolim=False)
@@ -181,18 +163,16 @@ def _thumbnails(picture, ax):
     count, height, width = picture.images.shape
     gap = max(1, height // 25)
     sheet = np.pad(np.asarray(picture.images, float), ((0, 0), (gap, gap), (gap, gap)), constant_values=np.nan)
-    part = min(0.5, TALL / count * width / height)  # of the axes' width
-    wide = (picture.values.shape[1] + 0.2) * part / (1 - part)
-    extent = (-0.6 - wide, -0.6, count, 0)
     sheet = sheet.reshape(count * (height + 2 * gap), width + 2 * gap)
+    share = min(0.5, TALL / count * width / height)  # of the axes' width
+    column = (picture.values.shape[1] + 0.2) * share / (1 - share)
+    extent = (-0.6 - column, -0.6, count, 0)
     ax.imshow(sheet, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
-    return wide
+    return column
 
 
 def tile(stack: np.ndarray, gap: float) -> np.ndarray:
-    """Lay images (count, height, width) out as one, with lines of `gap` around each.
-
-    returns  (rows * (height + 1) + 1, columns * (width + 1) + 1)
+    """Lay out images (count, height, width) as a sheet, with lines of `gap` around each.
 
     The sheet is about one and a half times as wide as high, with as few empty places as that allows.
     """
@@ -200,11 +180,11 @@ def tile(stack: np.ndarray, gap: float) -> np.ndarray:
     ideal = max(1, round(np.sqrt(count * 1.5 * height / max(width, 1))))
     columns = min(range(max(1, ideal - ideal // 4), ideal + ideal // 4 + 1), key=lambda c: (-count % c, abs(c - ideal)))
     rows = -(-count // columns)
-    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), gap, dtype=float)
-    for number, image in enumerate(stack):
-        top, left = (number // columns) * (height + 1) + 1, (number % columns) * (width + 1) + 1
-        sheet[top : top + height, left : left + width] = image
-    return sheet
+    tiles = np.full((rows * columns, height + 1, width + 1), gap, dtype=float)
+    tiles[:count, 1:, 1:] = stack
+    tiles = tiles.reshape(rows, columns, height + 1, width + 1).swapaxes(1, 2)
+    sheet = tiles.reshape(rows * (height + 1), columns * (width + 1))
+    return np.pad(sheet, ((0, 1), (0, 1)), constant_values=gap)
 
 
 def value_limits(values: np.ndarray) -> tuple[float, float]:
@@ -232,5 +212,5 @@ def _reach(values, limits):
     return float(np.quantile(finite, 0.995)) if finite.size and finite.max() > 0 else 1.0
 
 
-_FUNCTIONS = (histogram, matrix, spectrum, images, bars, stack, targets)
-KINDS = {function.__name__: function for function in _FUNCTIONS}
+KINDS = {function.__name__: function for function in (histogram, matrix, spectrum, images, bars, targets)}
+KINDS["stack"] = bars

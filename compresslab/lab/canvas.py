@@ -30,14 +30,14 @@ class TitledImage(widgets.Image):
 class Panel:
     """One picture: `image` is the widget, `caption` its text alternative, `figure` what is drawn.
 
-    width, height  pixels, fixed for good
-    place          (left, bottom, width, height) of the axes, fractions of the figure; None lets matplotlib lay out
-                   the first picture, and keeps that
+    width, height  pixels
+    place          (left, bottom, width, height) of the axes, fractions of the figure; None lets matplotlib choose
     """
 
     def __init__(self, width: int = WIDTH, height: int = HEIGHT, place: tuple | None = None):
         self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
         self.canvas = FigureCanvasAgg(self.figure)
+        self.canvas.draw()
         layout = widgets.Layout(width="100%", height="auto", margin="0")
         self.image = TitledImage(format="png", width=width, height=height, value=_png(self.canvas), layout=layout)
         self.caption = widgets.HTML(layout=widgets.Layout(margin="0"))
@@ -48,17 +48,17 @@ class Panel:
         self._background = None
 
     def draw(self, still: Callable, moving: Callable | None = None, layout: bool = False) -> None:
-        """Draw anew: still(ax) paints the axes, moving(ax) returns artists laid over them.
+        """Draw the axes with still(ax) and, over them, the artists that moving(ax) returns.
 
-        layout  True computes the layout again, for another kind of picture; the first time always does
+        layout  True computes the layout again, for another kind of picture
         """
         with _drawing:
             self.figure.clear()
             layout = layout or self._places is None
-            if layout:
-                self.figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+            self.figure.set_layout_engine("constrained" if layout else "none")
             still(self.figure.add_subplot())
             if layout:  # 60 ms, so not for every picture
+                self.figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
                 self.figure.draw_without_rendering()
                 self.figure.set_layout_engine("none")
                 self._places = [ax.get_position().bounds for ax in self.figure.axes]  # a colour bar has its own
@@ -84,6 +84,7 @@ class Panel:
         """Show an empty picture."""
         with _drawing:
             self.figure.clear()
+            self.canvas.draw()
             self._background = None
             self.image.value = _png(self.canvas)
 
@@ -100,10 +101,6 @@ class Panel:
 
 def _png(canvas):
     """Return the canvas as PNG bytes, packed lightly, which is several times quicker."""
-    if not canvas.figure.axes:
-        pixels = np.full((*canvas.get_width_height()[::-1], 3), 255, np.uint8)  # (height, width, colour)
-    else:
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     packed = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(packed, "png", compress_level=1)
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(packed, "png", compress_level=1)
     return packed.getvalue()

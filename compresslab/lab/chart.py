@@ -9,7 +9,6 @@ import pandas as pd
 from compresslab.lab import plots
 from compresslab.lab.canvas import Panel
 
-COLUMNS = ["accuracy", "file_bytes", "stage", "on_curve"]
 PLACE = (0.135, 0.15, 0.845, 0.64)  # of the axes: the title and two lines of legend fit above them
 LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "frameon": False, "fontsize": plots.TEXT}
 LEGEND |= {"columnspacing": 1.2, "handletextpad": 0.5, "borderaxespad": 0.2, "labelspacing": 0.3}
@@ -17,17 +16,13 @@ LEGEND |= {"columnspacing": 1.2, "handletextpad": 0.5, "borderaxespad": 0.2, "la
 
 @dataclass(frozen=True)
 class Moving:
-    """The point under the slider: (file_bytes, accuracy) pairs, and the accuracies between them during training.
+    """The point under the slider, and what is drawn with it."""
 
-    longer  (file_bytes, accuracy, steps) of the point trained for longer
-    guess   (accuracy, file_bytes or None), locked in by a person
-    """
-
-    one_shot: tuple | None = None
-    retrained: tuple | None = None
-    trail: tuple = ()
-    longer: tuple | None = None
-    guess: tuple | None = None
+    one_shot: tuple | None = None  # file_bytes, accuracy
+    retrained: tuple | None = None  # file_bytes, accuracy
+    trail: tuple = ()  # accuracies during the training
+    longer: tuple | None = None  # file_bytes, accuracy, steps of the point trained for longer
+    guess: tuple | None = None  # accuracy, file_bytes or None
 
 
 class Chart:
@@ -47,14 +42,15 @@ class Chart:
         """Draw everything anew.
 
         subject  the dense model: its accuracy and sizes
-        groups   list of (label, rows of COLUMNS): the settings chosen, then each fair control; points on a curve are
-                 joined
+        groups   list of (label, rows): the settings chosen, then each fair control
         """
         self._subject = subject
-        self._groups = [(label, pd.DataFrame(rows, columns=COLUMNS)) for label, rows in groups]
+        columns = ["accuracy", "file_bytes", "stage", "on_curve"]
+        self._groups = [(label, pd.DataFrame(rows, columns=columns)) for label, rows in groups]
         points = pd.concat([frame for _, frame in self._groups])
-        sizes = [subject.sizes.file_bytes, subject.sizes.dense_bytes, subject.sizes.dense_bytes / 60]
-        self._draw([*sizes, *points["file_bytes"]], [0.6, *points["accuracy"]])
+        dense = subject.sizes
+        sizes = [dense.file_bytes, dense.dense_bytes, dense.dense_bytes / 60, *points["file_bytes"]]
+        self._draw(sizes, [0.6, *points["accuracy"]])
 
     def show_point(self, results: Sequence = (), longer=None) -> None:
         """Move to a point's results, and to its result after a longer training."""
@@ -81,30 +77,26 @@ class Chart:
         self.panel.draw(self._draw_still, self._draw_moving)
 
     def _draw_still(self, ax):
-        subject, groups = self._subject, self._groups
+        subject = self._subject
         plots.frame(ax, *self._limits, worst=self._worst)
         plots.baseline(ax, subject.accuracy, subject.sizes.file_bytes, subject.sizes.dense_bytes)
         ax.figure.text(PLACE[0], 0.985, "Accuracy against size", fontsize=plots.TEXT + 1, va="top")
-        for (label, frame), style in zip(groups, plots.SERIES, strict=False):
+        for (label, frame), style in zip(self._groups, plots.SERIES, strict=False):
             on_curve = frame["on_curve"].astype(bool)
-            for hollow in (True, False):
+            for hollow, text in ((True, None if label else "one-shot"), (False, label or "retrained")):
                 in_stage = (frame["stage"] == "one-shot") == hollow
-                text = "one-shot" if hollow else "retrained"
-                if label:
-                    text = None if hollow else label
                 plots.series(ax, frame[in_stage & ~on_curve], *style, hollow=hollow, joined=False, alpha=0.35)
                 plots.series(ax, frame[in_stage & on_curve], *style, hollow=hollow, label=text)
-        ax.legend(ncol=3 if len(groups) == 1 else 2, **LEGEND)
+        ax.legend(ncol=3 if len(self._groups) == 1 else 2, **LEGEND)
 
     def _draw_moving(self, ax):
         """Draw the moving artists, those on top last."""
         moving, artists = self.moving, []
+        point = moving.retrained or moving.one_shot
         if moving.guess:
             artists += plots.guess(ax, *moving.guess)
         if moving.one_shot and moving.trail:
             artists += plots.trail(ax, moving.one_shot[0], [moving.one_shot[1], *moving.trail])
         if moving.retrained and moving.longer:
             artists += plots.longer(ax, moving.retrained, *moving.longer)
-        if moving.retrained or moving.one_shot:
-            artists += plots.point(ax, *(moving.retrained or moving.one_shot), hollow=not moving.retrained)
-        return artists
+        return [*artists, *plots.point(ax, *point, hollow=not moving.retrained)] if point else artists

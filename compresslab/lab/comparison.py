@@ -23,15 +23,12 @@ def compare(
 ) -> Axes:
     """Lay measured curves over one another, with bands of seeds and the Pareto front.
 
-    sources  each one of: a Lab, for the curve through its chosen point, with every seed that the journal holds; a
-             technique's name (or a Technique, or a Recipe), for all that the journal holds of it; a DataFrame of
-             Results, as `lab.results` or `cl.journal.frame` give it; or a pair (label, one of those). None at all:
-             every technique that the journal holds for the model and the data
-    model, data  names, for techniques given by name
-    stage    "retrained" or "one-shot", for techniques given by name and DataFrames
-    journal  a Journal or a path, for techniques given by name; None takes the default one; not opened for other sources
+    sources  a Lab, for the curve through its chosen point, with every seed of the journal; a technique (its name, a
+             Technique or a Recipe), for all that the journal holds of it; a DataFrame of Results; or a pair (label,
+             one of those). None at all: every technique that the journal holds for the model and the data
+    model, data, journal  for techniques: names, and a Journal, a path or None for the default one
+    stage    "retrained" or "one-shot", for techniques and DataFrames
     front    draw the Pareto front: points that no other point beats on both size and accuracy
-    returns  ax; accuracy is on the validation images, sizes are those of the .clab files
     raises   ValueError for a source of which nothing is measured, or that is none of those
     """
     checks.choice("stage", stage, ("retrained", "one-shot"))
@@ -78,7 +75,7 @@ def _list_techniques(journal, model, data, stage):
 
 
 def _load(source, model, data, stage, journal):
-    """Return (label, DataFrame of Results, the dense model's accuracy or None) of one source."""
+    """Return (label, DataFrame of Results, the dense model's accuracy or None) of a source."""
     label, source = source if isinstance(source, tuple) and len(source) == 2 else (None, source)
     dense = None
     if isinstance(source, Lab):

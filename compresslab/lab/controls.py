@@ -54,19 +54,19 @@ class Controls:
         with self._lock:
             if makes_curve(self._declared[name]) and change["new"] is not None:
                 self.moved = name
-            if alternative := self._declared[name].alternative:
-                self._activate(name, alternative, change["new"])
+            if self._declared[name].alternative:
+                self._choose_alternative(name, change["new"] is None)
         self._dim()
         self.on_change()
 
-    def _activate(self, name, alternative, value):
-        """Use a control instead of its alternatives, or a rival if it was emptied."""
-        group = [rival for rival, control in self._declared.items() if control.alternative == alternative]
-        rivals = [rival for rival in group if rival != name]
-        if value is not None:
+    def _choose_alternative(self, name, emptied):
+        """Use a control instead of its alternatives, or the first of them if emptied."""
+        alternative = self._declared[name].alternative
+        rivals = [rival for rival, control in self._declared.items() if control.alternative == alternative]
+        if not emptied:
             self._active[alternative] = name
-        elif rivals and self._active[alternative] == name:
-            self._active[alternative] = rivals[0]
+        elif self._active[alternative] == name:
+            self._active[alternative] = next((rival for rival in rivals if rival != name), name)
 
     def _dim(self):
         """Dim the controls out of use; empty their choosers, to be used again."""
@@ -79,19 +79,19 @@ class Controls:
 def make_widget(control: Control, value: object = None) -> widgets.Widget:
     """Make the widget of a control, set to `value` or to the control's default."""
     value = control.default if value is None else value
+    label, width = (control.label, LONG_LABEL) if control.label else (control.name, LABEL)
     common = {
-        "description": control.label or control.name,
+        "description": label,
         "tooltip": control.help or control.name,
-        "style": {"description_width": LONG_LABEL if control.label else LABEL},
+        "style": {"description_width": width},
         "layout": widgets.Layout(width="auto", min_width="300px"),
     }
     if control.choices:
         return widgets.Dropdown(options=[(str(choice), choice) for choice in control.choices], value=value, **common)
     if isinstance(control.default, bool):
         return widgets.Checkbox(value=value, **common)
-    if control.unit not in ("", "%"):
-        common["description"] += f" ({control.unit})"
-    common |= {"value": control.low if value is None else value, "continuous_update": True}
+    common["description"] += f" ({control.unit})" if control.unit not in ("", "%") else ""
+    common["value"] = control.low if value is None else value
     common |= {"min": control.low, "max": control.high, "step": control.step}
     if counts_whole_numbers(control):
         return widgets.IntSlider(**common)

@@ -1,7 +1,7 @@
 """The live lab: a page of widgets that really compresses, retrains and measures while a slider moves.
 
-A control's callback hands a job to the worker (`worker.Worker`: the newest wins). The job (`jobs.measure`) draws the
-stages of one point (`measurements.Measurements.stages`) on the page (`view.View`).
+A control hands a job to the worker (`worker.Worker`: the newest wins). The job (`jobs.measure`) draws the stages of a
+point (`measurements.Measurements.stages`) on the page (`view.View`).
 """
 
 import gc
@@ -24,7 +24,7 @@ class Lab(widgets.VBox):
     """The lab that `explore` returns; IPython shows it as a page of widgets.
 
     controls  name -> widget: each parameter of the technique, and "model", "data", "steps", "seed"
-    buttons   name -> button: "whole curve", "report on test", "export CSV", "show the code", "clear", "lock in", …
+    buttons   name -> button, as in `page.BUTTONS`
     fair      label -> checkbox of a fair control
     guess     "accuracy" (percent), "size" (KiB; 0 for none) -> field
     settled   the newest Choice, once it is measured with all that goes with it; None before
@@ -70,8 +70,7 @@ class Lab(widgets.VBox):
         """The technique, and what is chosen beside the slider of the curve: "zero_pruning, criterion random"."""
         technique, choice = self.measurements.technique, self.choice
         rest = {name: value for name, value in choice.setting.items() if name != choice.control}
-        setting = words.describe_setting(technique, rest)
-        return technique.name if setting == technique.name else f"{technique.name}, {setting}"
+        return ", ".join(dict.fromkeys([technique.name, words.describe_setting(technique, rest)]))
 
     @property
     def state(self) -> str:
@@ -81,10 +80,9 @@ class Lab(widgets.VBox):
     @property
     def code(self) -> str:
         """Lines of Python that reproduce the chosen point and reopen this lab."""
-        choice = self.choice
-        result = self.measurements.result(choice) if self.settled == choice else None
-        technique = self.measurements.technique
-        lines = sharing.write_code(technique, choice, result) if result else "# not measured yet"
+        choice, lines = self.choice, "# not measured yet"
+        if self.settled == choice:
+            lines = sharing.write_code(self.measurements.technique, choice, self.measurements.result(choice))
         return f"{lines}\n\n# this lab as it is now:\n# {self.state}"
 
     def measure(self) -> None:
@@ -140,7 +138,7 @@ class Lab(widgets.VBox):
             "export CSV": lambda: sharing.export(self.results, self.measurements.technique.name, self.view.note),
             "show the code": self._toggle_code,
             "clear": self._clear,
-            "lock in": self._lock_guess,
+            "lock in": self.view.lock_guess,
             "pause": self._worker.pause,
             "step": self._worker.step,
             "resume": self._worker.resume,
@@ -170,16 +168,6 @@ class Lab(widgets.VBox):
         self.write_code()
 
     def _clear(self):
-        measurements = self.measurements
-        (measurements.undo_clear if measurements.cleared else measurements.clear)()
-        self.buttons["clear"].description = "undo clear" if measurements.cleared else "clear"
+        self.measurements.clear(undo=self.measurements.cleared)
+        self.buttons["clear"].description = "undo clear" if self.measurements.cleared else "clear"
         self._submit(jobs.show_cleared)
-
-    def _lock_guess(self):
-        """Draw the guess and lock its fields, or withdraw it."""
-        locking = self.view.chart.moving.guess is None
-        size = 1024 * self.guess["size"].value or None
-        self.view.chart.move(guess=(self.guess["accuracy"].value / 100, size) if locking else None)
-        for field in self.guess.values():
-            field.disabled = locking
-        self.buttons["lock in"].description = "withdraw" if locking else "lock in"

@@ -58,29 +58,28 @@ class Gallery:
             if not self._is_shown(picture):
                 self._waiting.append(picture)
                 continue
-            panel = self.panels[picture.name]
             if picture.kind in MOVING:
-                panel.move(partial(anatomy.cut, picture))
-            panel.say(picture.caption or picture.title)
-            self._shown[picture.name] = picture
+                self.panels[picture.name].move(partial(anatomy.cut, picture))
+            self._note_shown(picture)
 
     def draw_next(self) -> bool:
         """Draw the first picture that waits; return False if none does."""
         if not self._waiting:
             return False
         picture = self._waiting.pop(0)
-        panel = self.panels[picture.name]
         limits = self._limits.setdefault(picture.name, anatomy.limits(picture))
         still, moving = partial(anatomy.draw, picture, limits=limits), partial(anatomy.cut, picture)
-        panel.draw(still, moving, layout=picture.name not in self._shown)
-        panel.say(picture.caption or picture.title)
-        self._shown[picture.name] = picture
+        self.panels[picture.name].draw(still, moving, layout=picture.name not in self._shown)
+        self._note_shown(picture)
         return True
+
+    def _note_shown(self, picture):
+        self.panels[picture.name].say(picture.caption or picture.title)
+        self._shown[picture.name] = picture
 
     def _is_shown(self, picture):
         """Return whether these values are on the page; a cut that moves may differ."""
         shown = self._shown.get(picture.name)
         names = ("kind", "title", "labels") if picture.kind in MOVING else ("kind", "title", "labels", "cut")
-        if shown is None or any(getattr(shown, name) != getattr(picture, name) for name in names):
-            return False
-        return shown.values is picture.values or np.array_equal(shown.values, picture.values)
+        same = shown is not None and all(getattr(shown, name) == getattr(picture, name) for name in names)
+        return same and np.array_equal(shown.values, picture.values)

@@ -1,7 +1,6 @@
 """The jobs of a lab's worker: generators that measure a choice a small step at a time and draw it on the way.
 
-Each takes the lab and a Choice. `measure` is the way from a control to its point: it draws each stage of
-`Measurements.stages`, and at every yield the worker may turn to a newer choice.
+Each takes the lab and a Choice; at every yield the worker may turn to a newer choice.
 """
 
 import html
@@ -24,10 +23,9 @@ def measure(lab, choice: Choice) -> Iterator:
     view.begin(choice)
     yield
     yield from _open(lab, choice)
-    if measurements.result(choice):
+    if measurements.result(choice):  # it is compressed again, not retrained, for the pictures of its inside
         _show_point(lab, choice)
         yield
-        # It is compressed again, not retrained, for the pictures of its inside.
         yield from _compute(lab, choice, view.show_inside, until="compressed")
     else:
         yield from _compute(lab, choice, view.show_stage)
@@ -99,12 +97,12 @@ def show_cleared(lab, choice: Choice) -> Iterator:
 
 def choose_background(lab: widgets.Widget) -> Callable[[], Iterator] | None:
     """Return a job for idle time: the ledger, the curve, a longer training."""
-    choice, measurements = lab.settled, lab.measurements
+    choice = lab.settled
     if choice is None:
         return None
     if lab.view.weighed != choice:
         return lambda: weigh(lab, choice)
-    missing = measurements.missing(choice, longer=True)
+    missing = lab.measurements.missing(choice, longer=True)
     return (lambda: fill(lab, choice, missing)) if missing else None
 
 
@@ -156,7 +154,7 @@ def _open(lab, choice):
 
 
 def _show_point(lab, choice):
-    """Make the chosen point the last of the results, and show it; it is measured."""
+    """Make a measured point the last of the results, and show it."""
     lab.measurements.choose(choice)
     lab.view.show_point(choice)
     lab.error = None

@@ -1,7 +1,6 @@
 """Everything a lab knows, without a single widget: models with their data, measured points, what is still missing.
 
-A point is measured by `sweep.stages`, as a sweep measures it, so that a curve drawn by hand and one made by a sweep
-are the same numbers. The models measured last are kept while there is room, so that a point can be looked at again.
+A point is measured by `sweep.stages`, so that a curve drawn by hand and one made by a sweep are the same numbers.
 """
 
 import warnings
@@ -18,6 +17,7 @@ from compresslab import measure, models, train
 from compresslab.experiments import journal, sweep, trial
 from compresslab.experiments.journal import Result
 from compresslab.lab.settings import find_widest_gap, list_even_settings, list_neighbours, sort_by_distance
+from compresslab.techniques import Technique
 
 DATA = ("mnist", "fashion_mnist")  # with trained baselines
 YOURS = "yours"  # name in a chooser for a model or data that a person brought
@@ -67,37 +67,35 @@ class Subject:
     subset: datasets.Split  # the first validation images, for accuracies during training
 
 
-def default_steps(technique, model: str) -> int:
+def default_steps(technique: Technique, model: str) -> int:
     """Return the retraining steps to begin with; they never depend on the machine."""
     return FEWER_STEPS.get(model, STEPS) if technique.steps is None else technique.steps
 
 
 class Measurements:
-    """Loads, measures and remembers for one lab; only one thread at a time measures, any thread may read.
+    """Loads, measures and remembers for a lab; only one thread at a time measures, any thread may read.
 
-    technique  a contract Technique
     own_model, own_data  what a person brought, or None
-    journal    where every Result goes
     failed     keys of settings that were left out of a curve because they fail
     warnings   the technique's warnings for the newest choice that was compressed
     cleared    whether a person has taken the points known so far off the page
     """
 
-    def __init__(self, technique, own_model: nn.Module | None, own_data: datasets.Data | None, journal):
+    def __init__(self, technique: Technique, own_model: nn.Module | None, own_data: datasets.Data | None, journal):
         self.technique, self.journal = technique, journal
         self.failed, self.warnings, self.cleared = set(), [], False
-        self._own = own_model, own_data
+        self._own_model, self._own_data = own_model, own_data
         self._subjects, self._blanks = {}, {}
         self._points = {}  # conditions of a chart -> {key: Result}, from the journal and measured here
         self._results, self._chosen, self._hidden = {}, (), set()  # on the page: key -> Result, keys, keys
-        self._models = OrderedDict()  # key -> measured model, the one used last at the end
+        self._models = OrderedDict()  # key -> measured model, the newest at the end
 
     def subject(self, choice: Choice) -> Subject:
         """Return the model and data of a choice, loaded and measured the first time."""
         name = choice.model, choice.data
         if name not in self._subjects:
-            data = self._own[1] if choice.data == YOURS else datasets.load(choice.data)
-            model = self._own[0] if choice.model == YOURS else models.pretrained(choice.model, data.name)
+            data = self._own_data if choice.data == YOURS else datasets.load(choice.data)
+            model = self._own_model if choice.model == YOURS else models.pretrained(choice.model, data.name)
             names = {"model": trial.name_of(model) if choice.model == YOURS else choice.model, "data": data.name}
             with train.threads(1):
                 accuracy, sizes = measure.accuracy(model, data.validation), measure.sizes(model)
@@ -105,12 +103,9 @@ class Measurements:
         return self._subjects[name]
 
     def stages(self, choice: Choice, until: str | None = None) -> Iterator[sweep.Event]:
-        """Yield the sweep's events of one point, up to `until`; keep their results.
-
-        Until "compressed", warnings go to `warnings`: a notebook would print them in any cell.
-        """
-        subject = self.subject(choice)
-        self.warnings, stage = [], "preparing"
+        """Yield the sweep's events of a point, up to the stage `until`; keep their results."""
+        subject, stage = self.subject(choice), "preparing"
+        self.warnings = []
         events = sweep.stages(self._make_trial(choice), subject.model, subject.data, self.journal, subject.names)
         with closing(events):
             while stage != until:
@@ -137,7 +132,7 @@ class Measurements:
     def results_of(self, choice: Choice) -> list[Result]:
         """Return the known Results of a point: one-shot and, if it was retrained, retrained."""
         results = [self.result(choice, stage) for stage in dict.fromkeys(("one-shot", choice.last_stage))]
-        return [result for result in results if result is not None]
+        return [result for result in results if result]
 
     def model(self, choice: Choice) -> nn.Module | None:
         """Return the measured model of a choice if it is still kept."""
@@ -176,7 +171,7 @@ class Measurements:
         stage, rest = choice.last_stage, self._drop_control(choice, choice.setting)
         points = self._read_journal(choice, stage)
         for known in list(self._points.values()):  # what a journal that failed has lost
-            points |= {key: result for key, result in known.copy().items() if self._fits(choice, stage, key, result)}
+            points |= self._select(known.copy(), choice, stage)
         return [result for result in points.values() if rest == self._drop_control(choice, result.setting)]
 
     def chart(self, choice: Choice) -> list[tuple[str, list[tuple]]]:
@@ -184,20 +179,19 @@ class Measurements:
 
         A row is (accuracy, file_bytes, stage, whether the point is on the curve through the choice).
         """
-        curve = self.along(choice)
+        curve, points = self.along(choice), self.points(choice).copy()
         fair = {label: self.along(self.fair(choice, label)) for label in self.technique.fair_controls}
         # A fair control's points have a colour of their own, or none: the technique's colour never shows them.
-        in_fair = set()
-        for label, points in fair.items():
-            in_fair |= points.keys() if label in choice.compare else points.keys() - curve.keys()
-        groups = [("", _make_rows(self.points(choice), curve, in_fair | self._hidden))]
-        return groups + [(label, _make_rows(fair[label], fair[label], self._hidden)) for label in choice.compare]
+        for label, in_fair in fair.items():
+            for key in in_fair.keys() if label in choice.compare else in_fair.keys() - curve.keys():
+                points.pop(key, None)
+        groups = [("", points, curve), *((label, fair[label], fair[label]) for label in choice.compare)]
+        return [(label, self._make_rows(points, curve)) for label, points, curve in groups]
 
     def missing(self, choice: Choice, longer: bool = False) -> Choice | None:
         """Return the next point that the chart lacks, with `longer` also the longer training."""
         candidates = [candidate for curve in self.curves(choice) for candidate in self._list_curve(curve)]
-        if longer and self.longer(choice):
-            candidates.append(self.longer(choice))
+        candidates += [self.longer(choice)] if longer and self.longer(choice) else []
         wanted = (point for point in candidates if self.result(point) is None and self.key(point) not in self.failed)
         return next(wanted, None)
 
@@ -218,13 +212,10 @@ class Measurements:
         result = self.result(choice)
         return result if result and result.key not in self._hidden else None
 
-    def clear(self) -> None:
-        """Take all known points off the page, again what a job has added since."""
-        self.cleared, self._hidden = True, set().union(*list(self._points.values()))
-
-    def undo_clear(self) -> None:
-        """Bring back what `clear` took away."""
-        self.cleared, self._hidden = False, set()
+    def clear(self, undo: bool = False) -> None:
+        """Take all known points off the page, or bring them back."""
+        self.cleared = not undo
+        self._hidden = set() if undo else set().union(*list(self._points.values()))
 
     def release(self) -> None:
         """Let go of all models; they are made again when they are asked for."""
@@ -238,8 +229,8 @@ class Measurements:
         return journal.frame([*shown.values(), *last])
 
     def _make_trial(self, choice):
-        batch_size, setting = BATCH_SIZE.get(choice.model), dict(choice.setting)
-        return trial.Trial(self.technique, setting, steps=choice.steps, seed=choice.seed, batch_size=batch_size)
+        training = {"steps": choice.steps, "seed": choice.seed, "batch_size": BATCH_SIZE.get(choice.model)}
+        return trial.Trial(self.technique, dict(choice.setting), **training)
 
     def _blank(self, choice):
         """Return stage -> a Result with nothing measured yet, for the conditions of a choice."""
@@ -255,25 +246,31 @@ class Measurements:
         blank = self._blank(choice)[stage]
         names = ("technique", "stage", "steps", "model_fingerprint", "data_fingerprint")
         results = self.journal.results(**{name: getattr(blank, name) for name in names}, **where)
-        keyed = {result.key: result for result in results}
-        return {key: result for key, result in keyed.items() if self._fits(choice, stage, key, result)}
+        return self._select({result.key: result for result in results}, choice, stage)
 
-    def _fits(self, choice, stage, key, result):
-        """Return whether measuring a Result's setting and seed today would give the same key."""
-        with suppress(ValueError):  # a setting that this version of the technique no longer takes
-            return key == self.key(replace(choice, setting=result.setting, seed=result.seed), stage)
-        return False
+    def _select(self, points, choice, stage):
+        """Return the points that would have the same key if measured today."""
+        selected = {}
+        for key, result in points.items():
+            with suppress(ValueError):  # a setting that this version of the technique no longer takes
+                if key == self.key(replace(choice, setting=result.setting, seed=result.seed), stage):
+                    selected[key] = result
+        return selected
 
     def _list_curve(self, choice):
         """List the points of the curve along a choice's control, nearest first."""
-        control = next((control for control in self.technique.controls if control.name == choice.control), None)
-        if control is None:
+        if choice.control is None:
             return []
+        control = next(control for control in self.technique.controls if control.name == choice.control)
         value = choice.setting[control.name]
         settings = sort_by_distance([*list_neighbours(control, value), *list_even_settings(control)], value)
         points = [result for result in self.along(choice).values() if result.stage == choice.last_stage]
         gap = find_widest_gap(control, [(point.setting[control.name], point.file_bytes) for point in points])
         return [choice.at(**{control.name: setting}) for setting in (*settings, gap) if setting is not None]
+
+    def _make_rows(self, points, curve):
+        visible = ((key, point) for key, point in points.items() if key not in self._hidden)
+        return [(point.accuracy, point.file_bytes, point.stage, key in curve) for key, point in visible]
 
     def _drop_control(self, choice, setting):
         """Split a complete setting: whether it has the curve's control, and the rest."""
@@ -285,23 +282,18 @@ class Measurements:
         model.zero_grad(set_to_none=True)
         self._models[key] = model
         self._models.move_to_end(key)
-        sizes = {
-            key: sum(tensor.nbytes for tensor in model.state_dict().values()) for key, model in self._models.items()
-        }
-        while len(sizes) > 1 and sum(sizes.values()) > MODEL_ROOM:
-            key, _ = self._models.popitem(last=False)
-            del sizes[key]
+        while len(self._models) > 1 and sum(map(_count_bytes, self._models.values())) > MODEL_ROOM:
+            self._models.popitem(last=False)
+
+
+def _count_bytes(model):
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def _catch_warnings(events, messages):
-    """Return the next event, or None; add its UserWarnings to `messages`."""
+    """Return the next event, or None; move its UserWarnings to `messages`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         event = next(events, None)
     messages += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     return event
-
-
-def _make_rows(points, curve, left_out):
-    visible = ((key, point) for key, point in points.copy().items() if key not in left_out)
-    return [(point.accuracy, point.file_bytes, point.stage, key in curve) for key, point in visible]

@@ -1,4 +1,4 @@
-"""Small widgets of a lab's page: its style, buttons, fields and choosers; none of them does anything yet."""
+"""Make the small widgets of a lab's page: style, fields and choosers, not yet connected with anything."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +20,7 @@ BUTTONS = {  # name: (icon, tooltip), in the order of the row below the pictures
 LABEL, LONG_LABEL = "135px", "270px"  # room for the longest name, and label, before a slider
 MOST_STEPS = 500  # right end of the slider for retraining steps
 LARGEST_SEED = 2**31 - 1
+NAME_FITS = {"description_width": "initial"}
 
 
 def make_choosers(names: dict[str, list], chosen: dict) -> dict[str, widgets.Widget]:
@@ -27,40 +28,28 @@ def make_choosers(names: dict[str, list], chosen: dict) -> dict[str, widgets.Wid
 
     names   the models and data that are offered;  chosen  the value of each to begin with
     """
-    style = {"style": {"description_width": "initial"}}
-    auto, wide, narrow = (
-        style | {"layout": widgets.Layout(width=width, margin="2px 8px 2px 2px")}
-        for width in ("auto", "230px", "130px")
-    )
-    length = {"min": 0, "max": max(MOST_STEPS, chosen["steps"]), "step": 5, "tooltip": "Retraining steps; 0 for none"}
-    order = {"min": 0, "max": LARGEST_SEED, "tooltip": "Order of the training images"}
-    choosers = {name: widgets.Dropdown(options=names[name], description=name, **auto) for name in ("model", "data")}
-    choosers["steps"] = widgets.IntSlider(description="steps", **length, **wide)
-    choosers["seed"] = widgets.BoundedIntText(description="seed", **order, **narrow)
-    for name, chooser in choosers.items():
-        chooser.value = chosen[name]
-    return choosers
 
+    def options(name: str, width: str, tooltip: str = "") -> dict:
+        """Return what the widgets have in common."""
+        layout = widgets.Layout(width=width, margin="2px 8px 2px 2px")
+        return {"description": name, "value": chosen[name], "layout": layout, "style": NAME_FITS, "tooltip": tooltip}
 
-def make_fair_checkbox(label: str, ticked: bool) -> widgets.Checkbox:
-    """Make the checkbox of a fair control."""
-    tooltip, layout = f"Measure {label} at the same settings, too", widgets.Layout(width="auto")
-    return widgets.Checkbox(ticked, description=label, indent=False, tooltip=tooltip, layout=layout)
+    steps = {"min": 0, "max": max(MOST_STEPS, chosen["steps"]), "step": 5}
+    return {
+        "model": widgets.Dropdown(options=names["model"], **options("model", "auto")),
+        "data": widgets.Dropdown(options=names["data"], **options("data", "auto")),
+        "steps": widgets.IntSlider(**steps, **options("steps", "230px", "Retraining steps; 0 for none")),
+        "seed": widgets.BoundedIntText(max=LARGEST_SEED, **options("seed", "130px", "Order of the training images")),
+    }
 
 
 def make_guess_fields() -> dict[str, widgets.Widget]:
     """Make the fields of a guess: "accuracy" in percent, "size" in KiB."""
-    number = {"min": 0, "style": {"description_width": "initial"}, "layout": widgets.Layout(width="174px")}
+    number = {"min": 0, "style": NAME_FITS, "layout": widgets.Layout(width="174px")}
     return {
         "accuracy": widgets.BoundedFloatText(97, max=100, step=0.1, description="accuracy (%)", **number),
         "size": widgets.BoundedFloatText(50, max=1e7, step=1, description="file size (KiB)", **number),
     }
-
-
-def make_button(name: str, icon: str, tooltip: str) -> widgets.Button:
-    """Make a button with an icon."""
-    layout = widgets.Layout(width="auto", min_width="84px")
-    return widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=layout)
 
 
 def make_label(text: str, width: str = LABEL) -> widgets.Label:
@@ -69,10 +58,9 @@ def make_label(text: str, width: str = LABEL) -> widgets.Label:
     return widgets.Label(text, layout=widgets.Layout(width=width, margin=margin, justify_content="flex-end"))
 
 
-def make_html(style: str = "", **layout: str) -> widgets.HTML:
+def make_html(style: str, **layout: str) -> widgets.HTML:
     """Make an empty HTML widget, with a class of STYLE."""
-    widget = widgets.HTML(layout=widgets.Layout(**layout))
-    return widget.add_class(f"compresslab-{style}") if style else widget
+    return widgets.HTML(layout=widgets.Layout(**layout)).add_class(f"compresslab-{style}")
 
 
 def make_row(children: Iterable) -> widgets.Box:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 GREY, LIGHT = "#555555", "#BBBBBB"
@@ -25,38 +25,32 @@ MEASURED = {
 def curve(results: pd.DataFrame, ax: Axes | None = None, dense=None, label: str | None = None) -> Axes:
     """Draw accuracy against size, one more series at each call; the axes make room.
 
-    results  DataFrame with accuracy (0 to 1), file_bytes and, if it has one, stage: retrained points are filled and
-             joined, one-shot points hollow; several seeds of one setting give their mean and a band
+    results  DataFrame with accuracy (0 to 1), file_bytes and perhaps stage: retrained points are filled, one-shot
+             points hollow; several seeds of one setting give their mean and a band
     ax       matplotlib axes; None makes new ones
     dense    the dense baseline, drawn as a dashed line: its accuracy, (accuracy, file_bytes), or a Result
-    label    text in the legend
-    returns  ax
     """
     check_columns(results)
     if ax is None:
         from matplotlib import pyplot  # only for a picture made in a notebook's own cell, never in the worker
 
         ax = pyplot.subplots(figsize=(7.5, 5), layout="constrained")[1]
-    drawn, low, high, worst = getattr(ax, "_compresslab", (0, np.inf, 0, 1.0))
-    if isinstance(dense, tuple):
-        accuracy, size = dense
-    else:
-        accuracy, size = getattr(dense, "accuracy", dense), getattr(dense, "file_bytes", None)
-    sizes = [*results["file_bytes"], *([size] if size else [])]
-    if len(sizes):
-        low, high = size_limits(sizes, low, high)
+    if not isinstance(dense, tuple):
+        dense = getattr(dense, "accuracy", dense), getattr(dense, "file_bytes", None)
+    accuracy, size = dense
+    drawn, limits, worst = getattr(ax, "_compresslab", (0, (np.inf, 0), 1.0))
+    if sizes := [*results["file_bytes"], *([size] if size else [])]:
+        limits = size_limits(sizes, *limits)
     worst = min([worst, *results["accuracy"], accuracy or 1.0])
-    ax._compresslab = drawn + 1, low, high, worst
-    frame(ax, *((low, high) if high else (KIB, 1000 * KIB)), worst=worst)
-    if dense is not None:
-        baseline(ax, accuracy, size)
+    ax._compresslab = drawn + 1, limits, worst
+    frame(ax, *(limits if limits[1] else (KIB, 1000 * KIB)), worst=worst)
+    baseline(ax, accuracy, size)
     color, marker = SERIES[drawn % len(SERIES)][0], SERIES[(drawn + drawn // len(SERIES)) % len(SERIES)][1]
-    stages = results["stage"] if "stage" in results else np.full(len(results), "retrained")
-    for stage, part in results.groupby(np.asarray(stages), sort=False):
-        hollow = stage == "one-shot"
+    one_shot = np.asarray(results.get("stage", "retrained")) == "one-shot"
+    for hollow, part in results.groupby(np.broadcast_to(one_shot, len(results)), sort=False):
         text = f"{label}, one-shot" if label and hollow else label
         series(ax, average_seeds(part), color, marker, hollow=hollow, label=text)
-    if label or dense is not None:
+    if label or accuracy is not None:
         ax.legend(fontsize=TEXT - 1, frameon=False, loc="lower right")
     return ax
 
@@ -77,10 +71,10 @@ def frame(ax: Axes, low: float, high: float, worst: float = 0.0) -> Axes:
 def accuracy_axis(ax: Axes, low: float = 0.0, high: float = 99.7) -> Axes:
     """Make y an accuracy axis in percent, stretched towards 100%."""
     ticks = _TICKS[(_TICKS >= low) & (_TICKS <= high)]
-    ax.set_yscale("function", functions=(_stretch, _unstretch))
+    stretch = (lambda percent: -np.log10(100 - np.clip(percent, 0, _BEST)), lambda height: 100 - 10.0**-height)
+    ax.set_yscale("function", functions=stretch)
     ax.set_ylim(low, high)
-    ax.yaxis.set_major_locator(FixedLocator(list(ticks)))
-    ax.yaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.yaxis.set_minor_locator(NullLocator())
     ax.set_ylabel("validation accuracy (%)", fontsize=TEXT)
     return ax
@@ -91,8 +85,8 @@ def size_axis(ax: Axes, low: float, high: float) -> Axes:
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     decades = np.outer(10.0 ** np.arange(-3, 8), [1, 2, 5] if high / low < 40 else [1, 3]).ravel()
-    ax.xaxis.set_major_locator(FixedLocator([tick * KIB for tick in decades if low <= tick * KIB <= high]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / KIB:g}"))
+    ticks = [tick for tick in decades if low <= tick * KIB <= high]
+    ax.set_xticks([tick * KIB for tick in ticks], [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("file size (KiB, log axis)", fontsize=TEXT)
     return ax
@@ -102,7 +96,9 @@ def size_limits(sizes: list, low: float = np.inf, high: float = 0) -> tuple[floa
     """Return limits of a size axis around `sizes` (bytes), never narrower than low and high."""
     smallest, largest = max(min(sizes), 1), max(sizes)
     if smallest < low * 1.05:
-        low = min(low, _round_down(smallest / 1.3))
+        nice_sizes = np.outer(10.0 ** np.arange(-3, 9), [1, 2, 5]).ravel() * KIB
+        place = np.searchsorted(nice_sizes, smallest / 1.3, side="right") - 1
+        low = min(low, float(nice_sizes[max(0, place)]))
     return low, max(high, largest * 1.6) if largest * 1.1 > high else high
 
 
@@ -148,23 +144,21 @@ def average_seeds(results: pd.DataFrame) -> pd.DataFrame:
 
 def front(ax: Axes, points: pd.DataFrame) -> None:
     """Draw the Pareto front: a broad pale line through points, smallest first, behind the curves."""
-    sizes, heights = points["file_bytes"].to_numpy(), 100 * points["accuracy"].to_numpy()
     style = {"color": "#F0E442", "linewidth": 9, "solid_capstyle": "round", "alpha": 0.8, "zorder": 1}
-    ax.plot(sizes, heights, label="Pareto front", **style)
+    ax.plot(points["file_bytes"], 100 * points["accuracy"], label="Pareto front", **style)
 
 
 def point(ax: Axes, file_bytes: float, accuracy: float, color=BLUE, marker="o", *, hollow=False) -> list[Artist]:
     """Draw the chosen point, large; return the artists, so that they can be moved."""
-    face = "white" if hollow else color
-    place = ([file_bytes], [100 * accuracy])
+    face, place = "white" if hollow else color, ([file_bytes], [100 * accuracy])
     halo = ax.plot(*place, "o", color="none", markeredgecolor="black", markersize=21, markeredgewidth=1.5)
     return [*halo, *ax.plot(*place, marker, color=color, markerfacecolor=face, markersize=13, markeredgewidth=2)]
 
 
 def trail(ax: Axes, file_bytes: float, accuracies: list, color=BLUE) -> list[Artist]:
     """Draw accuracies during the retraining as faint dots climbing at one size; return the artists."""
-    heights = [100 * accuracy for accuracy in accuracies]
-    return ax.plot([file_bytes] * len(heights), heights, ".-", color=color, alpha=0.35, markersize=9, linewidth=1.5)
+    places = [file_bytes] * len(accuracies), [100 * accuracy for accuracy in accuracies]
+    return ax.plot(*places, ".-", color=color, alpha=0.35, markersize=9, linewidth=1.5)
 
 
 def longer(ax: Axes, start: tuple, file_bytes: float, accuracy: float, steps: int, color=BLUE) -> list[Artist]:
@@ -197,17 +191,3 @@ def dress(ax: Axes, title: str = "") -> Axes:
 def limit_ticks(axis, most: int = 5) -> None:
     """Set at most `most` ticks on an axis, so that large labels do not touch."""
     axis.set_major_locator(MaxNLocator(most))
-
-
-def _stretch(percent):
-    return -np.log10(100.0 - np.clip(percent, 0, _BEST))
-
-
-def _unstretch(height):
-    return 100.0 - 10.0 ** -np.asarray(height)
-
-
-def _round_down(size):
-    """Round bytes down to 1, 2, 5, 10, 20, … KiB."""
-    steps = np.outer(10.0 ** np.arange(-3, 9), [1, 2, 5]).ravel() * KIB
-    return float(steps[max(0, np.searchsorted(steps, size, side="right") - 1)])

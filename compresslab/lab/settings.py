@@ -1,6 +1,6 @@
 """Settings along a control that make a curve: spread evenly first, then where the measured sizes lie far apart."""
 
-import math
+import itertools
 import numbers
 
 import numpy as np
@@ -43,14 +43,13 @@ def find_widest_gap(control: Control, measured: list) -> float | None:
     """
     if control.choices or isinstance(control.default, bool):
         return None
-    ordered = sorted(measured)
-    smallest_gap = math.log(CLOSE if len(measured) < COMPLETE else FAR)
-    taken = {setting for setting, _ in measured}
+    ordered, taken = sorted(measured), {setting for setting, _ in measured}
+    smallest_ratio = CLOSE if len(measured) < COMPLETE else FAR
     gaps = []
-    for (low, low_size), (high, high_size) in zip(ordered, ordered[1:], strict=False):
-        gap, middle = abs(math.log(low_size / high_size)), round_to_step(control, (low + high) / 2)
-        if gap > smallest_gap and middle not in taken:
-            gaps.append((gap, middle))
+    for (low, low_size), (high, high_size) in itertools.pairwise(ordered):
+        ratio, middle = max(low_size, high_size) / min(low_size, high_size), round_to_step(control, (low + high) / 2)
+        if ratio > smallest_ratio and middle not in taken:
+            gaps.append((ratio, middle))
     return max(gaps)[1] if gaps else None
 
 

@@ -12,11 +12,10 @@ from ipywidgets import HTML
 from compresslab import techniques
 from compresslab.experiments import journal, trial
 from compresslab.lab.measurements import YOURS, Choice
+from compresslab.techniques import Technique
 
-_PRINT = "    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"
 
-
-def write_state(technique, choice: Choice) -> str:
+def write_state(technique: Technique, choice: Choice) -> str:
     """Return `cl.lab.explore("zero_pruning", model="lenet_300_100", data="mnist", setting={…}, steps=…, seed=…)`."""
     name = repr(technique.name) if _is_packaged(technique) else "technique"
     if technique.source is not None:
@@ -28,7 +27,7 @@ def write_state(technique, choice: Choice) -> str:
     return f"cl.lab.explore({name}, model={model}, data={data}, setting={choice.setting!r}, {training}{compare})"
 
 
-def write_code(technique, choice: Choice, result: journal.Result) -> str:
+def write_code(technique: Technique, choice: Choice, result: journal.Result) -> str:
     """Return lines that print the validation accuracy and the file's bytes of a measured point.
 
     result  the point's Result: it says in which arithmetic, with which lr and batch size it was trained
@@ -39,12 +38,13 @@ def write_code(technique, choice: Choice, result: journal.Result) -> str:
     lines = ["import compresslab as cl", "", f"data = {data}", f"model = {model}"]
     if technique.source is not None:
         lines += [f"recipe = {technique.source(result.setting, result)}", "with cl.train.threads(1):"]
-        lines += [f"    small = recipe.apply(model, data, seed={result.seed}, bar=False)", _PRINT]
-        return "\n".join(lines)
-    if not _is_packaged(technique):
-        lines.append("technique = ...  # your Technique")
-    lines += ["with cl.train.threads(1):", f"    small = {_write_call(technique, result)}"]
-    return "\n".join([*lines, *(_write_training(technique, result) if result.steps else []), _PRINT])
+        lines += [f"    small = recipe.apply(model, data, seed={result.seed}, bar=False)"]
+    else:
+        lines += [] if _is_packaged(technique) else ["technique = ...  # your Technique"]
+        lines += ["with cl.train.threads(1):", f"    small = {_write_call(technique, result)}"]
+        lines += _write_training(technique, result) if result.steps else []
+    lines += ["    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"]
+    return "\n".join(lines)
 
 
 def _is_packaged(technique):
@@ -62,12 +62,10 @@ def _write_call(technique, result):
 
 def _write_training(technique, result):
     """Return the lines that retrain as the sweep does."""
-    training = {"steps": result.steps, "seed": result.seed, "lr": result.lr}
-    training |= {"batch_size": result.batch_size, "precision": result.precision, "bar": False}
-    keywords = _write_keywords({name: value for name, value in training.items() if value is not None})
-    if technique.training is None:
-        lines, split = [], "data.train"
-    else:
+    names = ("steps", "seed", "lr", "batch_size", "precision")
+    training = {name: getattr(result, name) for name in names if getattr(result, name) is not None} | {"bar": False}
+    keywords, split, lines = _write_keywords(training), "data.train", []
+    if technique.training is not None:
         owner = f"cl.{technique.name}.TECHNIQUE" if _is_packaged(technique) else "technique"
         call = f"{owner}.training(model, small, data.train, setting, {result.seed})"
         lines = [f"    setting = dict({_write_keywords(result.setting)})", f"    split, loss = {call}"]
@@ -86,8 +84,8 @@ def export(results: pd.DataFrame, name: str, note: HTML) -> None:
     raises  OSError naming the path if it cannot be written
     """
     name = re.sub(r"[^\w.-]+", "-", name)  # that of a recipe has arrows
-    stems = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    paths = (Path.cwd() / f"compresslab-{name}{ending}.csv" for ending in stems)
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    paths = (Path.cwd() / f"compresslab-{name}{ending}.csv" for ending in endings)
     path = journal.write_csv(results, next(path for path in paths if not path.exists()))
     packed = base64.b64encode(results.to_csv(index=False).encode()).decode()
     link = f"<a download='{html.escape(path.name)}' href='data:text/csv;base64,{packed}'>download</a>"

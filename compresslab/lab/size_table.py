@@ -20,21 +20,15 @@ def make_table(ledger: SizeLedger, title: str, dense_bytes: int) -> str:
     """
     against = f"against the dense network in fp32 ({words.format_kib(dense_bytes)})"
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "count", "KiB", against, "what it counts"))
-    rows = "".join(_make_row(row, dense_bytes) for row in ledger.to_frame().to_dict("records"))
+    rows = ""
+    for row in ledger.to_frame().to_dict("records"):
+        count = "" if pd.isna(row["count"]) else f"{row['count']:,}"
+        kib = "" if pd.isna(row["KiB"]) else f"{row['KiB']:,.1f}"
+        ratio = "" if pd.isna(row["bytes"]) else words.format_ratio(row["bytes"], dense_bytes)
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in (row["kind"], count, kib, ratio, row["meaning"]))
+        rows += f"<tr class='file'>{cells}</tr>" if row["kind"] == WHOLE else f"<tr>{cells}</tr>"
     heading = f"<tr><td colspan=5><b>{html.escape(title)}</b></td></tr>"
     return f"<table class='ledger'><thead>{heading}<tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _make_row(row, dense_bytes):
-    cells = (
-        row["kind"],
-        "" if pd.isna(row["count"]) else f"{row['count']:,}",
-        "" if pd.isna(row["KiB"]) else f"{row['KiB']:,.1f}",
-        "" if pd.isna(row["bytes"]) else words.format_ratio(row["bytes"], dense_bytes),
-        row["meaning"],
-    )
-    kind = " class='file'" if row["kind"] == WHOLE else ""
-    return f"<tr{kind}>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)}</tr>"
 
 
 def make_picture(ledger: SizeLedger) -> Picture:

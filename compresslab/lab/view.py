@@ -35,32 +35,31 @@ class View:
         self.chart = Chart()
         self.gallery = Gallery(self.chart.panel.widget)
         self.status = page.make_html("status", margin="2px 0", min_height="48px")
-        bar = widgets.Layout(width="100%", height="10px", margin="0")
-        self.progress = widgets.FloatProgress(min=0, max=1, layout=bar, style={"bar_color": BLUE})
-        self.ledger, self.note = page.make_html(), page.make_html("note", margin="4px 0")
+        bar = {"width": "100%", "height": "10px", "margin": "0"}
+        self.progress = widgets.FloatProgress(max=1, layout=bar, style={"bar_color": BLUE})
+        self.ledger, self.note = widgets.HTML(), page.make_html("note", margin="4px 0")
         self.unkept = page.make_html("note", margin="0", display="none")
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
         self.guess = page.make_guess_fields()
-        self.fair = {label: page.make_fair_checkbox(label, label in compare) for label in self._technique.fair_controls}
-        self.buttons = {name: page.make_button(name, *about) for name, about in page.BUTTONS.items()}
-        lock = self.buttons.pop("lock in")
+        self.fair = {}
+        for label in self._technique.fair_controls:
+            tooltip, fits = f"Measure {label} at the same settings, too", {"layout": {"width": "auto"}, "indent": False}
+            self.fair[label] = widgets.Checkbox(label in compare, description=label, tooltip=tooltip, **fits)
+        button = widgets.Layout(width="auto", min_width="84px")
+        self.buttons = {
+            name: widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=button)
+            for name, (icon, tooltip) in page.BUTTONS.items()
+        }
         # From here on the page: sliders in rows of their own, small controls together.
         sliders = [control for control in controls if isinstance(control, widgets.IntSlider | widgets.FloatSlider)]
         small = [control for control in controls if control not in sliders]
         fair = [page.make_label("compare with"), *self.fair.values()] if self.fair else []
-        guess = [page.make_label("your guess", "auto" if fair else page.LABEL), *self.guess.values(), lock]
+        guess = [page.make_label("your guess", "auto" if fair else page.LABEL), *self.guess.values()]
+        *buttons, lock = self.buttons.values()
         style = widgets.HTML(page.STYLE, layout=widgets.Layout(display="none"))
         rows = [style, page.make_row(choosers), *sliders, *([page.make_row(small)] if small else [])]
-        rows += [
-            page.make_row([*fair, *guess]),
-            self.unkept,
-            self.status,
-            self.progress,
-            self.gallery.widget,
-            self.ledger,
-        ]
-        self.children = [*rows, page.make_row(self.buttons.values()), self.note, self.code]
-        self.buttons["lock in"] = lock
+        rows += [page.make_row([*fair, *guess, lock]), self.unkept, self.status, self.progress, self.gallery.widget]
+        self.children = [*rows, self.ledger, page.make_row(buttons), self.note, self.code]
 
     def begin(self, choice: Choice) -> None:
         """Say that a choice is being measured."""
@@ -105,14 +104,15 @@ class View:
 
     def show_inside(self, choice: Choice, event: Event) -> None:
         """Show a compressed model: warnings, pictures, and room for the picture of its bytes."""
-        if event.stage == "compressed":
-            self._warnings = self._measurements.warnings
-            self.say(*self._said)
-            data = self._measurements.subject(choice).data
-            with train.threads(1):
-                pictures = techniques.pictures(self._technique, event.start, event.model, choice.setting, data)
-            self.gallery.arrange([*(picture.name for picture in pictures), size_table.BYTES])
-            self.gallery.show(pictures)
+        if event.stage != "compressed":
+            return
+        self._warnings = self._measurements.warnings
+        self.say(*self._said)
+        data = self._measurements.subject(choice).data
+        with train.threads(1):
+            pictures = techniques.pictures(self._technique, event.start, event.model, choice.setting, data)
+        self.gallery.arrange([*(picture.name for picture in pictures), size_table.BYTES])
+        self.gallery.show(pictures)
 
     def _show_accuracy(self, choice, model):
         """Draw an accuracy during the training, on a part of the validation images."""
@@ -130,6 +130,15 @@ class View:
         if now > self._ticked + TICK:
             self.progress.value, self._ticked = progress.step / progress.steps, now
         return (now - self._began) * (progress.steps - progress.step) / max(1, done)
+
+    def lock_guess(self) -> None:
+        """Draw the guess and lock its fields, or withdraw it."""
+        locking = self.chart.moving.guess is None
+        size = 1024 * self.guess["size"].value or None
+        self.chart.move(guess=(self.guess["accuracy"].value / 100, size) if locking else None)
+        for field in self.guess.values():
+            field.disabled = locking
+        self.buttons["lock in"].description = "withdraw" if locking else "lock in"
 
     def show_point(self, choice: Choice) -> None:
         """Show a measured point on the chart and in the status line."""

@@ -14,14 +14,13 @@ def describe_setting(technique: Technique, values: dict) -> str:
     """
     declared = {control.name: control for control in technique.controls}
     first = next((name for name, control in declared.items() if makes_curve(control)), None)
-
-    said = {}
+    parts = []
     for name, value in values.items():
         control = declared.get(name)
-        stays = control and makes_curve(control) and (name == first or control.alternative)
-        if control is None or stays or value != control.default:
-            said[name] = _format_value(control, value)
-    return ", ".join(f"{name} {text}" for name, text in said.items()) or technique.name
+        stays = control is None or (makes_curve(control) and (name == first or control.alternative))
+        if stays or value != control.default:
+            parts.append(f"{name} {_format_value(control, value)}")
+    return ", ".join(parts) or technique.name
 
 
 def describe_trial(technique: Technique, choice) -> str:
@@ -32,14 +31,14 @@ def describe_trial(technique: Technique, choice) -> str:
 
 def describe_point(result, subject, longer=None, guess: tuple | None = None) -> str:
     """Return the status line of a measured point, compared with a guess."""
-    parts = [format_accuracy(result, subject.accuracy), format_size(result.file_bytes, subject.sizes.dense_bytes)]
-    if result.steps:
-        parts.append(f"{result.steps} steps in {result.precision}")
-    if longer:
-        parts.append(f"with {longer.steps} steps {longer.accuracy:.2%}")
-    if guess:
-        parts.append(describe_guess(guess, result))
-    return "; ".join(parts)
+    parts = [
+        format_accuracy(result, subject.accuracy),
+        format_size(result.file_bytes, subject.sizes.dense_bytes),
+        result.steps and f"{result.steps} steps in {result.precision}",
+        longer and f"with {longer.steps} steps {longer.accuracy:.2%}",
+        guess and describe_guess(guess, result),
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def describe_guess(guess: tuple, result) -> str:
@@ -47,21 +46,21 @@ def describe_guess(guess: tuple, result) -> str:
     accuracy, file_bytes = guess
     off = accuracy - result.accuracy
     text = f"your guess {accuracy:.1%} was {abs(100 * off):.2f} points too {'high' if off > 0 else 'low'}"
-    if file_bytes is None:
-        return text
-    ratio = file_bytes / result.file_bytes
-    size = f"{max(ratio, 1 / ratio):.3g}× too {'large' if ratio > 1 else 'small'}"
-    return f"{text}, {format_kib(file_bytes)} was {size}"
+    if file_bytes:
+        ratio = file_bytes / result.file_bytes
+        size = f"{max(ratio, 1 / ratio):.3g}× too {'large' if ratio > 1 else 'small'}"
+        text += f", {format_kib(file_bytes)} was {size}"
+    return text
 
 
 def describe_chart(subject, result: Result | None) -> str:
     """Return a sentence about the accuracy-versus-size picture; `result` is the chosen point, or None."""
     dense = f"{subject.accuracy:.2%}, {format_kib(subject.sizes.file_bytes)}"
     text = f"Measured accuracy (axis stretched near 100%) and file size. Dense model: {dense} (cross, dashed)"
-    if result is None:
-        return f"{text}."
-    size = format_size(result.file_bytes, subject.sizes.dense_bytes)
-    return f"{text}; chosen point: {result.accuracy:.2%}, {size}."
+    if result:
+        size = format_size(result.file_bytes, subject.sizes.dense_bytes)
+        text += f"; chosen point: {result.accuracy:.2%}, {size}"
+    return f"{text}."
 
 
 def describe_test(trial_words: str, compressed, dense, images: int) -> str:
@@ -99,13 +98,9 @@ def format_size(file_bytes: int, dense_bytes: int) -> str:
 
 
 def format_ratio(file_bytes: int, dense_bytes: int) -> str:
-    """Return the ratio to the dense network, 4 bytes a number: "25.2× smaller", "1.04× larger".
-
-    The only ratio of sizes on the page: status line, captions and ledger all show this one.
-    """
-    ratio = dense_bytes / file_bytes
-    rounded = float(f"{max(ratio, 1 / ratio):.3g}")
-    return f"{rounded:,g}× {'smaller' if ratio >= 1 else 'larger'}"
+    """Return the ratio to the dense network in fp32: "25.2× smaller", "1.04× larger"."""
+    ratio = max(dense_bytes, file_bytes) / min(dense_bytes, file_bytes)
+    return f"{float(f'{ratio:.3g}'):,g}× {'smaller' if dense_bytes >= file_bytes else 'larger'}"
 
 
 def format_kib(file_bytes: int) -> str:

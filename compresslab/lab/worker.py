@@ -1,10 +1,9 @@
 """The lab's worker: one job at a time, away from the notebook's own thread; the newest request wins.
 
-A job is a function that returns a generator. Between two of its yields the worker looks for a newer request and, if
-there is one, closes the generator and starts the newer. Where a job yields HOLD (between two training steps) a person
-may pause, step and resume it. When nothing is asked for, the worker runs background jobs, which give way at once.
-
-Without threads (Colab shows nothing from them) the same code runs to the end inside `submit`.
+A job is a function that returns a generator. At each of its yields the worker looks for a newer request and, if there
+is one, closes the generator and starts the newer. Where a job yields HOLD (between two training steps) a person may
+pause, step and resume it. When nothing is asked for, the worker runs background jobs, which give way at once. Without
+threads (Colab shows nothing from them) the same code runs to the end inside `submit`.
 """
 
 import atexit
@@ -15,12 +14,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import closing, contextmanager
 
 from compresslab import bars
 
 HOLD = "hold"
 PATIENCE = 0.4  # seconds without a request before a background job starts
-
 BREATH = 0.001  # seconds of rest in a background job: whoever waits for torch or a core comes first
 WORK = 0.02  # seconds from one rest to the next
 
@@ -36,31 +35,21 @@ class Worker:
     """Runs jobs; see the module.
 
     background  function that returns the next background job, or None when there is nothing left to do
-    on_error    called with the exception of a job that failed; the worker lives on
+    on_error    called with the exception of a job that failed
     threaded    False runs each job to its end inside `submit`, and no background jobs
     """
 
     def __init__(
         self, background: Callable = lambda: None, on_error: Callable = lambda error: None, threaded: bool = True
     ):
-        self.threaded = threaded
-        self._background = background
-        self._on_error = on_error
+        self.threaded, self.paused = threaded, False
+        self._background, self._on_error = background, on_error
         self._changed = threading.Condition()
-        self._newest = None  # handed over, not begun
-        self._pending = False  # handed over or at work
-        self._measured = True  # the newest job came to its end
-        self._running = False
-        self._more = False  # background jobs may be left
-        self._paused = self._closed = False
+        self._newest = self._thread = None  # the newest job, until it begins
+        self._pending, self._measured = False, True  # the newest job waits or runs; it came to its end
+        self._running = self._more = self._closed = False  # more: background jobs may be left
         self._granted = 0  # steps a person asked for while paused
-        self._thread = None
         _open.add(self)
-
-    @property
-    def paused(self) -> bool:
-        """Tell if a person holds the job."""
-        return self._paused
 
     def submit(self, job: Callable) -> None:
         """Hand a job over; the one at work is cancelled at its next yield."""
@@ -85,19 +74,19 @@ class Worker:
     def pause(self) -> None:
         """Hold the job at its next training step."""
         with self._changed:
-            self._paused, self._granted = True, 0
+            self.paused, self._granted = True, 0
 
     def step(self) -> None:
         """Let a held job take one training step; pauses a job that is not held."""
         with self._changed:
-            self._granted = self._granted + 1 if self._paused else 0
-            self._paused = True
+            self._granted = self._granted + 1 if self.paused else 0
+            self.paused = True
             self._changed.notify_all()
 
     def resume(self) -> None:
         """Let a held job go on."""
         with self._changed:
-            self._paused = False
+            self.paused = False
             self._changed.notify_all()
 
     def close(self, timeout: float = 5) -> None:
@@ -113,10 +102,10 @@ class Worker:
             self._drain()
             with self._changed:
                 self._changed.wait_for(self._called, PATIENCE)
-            while self._more and not self._called() and not self._paused:
+            while self._more and not self._called() and not self.paused:
                 self._more = self._run_background()
             with self._changed:
-                self._changed.wait_for(lambda: self._called() or (self._more and not self._paused))
+                self._changed.wait_for(lambda: self._called() or (self._more and not self.paused))
 
     def _called(self):
         return self._newest is not None or self._closed
@@ -151,24 +140,17 @@ class Worker:
 
     def _run_background(self):
         """Run a background job; return False when there is none left."""
-        try:
-            job = self._background()
-        except Exception as error:  # noqa: BLE001 - whatever a technique raises is shown, in words
-            self._report(error)
-            return False
-        if job is not None:
-            self._run(job, rests=True)
-        return job is not None
+        with self._shows_errors():
+            if job := self._background():
+                self._run(job, rests=True)
+                return True
+        return False
 
     def _run(self, job, rests=False):
         """Run a job until its end or a newer job; return whether it ended."""
-        steps, rested = None, 0.0
-        try:
-            steps = job()
-            while True:
-                mark = next(steps, self)
-                if mark is self:
-                    return True
+        rested = 0.0
+        with self._shows_errors(), closing(job()) as steps:
+            for mark in steps:
                 if mark == HOLD and self.threaded:
                     self._hold()
                 if rests and time.monotonic() > rested + WORK:
@@ -176,24 +158,25 @@ class Worker:
                     rested = time.monotonic()
                 if self._called():
                     return False
-        except Exception as error:  # noqa: BLE001 - whatever a technique raises is shown, in words
-            self._report(error)
-            return False
-        finally:
-            if steps is not None:
-                steps.close()
+            return True
+        return False
 
     def _hold(self):
         """Wait while paused, until a step is granted or a newer job comes."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._paused or self._granted or self._called())
+            self._changed.wait_for(lambda: not self.paused or self._granted or self._called())
             self._granted = max(0, self._granted - 1)
 
-    def _report(self, error):
+    @contextmanager
+    def _shows_errors(self):
+        """Hand on any exception, whatever a technique raises; the worker outlives a display that fails."""
         try:
-            self._on_error(error)
-        except Exception:  # noqa: BLE001 - the worker must outlive a display that fails
-            logging.getLogger(__name__).exception("could not show %r", error)
+            yield
+        except Exception as error:
+            try:
+                self._on_error(error)
+            except Exception:
+                logging.getLogger(__name__).exception("could not show %r", error)
 
 
 @atexit.register

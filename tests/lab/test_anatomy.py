@@ -57,7 +57,7 @@ def test_an_unknown_kind_is_named(ax):
 
 
 def test_the_parts_of_a_bar_lie_beside_one_another(ax):
-    anatomy.stack(next(one for one in PICTURES if one.kind == "stack"), ax)
+    anatomy.bars(next(one for one in PICTURES if one.kind == "stack"), ax)
     places = [(bar.get_x(), bar.get_width()) for bar in ax.patches]
     assert places == [(0, 3), (0, 0), (3, 1), (0, 2)]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["values", "codebook"]
