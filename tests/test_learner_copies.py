@@ -19,6 +19,8 @@ from nbformat import v4
 from scripts import learner_copies
 from scripts.learner_copies import Copies, make_copy, strip_source
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "notebooks"
 NAMES = sorted(path.name for path in SOURCES.glob("*.ipynb"))

@@ -9,6 +9,8 @@ import pytest
 
 from compresslab import paths
 
+pytestmark = pytest.mark.slow
+
 # A user whom the system does not know: no HOME, no entry in the list of users
 UNKNOWN_USER = """
 import pwd

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.coders import codebook_of, deep_compression, general, huffman, nncodec, same
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {"fc.weight": (12, 30), "conv.weight": (4, 2, 3, 3), "fc.bias": (12,)}
 needs_nncodec = pytest.mark.skipif(nncodec.load() is None, reason=f"needs NNCodec: {nncodec.INSTALL}")
 

@@ -10,6 +10,8 @@ from torch import nn
 import compresslab as cl
 from compresslab.classroom import combine as exercises
 
+pytestmark = pytest.mark.slow
+
 PRUNE, GRID = ("zero_pruning", {"sparsity": 0.95}), ("quantization", {"bits": 4})
 LONG, SHORT = ("retrain", {"steps": 60, "lr": 0.004}), ("retrain", {"steps": 20, "lr": 0.004})
 

@@ -9,6 +9,8 @@ from torch import nn
 import compresslab as cl
 from compresslab.classroom import which_layers as exercises
 
+pytestmark = pytest.mark.slow
+
 LAYERS = ["conv1", "conv2", "fc1", "fc2"]
 
 

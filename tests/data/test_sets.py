@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 import compresslab as cl
 from compresslab.data import files, sets
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[2] / "data"
 
 

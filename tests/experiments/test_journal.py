@@ -21,6 +21,8 @@ import compresslab as cl
 from compresslab import paths
 from compresslab.experiments.journal import Journal, Result, plain
 
+pytestmark = pytest.mark.slow
+
 RESULT = Result(
     technique="zero_pruning",
     setting={

@@ -28,6 +28,8 @@ from compresslab.experiments import trial as trials
 from compresslab.experiments.sweep import Trial
 from compresslab.techniques import Control, Technique
 
+pytestmark = pytest.mark.slow
+
 GRID = {"sparsity": [0.5, 0.9], "criterion": ["magnitude", "random"]}
 
 

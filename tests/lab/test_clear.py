@@ -15,6 +15,8 @@ from compresslab.lab.chart import Moving
 from tests.lab.conftest import until
 from tests.lab.test_explorer import text
 
+pytestmark = pytest.mark.slow
+
 
 def drawn(lab):
     """How many measured points are on the chart, beside the dense model's."""

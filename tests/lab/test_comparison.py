@@ -5,6 +5,8 @@ from matplotlib.figure import Figure
 import compresslab as cl
 from compresslab.lab import comparison, plots
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ax():

@@ -18,6 +18,8 @@ from compresslab import techniques
 from compresslab.lab.controls import UNUSED
 from tests.lab.conftest import until
 
+pytestmark = pytest.mark.slow
+
 
 def text(lab):
     """What the status line says."""

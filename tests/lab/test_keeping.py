@@ -18,6 +18,8 @@ from compresslab.lab.comparison import compare
 from tests.experiments.test_journal import RESULT
 from tests.lab.test_explorer import pictures, text
 
+pytestmark = pytest.mark.slow
+
 UNKEPT = "Nothing is kept from now on"
 
 

@@ -8,6 +8,8 @@ import pytest
 import compresslab as cl
 from compresslab.lab.measurements import FEWER_STEPS, STEPS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):

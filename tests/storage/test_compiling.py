@@ -9,6 +9,8 @@ import pytest
 
 from compresslab.storage import compiling
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 from compresslab.storage.compiling import kept_on_disk
 

@@ -15,6 +15,8 @@ from compresslab.storage.coder import Allowance, Reader, Writer
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.layouts import Layout
 
+pytestmark = pytest.mark.slow
+
 
 def chance(seed=0):
     return np.random.default_rng(seed)

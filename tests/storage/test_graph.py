@@ -19,6 +19,8 @@ import compresslab as cl
 from compresslab.storage import calls, graph
 from compresslab.storage.container import CorruptFileError
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     def __init__(self):

@@ -18,6 +18,8 @@ from tests.storage import claims, fuzzing, samples
 from tests.storage.fuzzing import flipped, outcome, peak, remade, rewritten, signed, unsigned
 from tests.storage.samples import Net
 
+pytestmark = pytest.mark.slow
+
 BLOBS = [cl.storage.dumps(model) for model in samples.some_models()]
 PARTS = [container.unpack(blob) for blob in BLOBS]
 PLAIN = cl.storage.dumps(nn.Sequential(nn.Linear(3, 2)))

@@ -15,6 +15,8 @@ from compresslab.data import Split
 from compresslab.techniques import quantization
 from compresslab.weights import codebooks, grids, layers
 
+pytestmark = pytest.mark.slow
+
 
 class Own(nn.Module):
     """A forward that can be traced."""

@@ -12,6 +12,8 @@ import compresslab as cl
 from compresslab.storage import CorruptFileError, tensors
 from compresslab.weights import layers
 
+pytestmark = pytest.mark.slow
+
 
 def came_back(model, inputs):
     """The loaded model, after checking that it is the saved one to the bit, in both modes."""

@@ -18,6 +18,8 @@ from compresslab.techniques import activation_pruning
 from compresslab.techniques.activation_pruning import STATISTICS, prune, statistics
 from compresslab.weights.layers import count_parameters, get_mask
 
+pytestmark = pytest.mark.slow
+
 
 def mlp(seed=0):
     with torch.random.fork_rng(devices=[]):

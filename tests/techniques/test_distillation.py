@@ -14,6 +14,8 @@ import compresslab as cl
 from compresslab.techniques import distillation, distillation_losses
 from compresslab.techniques.distillation import distill, loss, student_of
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"bar": False, "precision": "fp32"}
 
 

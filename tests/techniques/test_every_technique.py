@@ -12,6 +12,8 @@ from torch import nn
 import compresslab as cl
 from compresslab import techniques
 
+pytestmark = pytest.mark.slow
+
 CHAINS = ["article_mlp", "lenet_300_100", "lenet_5"]
 
 

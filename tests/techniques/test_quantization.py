@@ -18,6 +18,8 @@ from compresslab.techniques.quantization import anatomy, quantize
 from compresslab.weights.grids import Grid, Half, InputGrid
 from compresslab.weights.layers import distinct_weights, get_mask, get_rounding, weight_layers
 
+pytestmark = pytest.mark.slow
+
 FINITE = st.floats(-(2.0**60), 2.0**60, width=32)
 
 

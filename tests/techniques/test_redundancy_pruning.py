@@ -22,6 +22,8 @@ from compresslab.techniques import redundancy_pruning
 from compresslab.techniques.redundancy_pruning import clusters, prune, similarities
 from compresslab.weights.layers import Mask
 
+pytestmark = pytest.mark.slow
+
 TWINS = 3  # planted in a layer
 
 

@@ -5,6 +5,8 @@ import pytest
 import compresslab as cl
 from compresslab.techniques import Technique
 
+pytestmark = pytest.mark.slow
+
 RECIPE = cl.Recipe(
     [
         ("zero_pruning", {"sparsity": 0.5}),

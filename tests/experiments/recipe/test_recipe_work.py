@@ -12,6 +12,8 @@ from compresslab.experiments import recipe_work
 from compresslab.techniques import distillation_losses
 from compresslab.weights.layers import effective_state
 
+pytestmark = pytest.mark.slow
+
 PRUNE, SHARE, SHORT = ("zero_pruning", {"sparsity": 0.5}), ("quantization", {"bits": 3}), ("retrain", {"steps": 3})
 STEPS = [PRUNE, SHORT, SHARE, ("retrain", {"steps": 2, "teacher": True})]
 
