@@ -8,6 +8,8 @@ import pytest
 
 from compresslab import writing
 
+pytestmark = pytest.mark.slow
+
 HANGING = """
 import os, sys, time
 from compresslab import writing

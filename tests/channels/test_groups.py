@@ -16,6 +16,8 @@ from compresslab.weights.codebooks import Codebook
 from compresslab.weights.grids import Grid
 from compresslab.weights.layers import BATCH_NORMS, TRANSPOSED, get_mask, get_rounding, set_mask, set_rounding
 
+pytestmark = pytest.mark.slow
+
 
 def mlp():
     return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))

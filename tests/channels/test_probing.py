@@ -15,6 +15,8 @@ import compresslab as cl
 from compresslab import channels
 from compresslab.channels import probing
 
+pytestmark = pytest.mark.slow
+
 
 @dataclasses.dataclass
 class Outputs:

@@ -10,6 +10,8 @@ from torch import nn
 import compresslab as cl
 from compresslab.classroom import activation_pruning as exercises
 
+pytestmark = pytest.mark.slow
+
 
 def sliced(conv, linear, rows, columns):
     """Both layers with these rows and columns only, and the attributes that go with them."""

@@ -13,6 +13,8 @@ import compresslab as cl
 from compresslab.classroom import feedback
 from compresslab.classroom.feedback import NotYet, call, read_number, read_truth
 
+pytestmark = pytest.mark.slow
+
 STUBS = [None, ..., NotImplemented, NotImplementedError, NotImplementedError("write me"), (None, None, None)]
 
 

@@ -9,6 +9,8 @@ from torch import nn
 import compresslab as cl
 from compresslab.classroom import redundancy_pruning as exercises
 
+pytestmark = pytest.mark.slow
+
 
 def plant(weight, bias, outgoing, neurons, scale, share=0.5, bias_scale=None, divide=True, twin_scale=None):
     """Right as it is; each option but the first four makes one mistake."""

@@ -9,6 +9,8 @@ from torch import nn
 import compresslab as cl
 from compresslab.classroom import zero_pruning as exercises
 
+pytestmark = pytest.mark.slow
+
 
 def weights(model):
     return {name: layer.weight.detach() for name, layer in cl.layers.weight_layers(model).items()}

@@ -16,6 +16,8 @@ from torch import nn
 import compresslab as cl
 from compresslab.techniques import Control, Technique
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data():

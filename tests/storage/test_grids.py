@@ -11,6 +11,8 @@ from compresslab.storage.container import CorruptFileError
 from compresslab.storage.header import Entry
 from compresslab.weights import grids
 
+pytestmark = pytest.mark.slow
+
 SLACK = 2 * 8 + 8 + 4 + 8  # two tensors of scales, with their forms; two forms; the last word; the range of codes
 
 

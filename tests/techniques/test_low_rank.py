@@ -20,6 +20,8 @@ from compresslab.numerics.moments import input_rows
 from compresslab.techniques import low_rank
 from compresslab.techniques.low_rank import break_even, factorize, singular_values
 
+pytestmark = pytest.mark.slow
+
 
 def small(seed=0):
     torch.manual_seed(seed)

@@ -9,6 +9,8 @@ from torch import nn
 import compresslab as cl
 from benchmarks.records import rate
 
+pytestmark = pytest.mark.slow
+
 
 def charged(net, data, **settings):
     settings = {"price": 5.0, "steps": 200, "lr": 1e-2, "batch_size": 100, "precision": "fp32", "bar": False} | settings

@@ -9,6 +9,8 @@ import pytest
 import compresslab as cl
 from benchmarks.records import __main__ as records
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[3] / "data" / "records"
 KNOWN = json.loads((FOLDER / "records.json").read_text())
 IMAGES = 3e-4  # of the images may be decided otherwise by another machine's rounding

@@ -7,6 +7,8 @@ from torch import nn
 import compresslab as cl
 from benchmarks.records.shrinking import shrink
 
+pytestmark = pytest.mark.slow
+
 
 def shrunk(net, data, **settings):
     settings = {
