@@ -1,4 +1,4 @@
-"""What a person takes away from a lab: lines of Python that reproduce a point or reopen the lab, and a CSV file."""
+"""Write what a person takes away from a lab: lines of Python, and a CSV file."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""Whether a difference is real: an interval for an accuracy, and a paired test for two models on the same images."""
+"""Tell whether a difference is real: an interval for an accuracy, a paired test for two models."""
 
 from dataclasses import dataclass
 

@@ -29,7 +29,7 @@ SAMPLE = 2048  # words looked at to see whether a palette is worth a sort
 
 @dataclass(frozen=True)
 class Place:
-    """Where words stand in a tensor.
+    """The place of words in a tensor.
 
     shape   of the tensor
     kept    flat bool array of the entries that the words are of, or None for every entry

@@ -1,4 +1,4 @@
-"""What a custom module computes, as data that a small interpreter runs; `tracing` makes it.
+"""Run what a custom module computes, as the data that `tracing` makes of it.
 
     graph    {"inputs": [names], "steps": [[kind, name, arguments, keywords], …], "output": value}
     value    numbered, the inputs, then the steps; {"node": number} stands for an earlier one

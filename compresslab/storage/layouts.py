@@ -22,7 +22,7 @@ LARGEST_LAG = 2**20
 
 @dataclass(frozen=True)
 class Layout:
-    """How a matrix is gone through.
+    """The way through a matrix.
 
     rows, columns  its size;  transposed  whether a line is a row (else a column)
     lag            0 where no line is above another, and where lines are rows;  group  number of lines

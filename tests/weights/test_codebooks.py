@@ -16,6 +16,7 @@ import compresslab as cl
 from compresslab.weights import codebooks
 from compresslab.weights.codebooks import Codebook, nearest
 from compresslab.weights.layers import distinct_weights, get_mask, get_rounding, set_mask, set_rounding
+from tests.weights.samples import Tied
 
 
 def tensor(*values):
@@ -211,16 +212,6 @@ def test_channels_last_is_the_same_convolution():
     expected = model(images)
     model.to(memory_format=torch.channels_last)
     assert torch.allclose(model(images.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.output = nn.Embedding(7, 4), nn.Linear(4, 7)
-        self.output.weight = self.embedding.weight
-
-    def forward(self, tokens):
-        return self.output(self.embedding(tokens.long()).mean(1))
 
 
 def test_layers_that_share_a_weight_share_the_codebook():

@@ -12,6 +12,7 @@ from torch import nn
 import compresslab as cl
 from compresslab.weights.grids import Grid, Half, InputGrid
 from compresslab.weights.layers import Mask, distinct_weights, get_mask, get_rounding, set_mask, set_rounding
+from tests.weights.samples import Tied
 
 SIZES = st.floats(2**-20, 2**10, width=32)
 
@@ -304,16 +305,6 @@ class TestOnALayer:
         )
         assert cl.layers.count_parameters(model) == 4 * 3 + 3 + 3 * 2 + 2
         assert cl.layers.count_nonzeros(model) == cl.layers.count_nonzeros(bare)
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.output = nn.Embedding(7, 4), nn.Linear(4, 7)
-        self.output.weight = self.embedding.weight
-
-    def forward(self, tokens):
-        return self.output(self.embedding(tokens.long()).mean(1))
 
 
 def test_layers_that_share_a_weight_share_the_grid():
