@@ -11,7 +11,6 @@ SQLite, "Atomic Commit In SQLite", sqlite.org/atomiccommit.html.
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -87,16 +86,19 @@ _TYPES = {str: "TEXT", dict: "TEXT", float: "REAL", float | None: "REAL", int: "
 _COLUMNS = {column.name: _TYPES[column.type] for column in fields(Result)}
 _JSON = [column.name for column in fields(Result) if column.type is dict]
 _FILTERS = [name for name in _COLUMNS if name not in _JSON]
+_NAMES = ", ".join(_COLUMNS)
 _TABLES = (
     "CREATE TABLE results (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, "
-    + ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+    + ", ".join(map(" ".join, _COLUMNS.items()))
     + ")",
     "CREATE TABLE models (key TEXT PRIMARY KEY, used REAL NOT NULL, file BLOB NOT NULL)",
+    f"PRAGMA application_id = {APPLICATION}",
+    f"PRAGMA user_version = {SCHEMA}",
 )
 
 
-class _OldSchemaError(sqlite3.DatabaseError):
-    """The file was written by an older compresslab."""
+class _UnusableError(sqlite3.DatabaseError):
+    """The file is damaged, or of an older compresslab; arguments: the reason in words, an ending for its new name."""
 
 
 def open(path: str | os.PathLike | None = None) -> "Journal":  # noqa: A001 - part of the package's vocabulary
@@ -127,13 +129,10 @@ def open_or_forget(journal: "Journal | str | os.PathLike | None" = None) -> "For
 
 
 class Journal:
-    """The Results in one file; see `open`. Threads may share it; len() counts the Results.
-
-    room  bytes of models that are kept
-    """
+    """The Results in one file; see `open`. Threads may share it; len() counts the Results."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path, self.room = Path(path).expanduser().absolute(), ROOM
+        self.path, self.room = Path(path).expanduser().absolute(), ROOM  # bytes of models that are kept
         with _explain_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path.parent).close()  # SQLite needs to write beside the file, too
@@ -143,23 +142,21 @@ class Journal:
         self._run(lambda connection: None, check="quick_check")
 
     def record(self, result: Result) -> Result:
-        """Keep a Result, unless there is one with its key; return the Result kept.
-
-        One that is not `reusable` is returned as it is, and not kept.
-        """
+        """Keep a Result unless its key is taken; return the Result kept, or one that is not `reusable` as it is."""
         checks.choice("result.stage", result.stage, STAGES)
         if not math.isfinite(result.accuracy) or not math.isfinite(result.seconds):
             raise ValueError(f"result has accuracy {result.accuracy} and seconds {result.seconds}; both must be finite")
         if not result.reusable:
             return result
-        names, row = ["key", *_COLUMNS], [result.key, *_to_row(result)]
-        insert = f"INSERT OR IGNORE INTO results ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+        row = [result.key, *_to_row(result)]
+        insert = f"INSERT OR IGNORE INTO results (key, {_NAMES}) VALUES ({', '.join('?' * len(row))})"
 
-        def keep(connection):
+        def insert_or_find(connection: sqlite3.Connection) -> Result:
+            """Insert the row, unless there is one, and read it."""
             connection.execute(insert, row)
             return _select(connection, "WHERE key = ?", row[:1])[0]
 
-        return self._run(keep)
+        return self._run(insert_or_find)
 
     def find(self, key: str) -> Result | None:
         """Return the Result with this key, or None."""
@@ -168,25 +165,26 @@ class Journal:
     def keep_model(self, key: str, file: bytes) -> None:
         """Keep a model's .clab file under a Result's key; the least recently used make room."""
 
-        def keep(connection):
+        def insert_and_tidy(connection: sqlite3.Connection) -> None:
+            """Insert the file; delete those beyond the room, newest first."""
             connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", [key, time.time(), file])
-            sizes = connection.execute("SELECT key, length(file) FROM models ORDER BY used DESC").fetchall()
-            totals = itertools.accumulate(size for _, size in sizes)
-            beyond = [(name,) for (name, _), total in zip(sizes, totals, strict=True) if total > self.room]
-            connection.executemany("DELETE FROM models WHERE key = ?", beyond)
+            total = "sum(length(file)) OVER (ORDER BY used DESC, key)"
+            beyond = f"SELECT key FROM (SELECT key, {total} AS total FROM models) WHERE total > ?"
+            connection.execute(f"DELETE FROM models WHERE key IN ({beyond})", [self.room])
 
         if len(file) <= self.room:
-            self._run(keep)
+            self._run(insert_and_tidy)
 
     def find_model(self, key: str) -> bytes | None:
         """Return the bytes that were kept under this key, or None."""
 
-        def find(connection):
-            row = connection.execute("SELECT file FROM models WHERE key = ?", [key]).fetchone()
+        def mark_and_read(connection: sqlite3.Connection) -> tuple | None:
+            """Note the time of use, and read the row."""
             connection.execute("UPDATE models SET used = ? WHERE key = ?", [time.time(), key])
-            return row[0] if row else None
+            return connection.execute("SELECT file FROM models WHERE key = ?", [key]).fetchone()
 
-        return self._run(find)
+        row = self._run(mark_and_read)
+        return row[0] if row else None
 
     def results(self, **filters) -> list[Result]:
         """Return all Results whose fields equal `filters` (technique="zero_pruning", …), newest last."""
@@ -214,10 +212,8 @@ class Journal:
         with _explain_errors(self.path):
             try:
                 return _transact(self.path, action, check)
-            except sqlite3.DatabaseError as error:
-                if not _is_unusable(error):
-                    raise
-            _set_aside(self.path)
+            except _UnusableError:
+                _set_aside(self.path)
             return _transact(self.path, action)
 
 
@@ -229,7 +225,7 @@ class ForgetfulJournal(Journal):
     """
 
     def __init__(self, path: Path | None, problem: OSError | None = None):
-        self.path, self.problem, self.room = path, None, ROOM
+        self.path, self.room, self.problem = path, ROOM, None
         self._memory, self._lock, self._tell = None, threading.Lock(), lambda problem: None
         if problem is not None:
             self._forget(problem)
@@ -254,8 +250,8 @@ class ForgetfulJournal(Journal):
             if self._memory is not None:  # another thread met the same
                 return
             memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            for table in _TABLES:
-                memory.execute(table)
+            for statement in _TABLES:
+                memory.execute(statement)
             self._memory, self.problem, self.room = memory, problem, MEMORY_ROOM
         self._tell(problem)
 
@@ -322,13 +318,14 @@ def _unify_numbers(value):
 
 
 def _to_row(result):
-    """The values of `_COLUMNS`, as SQLite takes them."""
+    """Return the values of `_COLUMNS`, as SQLite takes them."""
     values = {name: plain(name, value) for name, value in asdict(result).items()}
     return [json.dumps(value) if name in _JSON else value for name, value in values.items()]
 
 
 def _select(connection, condition, values):
-    rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM results {condition} ORDER BY id", values)
+    """Read the Results that meet a condition, in the order in which they were recorded."""
+    rows = connection.execute(f"SELECT {_NAMES} FROM results {condition} ORDER BY id", values)
     named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
     return [Result(**(row | {name: json.loads(row[name]) for name in _JSON})) for row in named]
 
@@ -336,29 +333,29 @@ def _select(connection, condition, values):
 def _transact(path, action, check=""):
     """Run `action(connection)` in a transaction, in a file with all tables.
 
-    check  a pragma that looks the whole file over first: "quick_check", "integrity_check"
+    check   a pragma that looks the whole file over first: "quick_check", "integrity_check"
+    raises  _UnusableError for a file that is damaged or old
     """
-    connection = sqlite3.connect(path, timeout=_WAIT, isolation_level=None)
-    with contextlib.closing(connection):  # closing rolls back what was not committed
-        connection.execute("BEGIN IMMEDIATE")  # one process at a time
-        if _is_empty(connection, path):
-            for statement in (*_TABLES, f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {SCHEMA}"):
+    with contextlib.closing(sqlite3.connect(path, timeout=_WAIT, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")  # one process at a time; closing rolls back what was not committed
+            for statement in _TABLES if _is_empty(connection, path) else ():
                 connection.execute(statement)
-        if check and (problem := connection.execute(f"PRAGMA {check}(1)").fetchone()[0]) != "ok":
-            damage = sqlite3.DatabaseError(problem)
-            damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise damage
-        answer = action(connection)
-        connection.execute("COMMIT")
-    return answer
+            if check and (problem := connection.execute(f"PRAGMA {check}(1)").fetchone()[0]) != "ok":
+                raise _UnusableError(f"is damaged ({problem})", "damaged")
+            answer = action(connection)
+            connection.execute("COMMIT")
+            return answer
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                raise
+            raise _UnusableError(f"is damaged ({error})", "damaged") from error
 
 
 def _is_empty(connection, path):
-    """Tell whether the file is empty; raises for one that is no journal."""
-    application, version, tables = (
-        connection.execute(question).fetchone()[0]
-        for question in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
-    )
+    """Tell whether the file is empty; raises for one that is no journal of this version."""
+    questions = "PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master"
+    application, version, tables = (connection.execute(question).fetchone()[0] for question in questions)
     if application == version == tables == 0:
         return True
     if application != APPLICATION:
@@ -367,13 +364,8 @@ def _is_empty(connection, path):
         newer = f"{path} was written by a newer compresslab (schema {version}, this one knows {SCHEMA})"
         raise ValueError(f"{newer}; update compresslab, or set COMPRESSLAB_HOME to another folder")
     if version < SCHEMA:
-        raise _OldSchemaError
+        raise _UnusableError("was written by an older compresslab", "old")
     return False
-
-
-def _is_unusable(error):
-    """Tell whether an error means that the file is damaged, or old."""
-    return isinstance(error, _OldSchemaError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 def _set_aside(path):
@@ -385,15 +377,13 @@ def _set_aside(path):
         lock.execute("BEGIN EXCLUSIVE")
         try:
             return _transact(path, lambda connection: None, check="integrity_check")
-        except sqlite3.DatabaseError as error:
-            if not _is_unusable(error):
-                raise
-            problem, is_old = " ".join(str(error).split()), isinstance(error, _OldSchemaError)
-        copy = f"{path}.{time.strftime('%Y%m%d')}-{time.time_ns()}.{'old' if is_old else 'damaged'}"
+        except _UnusableError as error:
+            reason, kind = error.args
+        copy = f"{path}.{time.strftime('%Y%m%d')}-{time.time_ns()}.{kind}"
         for ending in ("-journal", "-wal", "-shm", ""):  # the file last: a new one must not meet the old one's journal
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{path}{ending}", f"{copy}{ending}")
-    reason = "was written by an older compresslab" if is_old else f"is damaged ({problem})"
+    reason = " ".join(reason.split())
     warnings.warn(f"{path} {reason}; it was kept as {copy}, and a new one is begun", stacklevel=6)
 
 

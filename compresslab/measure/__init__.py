@@ -12,24 +12,6 @@ from compresslab.measure.significance import Interval, McNemar, accuracy_interva
 from compresslab.measure.summary import Measurement, measure, table
 from compresslab.measure.timing import Latency, LatencyComparison, compare_latency, latency
 
-__all__ = [
-    "Changes",
-    "Interval",
-    "Latency",
-    "LatencyComparison",
-    "McNemar",
-    "Measurement",
-    "SizeLedger",
-    "accuracy",
-    "accuracy_interval",
-    "changed_predictions",
-    "compare_latency",
-    "latency",
-    "macs",
-    "mcnemar",
-    "measure",
-    "per_class",
-    "predictions",
-    "sizes",
-    "table",
-]
+__all__ = ["Changes", "Interval", "Latency", "LatencyComparison", "McNemar", "Measurement", "SizeLedger"]
+__all__ += ["accuracy", "accuracy_interval", "changed_predictions", "compare_latency", "latency", "macs", "mcnemar"]
+__all__ += ["measure", "per_class", "predictions", "sizes", "table"]

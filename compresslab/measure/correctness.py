@@ -15,17 +15,13 @@ from torch import nn
 from compresslab import checks, data, train
 from compresslab.data import Split
 
-FIRST = 1000  # images that are run before the labels are checked
-
 
 @dataclass(frozen=True)
 class Changes:
     """The images to which a model and its reference give different answers.
 
-    count     how many;  fraction  of all images, 0 to 1
-    broken    the reference was right, the model is wrong
-    repaired  the reference was wrong, the model is right (the rest: wrong before and after, differently)
-    indices   (count,) int64 tensor, which images
+    fraction  of all images, 0 to 1;  indices  (count,) int64 tensor, which images
+    broken    the reference was right, the model is wrong;  repaired  the other way round
     """
 
     count: int
@@ -44,7 +40,7 @@ def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
     checks.module("model", model, wrapped=True)
     images = torch.as_tensor(images)
-    return _predict(_compute_logits(model, data.split_of((images, torch.zeros(images.shape[:1])))))
+    return _predict(model, data.split_of((images, torch.zeros(images.shape[:1]))))[0]
 
 
 def accuracy(model: nn.Module, split: Split | tuple) -> float:
@@ -100,33 +96,26 @@ def _predict_split(model, split, name="model"):
     """Predict a checked split: predictions (N,), labels (N,), the number of classes."""
     checks.module(name, model, wrapped=True)
     split = data.split_of(split)
-    first, rest, labels = _compute_logits(model, split[:FIRST]), split[FIRST:], split.labels.cpu().numpy()
-    classes = first.shape[1]
+    labels = split.labels.cpu().numpy()
+    answers, classes = _predict(model, split)
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}; the model has {classes} outputs, "
             f"so give labels from 0 to {classes - 1}"
         )
-    logits = torch.cat([first, _compute_logits(model, rest)]) if len(rest) else first
-    return _predict(logits).numpy(), labels, classes
+    return answers.numpy(), labels, classes
 
 
-def _compute_logits(model, split):
-    """Compute the logits (N, classes) of all images, after checking that there are classes."""
+def _predict(model, split):
+    """Return the class with the largest logit of each image, -1 for nan, and the number of classes."""
     logits = train.evaluate(model, split.images)
     if logits.shape[1] == 0:
         raise ValueError(f"the model's output has shape {tuple(logits.shape)}; it must be logits, (N, classes)")
-    return logits
-
-
-def _predict(logits):
-    """Return the class with the largest logit of each row, -1 for nan."""
     bad = logits.isnan().any(dim=1)
     if bad.any():
-        warnings.warn(
-            f"the model's output is nan for {int(bad.sum())} of {len(bad)} images; they count as wrong", stacklevel=3
-        )
-    return logits.argmax(dim=1).masked_fill(bad, -1)
+        message = f"the model's output is nan for {int(bad.sum())} of {len(bad)} images; they count as wrong"
+        warnings.warn(message, stacklevel=3)
+    return logits.argmax(dim=1).masked_fill(bad, -1), logits.shape[1]
 
 
 def _rates(answers, labels, counts):

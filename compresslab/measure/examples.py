@@ -1,7 +1,6 @@
 """Inputs to run a model on when only its speed or its operations matter."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -31,10 +30,9 @@ def batch(model: nn.Module, shape: Sequence[int], batch_size: int = 1) -> torch.
 def sample_shape(model: nn.Module, shape: Sequence[int] | None = None) -> tuple[int, ...]:
     """Check that the model takes a shape; for None, find such a shape.
 
-    Tried are an image of the workbook's data sets (1, 28, 28), and for a model that starts with a Linear layer its
-    number of inputs. `model` must be in eval mode.
+    Tried are (1, 28, 28), and for a model that starts with a Linear layer its number of inputs. `model` must be in
+    eval mode.
 
-    returns  tuple, the shape of one sample
     raises   ValueError naming what was tried and what the model said
     """
     if shape is not None:
@@ -49,13 +47,6 @@ def sample_shape(model: nn.Module, shape: Sequence[int] | None = None) -> tuple[
         tried.append(str(candidate))
     hint = f"give the shape of one sample, (3, 32, 32); the model said {error}"
     raise ValueError(f"shape is None, and the model takes neither {' nor '.join(tried)}; {hint}")
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Put the model in eval mode; every module's own mode comes back afterwards."""
-    with layers.modes_kept(model):
-        yield model.eval()
 
 
 def refusal(model: nn.Module, inputs: torch.Tensor) -> str | None:

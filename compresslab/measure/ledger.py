@@ -26,14 +26,11 @@ _CHUNK = 2**22  # bytes zipped between two steps of the bar
 class SizeLedger:
     """What a model costs, counted in seven ways; parameters shared between layers count once everywhere.
 
-    parameters        count of weights and biases, zeros included; scales and zero points of grids, learned or not, are
-                      none: they cost bytes of the file
+    parameters        count of weights and biases, zeros included; scales and zero points of grids are none
     nonzeros          count of those that are not zero
-    dense_bytes       parameters and persistent buffers (a working model needs both), 4 bytes (fp32) for each
-                      floating-point number whatever its precision now, whole numbers and flags at their own width
-    torch_save_bytes  length of torch.save(state_dict), masks and grids baked in: zeros, and numbers of few bits, are
-                      written like any other number
-    gzip_bytes        those very bytes, gzip level 6
+    dense_bytes       parameters and persistent buffers, 4 bytes for each floating-point number whatever its precision
+                      now, whole numbers and flags at their own width
+    torch_save_bytes  length of torch.save(state_dict), masks and grids baked in;  gzip_bytes  of that, gzip level 6
     csr_bytes         every weight of 2 or more dimensions as fp32 compressed sparse rows, reshaped to (out, …), with
                       both index arrays (int32); everything else as in dense_bytes
     file_bytes        length of the .clab file
@@ -60,14 +57,19 @@ class SizeLedger:
         returns  DataFrame: kind, count (of the first two rows), bytes and KiB (of the others), "× smaller" (dense
                  bytes / bytes), meaning (one line)
         """
-        return pd.DataFrame([_row(self, *row) for row in _ROWS]).astype({"count": "Int64", "bytes": "Int64"})
+        frame = pd.DataFrame(_ROWS, columns=["kind", "field", "meaning"])
+        values = pd.Series([getattr(self, field) for field in frame["field"]], dtype="Int64")
+        in_bytes = frame["field"].str.endswith("_bytes")
+        size = values.where(in_bytes)
+        frame = frame.assign(count=values.mask(in_bytes), bytes=size, KiB=size.astype(float) / 1024)
+        frame["× smaller"] = self.dense_bytes / size.astype(float).replace(0, math.nan)
+        return frame[["kind", "count", "bytes", "KiB", "× smaller", "meaning"]]
 
     def breakdown_frame(self) -> pd.DataFrame:
         """Return the parts of the .clab file as a table to read.
 
         returns  DataFrame of bytes (floats): a row for each tensor, ".header" for what belongs to none, and
-                 ".clab file" for the sum (no tensor's name begins with a dot); a column for positions, values,
-                 codebook, header, and "all"
+                 ".clab file" for the sum; a column for positions, values, codebook, header, and "all"
         """
         rows = {share.tensor or HEADER: dict.fromkeys(storage.KINDS, 0.0) for share in self.breakdown}
         for share in self.breakdown:
@@ -87,15 +89,6 @@ _ROWS = (
     ("CSR", "csr_bytes", "nonzeros and their column and row indices: pays only above 50% zeros"),
     (WHOLE, "file_bytes", "the whole model in one file that a fresh process loads back"),
 )
-
-
-def _row(ledger, kind, field, meaning):
-    value = getattr(ledger, field)
-    columns = {"kind": kind, "count": pd.NA, "bytes": pd.NA, "KiB": math.nan, "× smaller": math.nan, "meaning": meaning}
-    if not field.endswith("_bytes"):
-        return columns | {"count": value}
-    ratio = ledger.dense_bytes / value if value else math.nan
-    return columns | {"bytes": value, "KiB": value / 1024, "× smaller": ratio}
 
 
 def sizes(model: nn.Module) -> SizeLedger:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from compresslab import checks, data
-from compresslab.measure.examples import batch, evaluating, refusal, sample_shape
+from compresslab.measure.examples import batch, refusal, sample_shape
 from compresslab.weights import layers
 
 _switches = threading.RLock()  # torch's switches are those of all threads
@@ -25,19 +25,17 @@ _switches = threading.RLock()  # torch's switches are those of all threads
 def macs(model: nn.Module, images: torch.Tensor | data.Split | Sequence[int] | None = None) -> int:
     """Count the multiply-accumulates for one sample, half of what torch counts as flops.
 
-    Counted are matrix products, convolutions and attention: what Linear, Conv, recurrent and attention layers do.
-    Attention is two full matrix products, causal or masked or not, whichever kernel computes it. Not counted are
-    elementwise work, normalisation and pooling. A weight of zero is multiplied like any other, so a masked
-    model has the MACs of the dense one; they fall only when neurons, channels or ranks are really removed.
+    Counted are matrix products, convolutions and attention (two full matrix products, causal or masked or not), but no
+    elementwise work, normalisation or pooling. A weight of zero is multiplied like any other, so a masked model has
+    the MACs of the dense one; they fall only when neurons, channels or ranks are really removed.
 
     images   (N, …) tensor, array or data.Split of which the first is used, or the shape of one sample (1, 28, 28);
              None as in `latency`
-    returns  int
     raises   ValueError if the model does not take these inputs, or computes in a way that torch cannot count
     """
     checks.module("model", model)
-    with evaluating(model), torch.no_grad():
-        inputs = _make_sample(model, images)
+    with layers.modes_kept(model), torch.no_grad():
+        inputs = _make_sample(model.eval(), images)
         counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
         with _switches, _plain_kernels(model), counter:
             try:
@@ -65,22 +63,19 @@ def _make_sample(model, images):
 @contextlib.contextmanager
 def _plain_kernels(model):
     """Make torch compute attention and recurrent layers by matrix products, which its counter sees."""
-    fused = [(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)]
-    if any(isinstance(part, nn.RNNBase) for part in model.modules()):
-        fused += [_switch(torch.backends.mkldnn), _switch(torch.backends.cudnn)]
-    before = [get() for get, _ in fused]
+    is_recurrent = any(isinstance(part, nn.RNNBase) for part in model.modules())
+    backends = [torch.backends.mkldnn, torch.backends.cudnn] if is_recurrent else []
+    before, fast_path = [backend.enabled for backend in backends], torch.backends.mha.get_fastpath_enabled()
     try:
-        for _, set_to in fused:
-            set_to(False)
+        torch.backends.mha.set_fastpath_enabled(False)
+        for backend in backends:
+            backend.enabled = False
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        for (_, set_to), value in zip(fused, before, strict=True):
-            set_to(value)
-
-
-def _switch(backend):
-    return lambda: backend.enabled, lambda value: setattr(backend, "enabled", value)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for backend, enabled in zip(backends, before, strict=True):
+            backend.enabled = enabled
 
 
 def _attention_flops(query, key, value, *_, **__):

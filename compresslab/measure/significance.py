@@ -43,12 +43,10 @@ def accuracy_interval(
 ) -> Interval:
     """Bootstrap an interval of the accuracy on more images of the same kind.
 
-    Drawing N images again with replacement makes the number of right ones binomial, so it is drawn as that: the same
-    distribution, without the loop. Where all images are right, or none, every resample is the same and the bootstrap
-    sees no doubt; there the exact (Clopper-Pearson) bound is given.
+    Drawing N images again with replacement makes the number of right ones binomial, so it is drawn as that. Where all
+    images are right, or none, the bootstrap sees no doubt; there the exact (Clopper-Pearson) bound is given.
 
-    confidence  fraction strictly between 0 and 1
-    resamples   number of bootstrap draws, 100 or more
+    confidence  fraction strictly between 0 and 1;  resamples  number of bootstrap draws, 100 or more
     returns     Interval (percentile method)
     raises      ValueError, as `accuracy` does, and for the two settings
 

@@ -1,7 +1,7 @@
 """Everything about one model in one row, and several models in one table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pandas as pd
 from torch import nn
@@ -28,12 +28,11 @@ class Measurement:
         columns  accuracy (fraction), the ledger's counts and bytes, compression_ratio, macs, latency_median,
                  latency_low, latency_high (seconds), batch_size, threads
         """
-        names = [field.name for field in fields(self.sizes) if field.name != "breakdown"]
-        costs = {name: getattr(self.sizes, name) for name in names}
-        row = {"accuracy": self.accuracy, **costs, "compression_ratio": self.sizes.compression_ratio}
+        costs = {key: value for key, value in vars(self.sizes).items() if key != "breakdown"}
+        costs |= {"compression_ratio": self.sizes.compression_ratio, "macs": self.macs}
         times = {f"latency_{part}": getattr(self.latency, part) for part in ("median", "low", "high")}
         how = {"batch_size": self.latency.batch_size, "threads": self.latency.threads}
-        return pd.DataFrame([{**row, "macs": self.macs, **times, **how}], index=[name])
+        return pd.DataFrame([{"accuracy": self.accuracy, **costs, **times, **how}], index=[name])
 
 
 def measure(model: nn.Module, split: data.Split | tuple, batch_size: int = 1, threads: int = 1) -> Measurement:
@@ -56,11 +55,9 @@ def measure(model: nn.Module, split: data.Split | tuple, batch_size: int = 1, th
 
 
 def table(measurements: Mapping[str, Measurement]) -> pd.DataFrame:
-    """Put several models side by side.
+    """Put several models side by side: a DataFrame with a row for each, columns as in Measurement.to_frame.
 
-    measurements  dict of name -> Measurement
-    returns       DataFrame, a row for each, in the order given; columns as in Measurement.to_frame
-    raises        ValueError if there are none, or one is not a Measurement
+    raises  ValueError if there are none, or one is not a Measurement
     """
     if not measurements:
         raise ValueError("measurements is empty; give a dict of name -> measure(model, split)")

@@ -1,8 +1,8 @@
 """Latency: the time that a model takes, with its spread, and whether a model is really faster than another.
 
-A shared machine gets slower and faster by the second, so one timing means little: two models are timed in turns, in the
-order A B B A, which cancels a drift. And where a model's weights happen to lie in memory makes it up to 4% faster or
-slower for as long as it stays there, so a comparison is made of rounds, each with fresh copies of both.
+A shared machine gets slower and faster by the second, so two models are timed in turns, in the order A B B A, which
+cancels a drift. Where a model's weights lie in memory makes it up to 4% faster or slower, so a comparison is made of
+rounds, each with fresh copies of both.
 """
 
 import copy
@@ -34,10 +34,9 @@ _MINIMAL_EFFECT = 0.02  # a ratio this near 1 is not called a difference
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one call on one batch.
+    """Time of one call on one batch, in seconds: the median and the quartiles.
 
-    median, low, high  seconds; low and high are the quartiles
-    runs               number of timings;  threads  of torch within an operation;  shape  of one sample
+    runs  number of timings;  threads  of torch within an operation;  shape  of one sample
     """
 
     median: float
@@ -73,10 +72,9 @@ def latency(
     model: nn.Module, batch_size: int = 1, shape: Sequence[int] | None = None, *, runs: int = 100, threads: int = 1,
     seconds: float = 2.0,
 ) -> Latency:  # fmt: skip
-    """Time the model's forward pass: in eval mode, without gradients, masks baked in.
+    """Time the model's forward pass on random inputs, in eval mode, without gradients, masks baked in.
 
-    A mask is a device for training (it multiplies at every call); a masked model is timed as `layers.plain` makes it,
-    which is also why the model itself is not touched. Random inputs; warmed up; a graphics card is waited for.
+    A mask multiplies at every call and is a device for training; so the model is timed as `layers.plain` makes it.
 
     shape    of one sample, without the batch; None: (1, 28, 28), or what a first Linear layer takes
     runs     number of timings, each of one call or, for a quick model, of as many as fill 0.2 ms
@@ -84,10 +82,10 @@ def latency(
     seconds  budget: where `runs` would take longer, fewer are made, at least 5
     raises   ValueError for a setting out of range or a shape that the model does not take
     """
-    batch_size, runs, threads, seconds = _checked(batch_size, runs, threads, seconds)
+    _check(batch_size, runs, threads, seconds)
     with train.threads(threads), torch.inference_mode():
-        timer = _ready(model, batch_size, shape)
-        times = _repeat(timer.per_call, runs, _FEWEST, seconds)
+        timer = _prepare(model, batch_size, shape)
+        times = _repeat(timer.time_call, runs, _FEWEST, seconds)
     low, median, high = np.quantile(times, [0.25, 0.5, 0.75]).tolist()
     return Latency(median, low, high, len(times), batch_size, threads, str(timer.inputs.device), timer.shape)
 
@@ -98,22 +96,34 @@ def compare_latency(
 ) -> LatencyComparison:  # fmt: skip
     """Test whether `b` is faster than `a` by timing both in turns.
 
-    They are timed in up to 20 rounds, each with fresh copies at another place in memory. A round's ratio is that of the
-    lower quartiles; the ratio is the rounds' median, and its interval the sign test's, which holds whatever the noise
-    looks like. The verdict is "can't tell" unless the whole interval lies more than 2% from 1.
+    There are up to 20 rounds, each with fresh copies at another place in memory. A round's ratio is that of the lower
+    quartiles: beside a busy process half of the timings can hold its work. The ratio is the rounds' median, its
+    interval the sign test's. The verdict is "can't tell" unless the whole interval lies more than 2% from 1.
 
     runs     number of timings of each model, rounded up to a multiple of 40
     seconds  budget for all of them: where it is too short, fewer are made, at least two of each model in 6 rounds
     raises   ValueError as `latency`
     """
-    batch_size, runs, threads, seconds = _checked(batch_size, runs, threads, seconds)
+    _check(batch_size, runs, threads, seconds)
+    turns, lot, counts = math.ceil(runs / (2 * _ROUNDS)), np.random.default_rng(0), []
     with train.threads(threads), torch.inference_mode():
-        first = _ready(a, batch_size, shape)
-        second = _ready(b, batch_size, first.shape)
-        rounds = _Rounds(first, second, math.ceil(runs / (2 * _ROUNDS)), seconds / _ROUNDS)
-        ratios = _repeat(rounds.ratio, _ROUNDS, _FEWEST_ROUNDS, seconds)
+        first = _prepare(a, batch_size, shape)
+        models = first, _prepare(b, batch_size, first.shape)
+        earlier = deque(maxlen=_KEPT_BYTES // max(1, sum(timer.count_bytes() for timer in models)))
+
+        def time_round() -> float:
+            """Time a round; return the log of the first time / the second."""
+            pair = [timer.move() for timer in models]
+            earlier.append(pair)  # held back, so that the next copies get another place
+            times = np.concatenate(_repeat(lambda: _time_turn(pair, lot), turns, 1, seconds / _ROUNDS), axis=1)
+            counts.append(times.shape[1])
+            return math.log(np.divide(*np.quantile(times, 0.25, axis=1)))
+
+        ratios = _repeat(time_round, _ROUNDS, _FEWEST_ROUNDS, seconds)
     low, ratio, high = np.exp(_sign_interval(ratios)).tolist()
-    return LatencyComparison(ratio, low, high, _verdict(low, high), rounds.runs, batch_size, threads)
+    verdict = "faster" if low > 1 + _MINIMAL_EFFECT else "can't tell"
+    verdict = "slower" if high < 1 / (1 + _MINIMAL_EFFECT) else verdict
+    return LatencyComparison(ratio, low, high, verdict, sum(counts), batch_size, threads)
 
 
 @dataclass
@@ -129,7 +139,7 @@ class _Timer:
         """Shape of one sample."""
         return tuple(self.inputs.shape[1:])
 
-    def per_call(self) -> float:
+    def time_call(self) -> float:
         """Return the seconds of a call, from one timing."""
         self._wait()
         start = time.perf_counter_ns()
@@ -138,40 +148,37 @@ class _Timer:
         self._wait()
         return (time.perf_counter_ns() - start) / self.calls / 1e9
 
-    def moved(self) -> "_Timer":
+    def move(self) -> "_Timer":
         """Make a copy at another place in memory, and call it once."""
         twin = _Timer(copy.deepcopy(self.model), self.inputs.clone(), self.calls)
         twin.model(twin.inputs)
         return twin
+
+    def count_bytes(self) -> int:
+        """Count the bytes of the model's tensors."""
+        return sum(tensor.nbytes for tensor in chain(self.model.parameters(), self.model.buffers()))
 
     def _wait(self):
         if self.inputs.device.type != "cpu":
             torch.accelerator.synchronize(self.inputs.device)
 
 
-def _ready(model, batch_size, shape):
+def _prepare(model, batch_size, shape):
     """Make a warm `_Timer` of the plain model in eval mode."""
     model = layers.plain(checks.module("model", model, wrapped=True)).eval()
     timer = _Timer(model, batch(model, sample_shape(model, shape), batch_size))
     run(model, timer.inputs)
     quickest, start = math.inf, time.perf_counter_ns()
     while quickest == math.inf or time.perf_counter_ns() - start < _WARM_UP:
-        quickest = min(quickest, timer.per_call())
+        quickest = min(quickest, timer.time_call())
     timer.calls = max(1, math.ceil(_SHORTEST / max(1, quickest * 1e9)))
     return timer
 
 
-def _tensor_bytes(model):
-    return sum(tensor.numel() * tensor.element_size() for tensor in chain(model.parameters(), model.buffers()))
-
-
-def _checked(batch_size, runs, threads, seconds):
-    return (
-        checks.integer("batch_size", batch_size, 1),
-        checks.integer("runs", runs, 1),
-        checks.integer("threads", threads, 1),
-        checks.real("seconds", seconds, 0, math.inf),
-    )
+def _check(batch_size, runs, threads, seconds):
+    for name, value in {"batch_size": batch_size, "runs": runs, "threads": threads}.items():
+        checks.integer(name, value, 1)
+    checks.real("seconds", seconds, 0, math.inf)
 
 
 def _repeat(make, most, fewest, seconds):
@@ -184,33 +191,13 @@ def _repeat(make, most, fewest, seconds):
     return values
 
 
-class _Rounds:
-    """Rounds of a comparison, each with copies of the two models that lie elsewhere in memory than those before."""
-
-    def __init__(self, first, second, turns, seconds):
-        self.models, self.turns, self.seconds = (first, second), turns, seconds
-        self.lot, self.runs = np.random.default_rng(0), 0
-        self.earlier = deque(maxlen=_KEPT_BYTES // max(1, _tensor_bytes(first.model) + _tensor_bytes(second.model)))
-
-    def ratio(self) -> float:
-        """Time a round; return the log of the first time / the second.
-
-        Of each model the lower quartile: beside a busy process half of the timings can hold somebody else's work.
-        """
-        pair = [timer.moved() for timer in self.models]
-        self.earlier.append(pair)  # held back, so that the next copies get another place
-        times = np.concatenate(_repeat(lambda: self._turn(pair), self.turns, 1, self.seconds), axis=1)
-        self.runs += times.shape[1]
-        first, second = np.quantile(times, 0.25, axis=1)
-        return math.log(first / second)
-
-    def _turn(self, pair):
-        """Time both models twice, A B B A or B A A B by lot: (2 models, 2)."""
-        head = int(self.lot.integers(2))
-        times = ([], [])
-        for who in (head, 1 - head, 1 - head, head):
-            times[who].append(pair[who].per_call())
-        return times
+def _time_turn(pair, lot):
+    """Time both models twice, A B B A or B A A B by lot; return an array (2 models, 2)."""
+    head = int(lot.integers(2))
+    times = ([], [])
+    for index in (head, 1 - head, 1 - head, head):
+        times[index].append(pair[index].time_call())
+    return times
 
 
 def _sign_interval(values):
@@ -221,11 +208,3 @@ def _sign_interval(values):
     values = np.sort(values)
     cut = int(stats.binom.ppf(0.025, len(values), 0.5))  # values below this one: under 2.5% likely for the median
     return values[cut - 1], np.median(values), values[len(values) - cut]
-
-
-def _verdict(low, high):
-    if low > 1 + _MINIMAL_EFFECT:
-        return "faster"
-    if high < 1 / (1 + _MINIMAL_EFFECT):
-        return "slower"
-    return "can't tell"
