@@ -7,7 +7,6 @@ comes that technique, and what follows is the retraining that every technique ha
 import contextlib
 import json
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,8 +34,6 @@ from compresslab.weights import layers
 
 LONGEST, EPOCHS = 500, 5.0  # steps, or epochs, at the right end of a retraining's slider, unless it begins beyond
 STEPS_PER_EPOCH = 50_000 / 256  # of the data that come with the package
-MOST_SKELETONS = 8
-_skeletons = OrderedDict()  # key of a Result -> a model of one's own classes, cut to shape: a file cannot make it
 
 
 class _LostModelError(Exception):
@@ -86,25 +83,21 @@ class Work:
 
     def _retrain(self, position, model, technique):
         """Train a copy of the model; return it as it comes back from its file."""
-        step, trial, key = self.steps[position], self.trials[position], self.blanks[position].key
-        skeleton, model = layers.plain(model), layers.duplicate(model)
+        step, trial, trained = self.steps[position], self.trials[position], layers.duplicate(model)
         if trial.steps:
             with name_in_errors(step):
-                split, loss = prepare_training(step, technique, self.model, model, self.data.train, trial.seed)
+                split, loss = prepare_training(step, technique, self.model, trained, self.data.train, trial.seed)
                 options = training_of(trial) | {"seed": trial.seed}
-                with contextlib.closing(train.fit(model, split, loss=loss, bar=False, **options)) as training:
+                with contextlib.closing(train.fit(trained, split, loss=loss, bar=False, **options)) as training:
                     for progress in training:
-                        yield Event("training", model, progress=progress, note=str(step))
-        content = storage.dumps(model, fold=False)  # what is trained next is what there was, dead units too
+                        yield Event("training", trained, progress=progress, note=str(step))
+        content = storage.dumps(trained, fold=False)  # what is trained next is what there was, dead units too
         if self.journal is not None:
-            self.journal.keep_model(key, content)
-            if _has_own_classes(skeleton):
-                _skeletons[key] = layers.duplicate(skeleton)
-                while len(_skeletons) > MOST_SKELETONS:
-                    _skeletons.popitem(last=False)
-        return self._set_modes(storage.loads(content, into=skeleton, max_bytes=UNLIMITED))
+            self.journal.keep_model(self.blanks[position].key, content)
+        return self._load(content, model)
 
     def _resolve_trials(self):
+        """Check the Trial of each step; all are trained in the precision of the first."""
         trials = []
         for step in self.steps:
             with name_in_errors(step):
@@ -127,9 +120,9 @@ class Work:
             if step.compresses:
                 digests[step.name] = fingerprints.of_technique(trial.technique)
             versions = first.versions | {"technique": json.dumps(digests, sort_keys=True)}
-            blank = replace(first, technique="recipe", setting={"steps": list(described)}, versions=versions)
             training = {} if step.compresses else {"stage": "retrained"} | training_of(trial)
-            blanks.append(replace(blank, **training))
+            setting = {"steps": list(described)}
+            blanks.append(replace(first, technique="recipe", setting=setting, versions=versions, **training))
         return blanks
 
     def _find_prefix(self):
@@ -143,48 +136,41 @@ class Work:
             for done in range(reached, 0, -1):
                 if self.steps[done - 1].name == RETRAIN:
                     files = [position for position in range(done) if self.steps[position].name == SAVE]
-                    models = {}
                     with contextlib.suppress(_LostModelError):
-                        for length in (*files, done):
-                            self._rebuild(length, models)
-                        return done, models
+                        return done, {length: self._restore(length) for length in (*files, done)}
         return 0, {0: self.model}
 
-    def _rebuild(self, length, models):
-        """Return the model after the first steps, from their last retraining on."""
-        if length not in models:
-            step = self.steps[length - 1] if length else None
-            if step is None:
-                models[length] = self.model
-            elif step.name == RETRAIN:
-                models[length] = self._reload(self.blanks[length - 1].key)
-            else:
-                before = self._rebuild(length - 1, models)
-                models[length] = before if step.name == SAVE else self._compress(length - 1, before)
-        return models[length]
+    def _restore(self, length):
+        """Return the model after the first steps, from the journal's file of their last retraining.
 
-    def _reload(self, key):
-        """Return the model after a retraining; raises _LostModelError where its class cannot be made again."""
-        content = self.journal.find_model(key)
+        raises  _LostModelError where the journal has no such file, or the file does not suffice
+        """
+        if length == 0:
+            return self.model
+        step = self.steps[length - 1]
+        if step.name != RETRAIN:
+            before = self._restore(length - 1)
+            return self._compress(length - 1, before) if step.compresses else before
+        content = self.journal.find_model(self.blanks[length - 1].key)
         if content is None:
             raise _LostModelError
-        for skeleton in (_skeletons.get(key), self.model):
-            with contextlib.suppress(ValueError):  # a technique has changed its shapes
-                if skeleton is not None:
-                    loaded = storage.loads(content, into=layers.plain(skeleton), max_bytes=UNLIMITED)
-                    return self._set_modes(loaded)
-        if _has_own_classes(self.model):
-            raise _LostModelError
-        try:
-            return self._set_modes(storage.loads(content, max_bytes=UNLIMITED))
+        with contextlib.suppress(ValueError):  # a technique has changed the shapes
+            return self._load(content, self.model)
+        try:  # a file cannot make classes of the user's own: they come from the step before
+            return self._load(content, self._restore(length - 1) if _has_own_classes(self.model) else None)
         except ValueError as error:
             raise _LostModelError from error
 
-    def _set_modes(self, model):
-        """Put every module in the mode of its counterpart, or of the module around that."""
+    def _load(self, content, skeleton):
+        """Return the model of a file, its modules in the modes of their counterparts in the first model.
+
+        skeleton  a model of the same shapes, or None for one that the file makes
+        """
+        skeleton = None if skeleton is None else layers.plain(skeleton)
+        model = storage.loads(content, into=skeleton, max_bytes=UNLIMITED)
         modes = {name: module.training for name, module in self.model.named_modules()}
         for name, module in model.named_modules():
-            while name not in modes:
+            while name not in modes:  # made by a technique: the mode of the module around it
                 name = name.rpartition(".")[0]
             module.training = modes[name]
         return model
@@ -305,10 +291,12 @@ def _name_controls(steps):
     """Map names of controls to (position of the step, parameter), equal names numbered."""
     places = [(position, name) for position, step in enumerate(steps) if (name := _choose_parameter(step))]
     names = [RETRAIN if steps[position].name == RETRAIN else name for position, name in places]
-    numbered = [
-        f"{name}_{names[: at + 1].count(name)}" if names.count(name) > 1 else name for at, name in enumerate(names)
-    ]
-    return dict(zip(numbered, places, strict=True))
+    return dict(zip(number_names(names), places, strict=True))
+
+
+def number_names(names: Sequence[str]) -> list[str]:
+    """Return names of which no two are alike: "a", "b", "a" become "a_1", "b", "a_2"."""
+    return [f"{name}_{names[: at + 1].count(name)}" if names.count(name) > 1 else name for at, name in enumerate(names)]
 
 
 def _choose_parameter(step):

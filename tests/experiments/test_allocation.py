@@ -371,9 +371,9 @@ class TestPerLayer:
         ],
     )
     def test_names(self, names, sliders):
-        from compresslab.experiments import budgets
+        from compresslab.experiments import per_layer
 
-        assert budgets._name_sliders(names) == sliders
+        assert per_layer._name_sliders(names) == sliders
 
     def test_what_is_not_named_stays_as_it_is(self, net):
         technique = cl.allocation.per_layer("zero_pruning", net)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import compresslab as cl
-from compresslab.experiments import recipe_work
 from compresslab.techniques import distillation_losses
 from compresslab.weights.layers import effective_state
 
@@ -132,25 +131,6 @@ def test_a_class_of_ones_own_whose_shapes_change(make, step, data, journal, fits
     assert len(fits) == 1
     fresh = other.apply(model, data, journal=False, bar=False)
     assert same(cached, fresh) and kinds(cached) == kinds(fresh)
-    recipe_work._skeletons.clear()  # as in another process
-    again = other.apply(model, data, journal=journal, bar=False)
-    assert same(again, fresh) and kinds(again) == kinds(fresh)
-
-
-def test_skeletons_are_few(data, journal, fits):
-    recipe = cl.Recipe([("activation_pruning", {"sparsity": 0.5}), SHORT])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Deep()
-    recipe_work._skeletons.clear()
-    for seed in range(recipe_work.MOST_SKELETONS + 1):
-        recipe.apply(model, data, seed=seed, journal=journal, bar=False)
-    assert len(recipe_work._skeletons) == recipe_work.MOST_SKELETONS
-    fits.clear()
-    recipe.apply(model, data, seed=1, journal=journal, bar=False)
-    assert not fits
-    recipe.apply(model, data, seed=0, journal=journal, bar=False)
-    assert len(fits) == 1
 
 
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
