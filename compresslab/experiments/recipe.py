@@ -123,9 +123,8 @@ class Recipe:
 
         model    any nn.Module, or the name of a pretrained network; it is not changed
         data     data.Data, or the name of a data set: trained on .train, measured on .validation
-        seed     of every technique that takes one, and of every retraining
+        seed     of every technique that takes one, and of every retraining;  bar  show a tqdm bar over the steps
         journal  a Journal, a path, None for the default one, False for none: beginnings that it holds are not repeated
-        bar      show a tqdm bar over the training steps
         raises   ValueError naming the step whose setting is out of range, or which the model does not take;
                  ArithmeticError naming the retraining whose loss is no longer finite
         """
@@ -139,9 +138,8 @@ class Recipe:
     ) -> pd.DataFrame:  # fmt: skip
         """Measure the model as it was and after each technique and retraining.
 
-        columns  step, accuracy (fraction of the validation images), points (won or, below 0, lost against the first
-                 row, in percentage points), file_bytes, saved (bytes, against the row before), ratio (dense bytes by
-                 file_bytes)
+        columns  step, accuracy (fraction of the validation images), points (percentage points won against the first
+                 row), file_bytes, saved (bytes, against the row before), ratio (dense bytes by file_bytes)
         """
         model, data, _ = load_subject(model, data)
         events = [event for event in _show_training(self.stages(model, data, seed, journal), bar) if event.result]
@@ -159,9 +157,9 @@ class Recipe:
         self, model: nn.Module | str, data: Data | str, seed: int = 0, journal: Journal | str | bool | None = None,
         names: Mapping | None = None,
     ) -> Iterator[sweep.Event]:  # fmt: skip
-        """Run the recipe, yielding an Event after every step and every training step.
+        """Run the recipe, yielding an Event after every step and every training step; stop iterating to cancel.
 
-        Stop iterating to cancel. Events have the stage "compressed" and then "one-shot" (a technique), "training" and
+        Events have the stage "compressed" and then "one-shot" (a technique), "training" and
         then "retrained", or "saved"; their `note` is the step in words. "one-shot" and "retrained" carry a Result,
         whose setting are all steps so far. Steps that the journal holds come at once.
         model, data, seed, journal  as in `apply`;  names  as in `sweep.stages`
@@ -169,16 +167,13 @@ class Recipe:
         model, data, names = load_subject(model, data, names)
         journal = sweep.open_journal(journal)
 
-        def run_steps():  # the preparation, too, takes place in its turn
+        def _run_steps():  # the preparation, too, takes place in its turn
             yield from Work(self.steps, model, data, seed, journal, names).run()
 
-        return sweep.drive(run_steps(), journal)
+        return sweep.drive(_run_steps(), journal)
 
     def as_technique(self) -> Technique:
-        """Return the recipe as a Technique with a control for each step.
-
-        The last retraining is the one that they do themselves.
-        """
+        """Return the recipe as a Technique with a control for each step but the last retraining."""
         return make_technique(self.steps)
 
 

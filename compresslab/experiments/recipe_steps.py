@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from compresslab import checks, techniques, train
-from compresslab.experiments.journal import Result, plain
-from compresslab.experiments.trial import Trial, complete_setting
+from compresslab.experiments.journal import plain
+from compresslab.experiments.trial import Trial, complete_setting, training_of
 from compresslab.techniques import Technique, distillation_losses
 from compresslab.weights import layers
 
@@ -24,11 +24,10 @@ class Step:
     """One step of a Recipe.
 
     name     a technique's name, "retrain" or "save"
-    setting  its parameters by name: the technique's own; of parameters that exclude one another, the first has the
-             lab's default where none is set;
-             of "retrain" epochs or steps, lr, batch_size, precision (as in `train.fit`), and teacher: True learns from
-             the model that the recipe is applied to, with temperature and alpha (as in `distillation.loss`);
-             of "save" path. Kept as plain values, to be read; None counts as not set
+    setting  its parameters by name, as plain values; None counts as not set. Of a technique its own: of parameters that
+             exclude one another, the first has the lab's default where none is set. Of "retrain" epochs or steps, lr,
+             batch_size, precision (as in `train.fit`), and teacher: True learns from the model that the recipe is
+             applied to, with temperature and alpha (as in `distillation.loss`). Of "save" path
     raises   ValueError for anything else
     """
 
@@ -40,9 +39,9 @@ class Step:
         if not isinstance(self.setting, Mapping):
             raise ValueError(f"{self.name} has the setting {self.setting!r}; give a dict of parameters")
         setting = {
-            name: plain(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
-            for name, value in self.setting.items()
+            name: os.fspath(value) if hasattr(value, "__fspath__") else value for name, value in self.setting.items()
         }
+        setting = {name: plain(name, value) for name, value in setting.items()}
         if self.compresses:
             complete_setting(techniques.get(self.name), setting)
             setting = _choose_alternatives(techniques.get(self.name), setting)
@@ -82,21 +81,15 @@ class Step:
 
     def changed(self, **setting) -> "Step":
         """Return the step with other settings; one that excludes another (epochs, steps) replaces it."""
-        exclusive = {"epochs", "steps"} if self.name == RETRAIN else set()
+        groups = dict.fromkeys(("epochs", "steps"), "length") if self.name == RETRAIN else {}
         if self.compresses:
-            controls = techniques.get(self.name).controls
-            groups = {control.alternative for control in controls if control.name in setting} - {""}
-            exclusive = {control.name for control in controls if control.alternative in groups}
-        replaced = exclusive if exclusive & set(setting) else set()
-        return Step(self.name, {name: value for name, value in self.setting.items() if name not in replaced} | setting)
+            groups = {control.name: control.alternative for control in techniques.get(self.name).controls}
+        replaced = {groups.get(name) for name in setting} - {None, ""}
+        rest = {name: value for name, value in self.setting.items() if groups.get(name) not in replaced}
+        return Step(self.name, rest | setting)
 
     def __str__(self):
         return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.setting.items())})"
-
-
-def training_of(trial: Trial | Result) -> dict:
-    """Return the training of a Trial, or of a Result, as a dict."""
-    return {name: getattr(trial, name) for name in ("steps", "lr", "batch_size", "precision")}
 
 
 @contextlib.contextmanager
@@ -111,10 +104,8 @@ def name_in_errors(step: Step) -> Iterator[None]:
 
 def make_step(item: object) -> Step:
     """Return the Step of one item of a recipe's list; raises ValueError."""
-    if isinstance(item, Step):
-        return item
-    if isinstance(item, str):
-        return Step(item)
+    if isinstance(item, (Step, str)):
+        return item if isinstance(item, Step) else Step(item)
     if isinstance(item, Mapping) and "name" in item and set(item) <= {"name", "setting"}:
         return Step(**item)
     if isinstance(item, (list, tuple)) and len(item) in (1, 2) and isinstance(item[0], str):
@@ -131,10 +122,10 @@ def write_code(steps: Iterable[Step]) -> str:
 def _choose_alternatives(technique, setting):
     """Set the first of parameters that exclude one another, where none is set."""
     controls = [control for control in technique.controls if control.alternative]
-    absent = {control.name for control in controls if setting.get(control.name) is None}
-    groups = {control.alternative for control in controls if control.name not in absent}
-    setting = {name: value for name, value in setting.items() if name not in absent}
-    for control in controls:
+    absent = [control for control in controls if setting.get(control.name) is None]
+    groups = {control.alternative for control in controls if control not in absent}
+    setting = {name: value for name, value in setting.items() if name not in {control.name for control in absent}}
+    for control in absent:
         if control.default is not None and control.alternative not in groups:
             groups.add(control.alternative)
             setting[control.name] = control.default
@@ -153,8 +144,8 @@ def _check_retraining(step):
         raise ValueError(f"retrain has teacher={teacher!r}; give True to learn from the model before compression")
     teaching = {name: setting[name] for name in TEACHER if name in setting}
     if teaching and not teacher:
-        name = next(iter(teaching))
-        raise ValueError(f"retrain has {name}={setting[name]!r} and no teacher; add teacher=True")
+        name, value = next(iter(teaching.items()))
+        raise ValueError(f"retrain has {name}={value!r} and no teacher; add teacher=True")
     with name_in_errors(step):
         checks.real("epochs", setting.get("epochs", 0), 0, math.inf)
         checks.integer("steps", setting.get("steps", 0), 0)

@@ -17,18 +17,17 @@ from compresslab.data import Data, Split
 from compresslab.experiments import fingerprints, sweep
 from compresslab.experiments.executors import UNLIMITED
 from compresslab.experiments.journal import Journal, Result
-from compresslab.experiments.recipe_steps import (
-    NOTHING,
-    RETRAIN,
-    SAVE,
-    TEACHER,
-    Step,
-    name_in_errors,
-    training_of,
-    write_code,
-)
+from compresslab.experiments.recipe_steps import NOTHING, RETRAIN, SAVE, TEACHER, Step, name_in_errors, write_code
 from compresslab.experiments.sweep import Event
-from compresslab.experiments.trial import Trial, blank_results, check_trial, complete_setting, resolved, takes_seed
+from compresslab.experiments.trial import (
+    Trial,
+    blank_results,
+    check_trial,
+    complete_setting,
+    resolved,
+    takes_seed,
+    training_of,
+)
 from compresslab.techniques import Control, Technique, distillation_losses
 from compresslab.weights import layers
 
@@ -187,11 +186,11 @@ def prepare_training(
     if step.teaching:
         images = split.images[:2]
         return split, distillation_losses.loss(teacher, student=model, images=images, seed=seed, **step.teaching)
-    own_way = techniques.get(technique.name) if technique else None
-    if own_way is None or own_way.training is None:
+    last, setting = _complete(technique) if technique else (None, {})
+    if last is None or last.training is None:
         return split, train.cross_entropy
     with sweep.seed_global(seed):
-        return own_way.training(teacher, model, split, complete_setting(own_way, technique.setting), seed)
+        return last.training(teacher, model, split, setting, seed)
 
 
 def _has_own_classes(model):
@@ -211,7 +210,6 @@ def make_technique(steps: Sequence[Step]) -> Technique:
         raise ValueError(f"the recipe ends with {len(tail)} retrainings; in a lab and a sweep it has one at the end")
     name = " → ".join(step.name for step in (*steps, *tail))
     tail = tail[0] if tail else Step(RETRAIN, {"steps": 0})
-    count = tail.setting.get("steps")
     digests = {step.name: fingerprints.of_technique(techniques.get(step.name)) for step in steps if step.compresses}
     written = [[step.name, dict(step.setting)] for step in (*steps, tail)]
     plan = _Plan(steps, tail)
@@ -223,7 +221,7 @@ def make_technique(steps: Sequence[Step]) -> Technique:
         fair_controls={},
         anatomy=plan.anatomy,
         training=plan.training,
-        steps=math.ceil(tail.setting.get("epochs", 1) * STEPS_PER_EPOCH) if count is None else count,
+        steps=tail.setting.get("steps", math.ceil(tail.setting.get("epochs", 1) * STEPS_PER_EPOCH)),
         lr=tail.setting.get("lr"),
         longer=1,
         before=plan.before,
@@ -282,7 +280,7 @@ class _Plan:
 
 
 def _complete(step):
-    """The technique of a step, and its complete setting."""
+    """Return the technique of a step, and its complete setting."""
     technique = techniques.get(step.name)
     return technique, complete_setting(technique, step.setting)
 
@@ -300,23 +298,22 @@ def number_names(names: Sequence[str]) -> list[str]:
 
 
 def _choose_parameter(step):
-    """Choose the parameter of a step that a slider moves, preferably one that is set."""
+    """Choose the parameter of a step that a slider moves, preferably one that is set; None where there is none."""
     if step.name == RETRAIN:
         return "steps" if "steps" in step.setting else "epochs"
     controls = techniques.get(step.name).controls
     movable = [control.name for control in controls if not isinstance(control.default, (bool, str))]
     movable = [name for name in movable if not isinstance(step.setting.get(name), (dict, list))]
-    return next((name for name in movable if step.setting.get(name) is not None), next(iter(movable), None))
+    return next(iter(sorted(movable, key=lambda name: step.setting.get(name) is None)), None)
 
 
 def _make_control(steps, name, position, parameter):
-    """The Control of one step."""
+    """Return the Control of a step."""
     step, number = steps[position], f"Step {position + 1}, {steps[position].name}"
     if step.name == RETRAIN:
-        in_steps, value = parameter == "steps", step.setting.get(parameter, 1.0)
-        high, move = (max(LONGEST, value), 5) if in_steps else (max(EPOCHS, value), 0.1)
-        label = f"{position + 1}. {RETRAIN}"
-        return Control(name, value, 0, high, move, unit=parameter, help=f"{number}: how long", label=label)
+        value, (end, move) = step.setting.get(parameter, 1.0), (LONGEST, 5) if parameter == "steps" else (EPOCHS, 0.1)
+        words = {"unit": parameter, "help": f"{number}: how long", "label": f"{position + 1}. {RETRAIN}"}
+        return Control(name, value, 0, max(end, value), move, **words)
     control = next(control for control in techniques.get(step.name).controls if control.name == parameter)
     value = _complete(step)[1].get(parameter, control.default)
     ends = {} if control.choices else {"low": min(control.low, value), "high": max(control.high, value)}

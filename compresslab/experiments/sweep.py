@@ -88,8 +88,7 @@ def run(
     """Measure a technique over a grid of settings, yielding Results as they finish.
 
     technique      a technique's name, or a Technique of your own
-    model          an nn.Module, or the name of a pretrained network
-    data           data.Data, or the name of a data set
+    model, data    an nn.Module and a data.Data, or the names of a pretrained network and of a data set
     grid           {"sparsity": [0.5, 0.9], "scope": ["global", "layer"]}: every combination; or a list of settings,
                    [{"sparsity": 0.9}, {"threshold": 0.03}], for parameters that exclude one another
     epochs, steps  length of the retraining: one of the two, or neither for one epoch; 0 measures without retraining
@@ -99,8 +98,7 @@ def run(
                    a technique or a model class of your own. Threads share one torch, take turns, and gain nothing
     journal        a Journal, a path, None for the default one, False for none; what it holds comes at once
     names          {"model": …, "data": …}: how the Results call them, instead of their own names
-    bar            show a tqdm bar
-    training       precision, lr, batch_size: as in `train.fit`
+    training       precision, lr, batch_size: as in `train.fit`;  bar  show a tqdm bar
     returns        for each setting and seed the Result at its end: "retrained", or "one-shot" without retraining
     raises         ValueError, before anything is computed, for a name or a combination that the technique does not
                    have; later ValueError, or RuntimeError, that names the setting which failed
@@ -143,30 +141,25 @@ def _list_values(name, value):
 def _run_all(trials, model, data, names, executor, journal, bar):
     """Yield the journal's Results, then the computed ones; equal Trials are computed once."""
     with take_turn():
-        trial = resolved(trials[0], model, data)
-        blank = blank_results(trial, model, data, names)[trial.steps > 0]
-    trials = [replace(each, precision=trial.precision) for each in trials]
-    keys = [replace(blank, setting=each.setting, seed=each.seed).key for each in trials]
-    missing = dict(zip(keys, trials, strict=True))
+        first = resolved(trials[0], model, data)
+        blank = blank_results(first, model, data, names)[first.steps > 0]
+    trials = [replace(trial, precision=first.precision) for trial in trials]
+    keys = [replace(blank, setting=trial.setting, seed=trial.seed).key for trial in trials]
+    results = _find_or_compute(dict(zip(keys, trials, strict=True)), model, data, names, executor, journal)
     with bars.quiet(), tqdm(total=len(trials), desc=blank.technique, disable=not bar) as shown:
-
-        def repeat(key, result):
-            """Yield a Result as often as it was asked for."""
-            for _ in range(keys.count(key)):
-                shown.update()
-                yield result
-
-        for key in () if journal is None else list(missing):
-            if result := journal.find(key):
-                del missing[key]
-                yield from repeat(key, result)
-        with contextlib.closing(_compute_all(missing, model, data, names, executor, journal)) as finished:
-            for key, result in finished:
-                yield from repeat(key, result)
+        with contextlib.closing(results):
+            for key, result in results:
+                for _ in range(keys.count(key)):
+                    shown.update()
+                    yield result
 
 
-def _compute_all(trials, model, data, names, executor, journal):
-    """Compute and record `trials` (key -> Trial), yielding (key, last Result)."""
+def _find_or_compute(trials, model, data, names, executor, journal):
+    """Yield (key, last Result) of `trials` (key -> Trial): from the journal, or computed and recorded."""
+    for key in () if journal is None else list(trials):
+        if result := journal.find(key):
+            del trials[key]
+            yield key, result
     if executor is None:
         for key, trial in trials.items():
             yield key, compute(trial, model, data, names, journal=False if journal is None else journal)[-1]
@@ -235,19 +228,13 @@ def seed_global(seed: int) -> Iterator[None]:
 
 def measure_result(result: Result, model: nn.Module, data: Data) -> Result:
     """Measure a model on the validation images, and its file; fill in the Result."""
-    if train.may_share(model):
-        with ThreadPoolExecutor(1) as pool:
-            size = pool.submit(storage.file_bytes, layers.duplicate(model))  # evaluating switches the model's mode
-            accuracy, file_bytes = measure.accuracy(model, data.validation), size.result()
-    else:
-        accuracy, file_bytes = measure.accuracy(model, data.validation), storage.file_bytes(model)
-    return replace(
-        result,
-        accuracy=accuracy,
-        file_bytes=file_bytes,
-        parameters=layers.count_parameters(model),
-        nonzeros=layers.count_nonzeros(model),
-    )
+    with ThreadPoolExecutor(1) if train.may_share(model) else contextlib.nullcontext() as pool:
+        twin = layers.duplicate(model) if pool else model  # evaluating switches the model's mode
+        size = pool.submit(storage.file_bytes, twin) if pool else None
+        accuracy = measure.accuracy(model, data.validation)
+        file_bytes = size.result() if size else storage.file_bytes(model)
+    counts = {"parameters": layers.count_parameters(model), "nonzeros": layers.count_nonzeros(model)}
+    return replace(result, accuracy=accuracy, file_bytes=file_bytes, **counts)
 
 
 def open_journal(journal: Journal | str | bool | None) -> Journal | None:

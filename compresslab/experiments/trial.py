@@ -97,29 +97,21 @@ def resolved(trial: Trial, model: nn.Module, data: datasets.Data) -> Trial:
 
 def blank_results(trial: Trial, model: nn.Module, data: datasets.Data, names: Mapping) -> tuple[Result, Result]:
     """Make the Results of a resolved Trial with nothing measured; their keys are final."""
-    device = _find_device(model)
     versions = {"compresslab": compresslab.__version__, "python": platform.python_version()}
-    versions |= {"torch": str(torch.__version__), "device": device}
+    versions |= {"torch": str(torch.__version__), "device": _find_device(model)}
     versions |= {"technique": fingerprints.of_technique(trial.technique)}
     one_shot = Result(
-        technique=trial.technique.name,
-        setting=trial.setting,
-        stage="one-shot",
-        accuracy=math.nan,
-        file_bytes=0,
-        parameters=0,
-        nonzeros=0,
-        seconds=0.0,
-        seed=trial.seed,
-        steps=0,
-        model=names.get("model") or name_of(model),
-        data=names.get("data") or data.name,
-        versions=versions,
-        model_fingerprint=fingerprints.of_model(model),
+        trial.technique.name, trial.setting, "one-shot", accuracy=math.nan, file_bytes=0, parameters=0, nonzeros=0,
+        seconds=0.0, seed=trial.seed, steps=0, model=names.get("model") or name_of(model),
+        data=names.get("data") or data.name, versions=versions, model_fingerprint=fingerprints.of_model(model),
         data_fingerprint=data.fingerprint,
-    )
-    training = {"precision": trial.precision, "lr": trial.lr, "batch_size": trial.batch_size}
-    return one_shot, replace(one_shot, stage="retrained", steps=trial.steps, **training)
+    )  # fmt: skip
+    return one_shot, replace(one_shot, stage="retrained", **training_of(trial))
+
+
+def training_of(trial: "Trial | Result") -> dict:
+    """Return the training of a Trial, or of a Result, as a dict."""
+    return {name: getattr(trial, name) for name in ("steps", "lr", "batch_size", "precision")}
 
 
 def complete_setting(technique: Technique, setting: Mapping) -> dict:
@@ -129,18 +121,18 @@ def complete_setting(technique: Technique, setting: Mapping) -> dict:
             or two parameters that exclude one another
     """
     setting = {name: plain(name, value) for name, value in setting.items()}
+    controls = {control.name: control for control in technique.controls}
     parameters = list(inspect.signature(technique.apply).parameters.values())
     named = [entry for entry in parameters if entry.kind not in (entry.VAR_KEYWORD, entry.VAR_POSITIONAL)]
-    named = named[1 + bool(technique.calibration) :]  # behind the model, and the images
-    defaults = {entry.name: entry.default for entry in named}
-    controls = {control.name: control for control in technique.controls}
-    known = list(dict.fromkeys([*controls, *defaults]))
-    unknown = [name for name in setting if name not in known]
+    defaults = {entry.name: entry.default for entry in named[1 + bool(technique.calibration) :]}  # after model, images
+    unknown = [name for name in setting if name not in {**controls, **defaults}]
     if unknown and not any(entry.kind == entry.VAR_KEYWORD for entry in parameters):
-        raise ValueError(f"{technique.name} has no parameter {unknown[0]!r}; it has {', '.join(known)}")
-    alternatives = {name for name, control in controls.items() if control.alternative}
+        raise ValueError(
+            f"{technique.name} has no parameter {unknown[0]!r}; it has {', '.join({**controls, **defaults})}"
+        )
+    alternatives = {name: control.alternative for name, control in controls.items() if control.alternative}
     setting = {name: value for name, value in setting.items() if value is not None or name not in alternatives}
-    _refuse_alternatives(setting, controls)
+    _refuse_alternatives(setting, alternatives)
     complete = {}
     for name, control in controls.items():
         if name in setting or name not in alternatives:
@@ -153,15 +145,13 @@ def complete_setting(technique: Technique, setting: Mapping) -> dict:
     return complete | {name: value for name, value in rest.items() if name not in defaults or value != defaults[name]}
 
 
-def _refuse_alternatives(setting, controls):
-    """Raise ValueError where a setting has two parameters that exclude one another."""
+def _refuse_alternatives(setting, alternatives):
+    """Raise ValueError where a setting has two parameters of a group (name -> group), which exclude one another."""
     first = {}  # group -> the parameter of it that is set
     for name in setting:
-        group = controls[name].alternative if name in controls else ""
-        if group and first.setdefault(group, name) != name:
-            pair = first[group], name
-            values = " and ".join(f"{name}={setting[name]!r}" for name in pair)
-            hint = f"[{{{pair[0]!r}: …}}, {{{pair[1]!r}: …}}]"
+        if name in alternatives and (before := first.setdefault(alternatives[name], name)) != name:
+            values = f"{before}={setting[before]!r} and {name}={setting[name]!r}"
+            hint = f"[{{{before!r}: …}}, {{{name!r}: …}}]"
             raise ValueError(f"{values} exclude one another; give one in a setting, or a list of settings: {hint}")
 
 
