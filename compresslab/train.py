@@ -7,6 +7,7 @@ The learning rate fits the model: a line search on the first batches finds it, u
 """
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -62,10 +63,8 @@ class Precision:
     @classmethod
     def named(cls, name: str) -> "Precision":
         """Return the precision of a name; raises ValueError for an unknown one."""
-        names = [cls(kind, last).name for last in (False, True) for kind in ARITHMETIC]
-        checks.choice("precision", name, ["auto", *names])
-        arithmetic, _, layout = name.partition("+")
-        return cls(arithmetic, bool(layout))
+        precisions = {each.name: each for last in (False, True) for kind in ARITHMETIC for each in [cls(kind, last)]}
+        return precisions[checks.choice("precision", name, ["auto", *precisions])]
 
     @property
     def layout(self) -> torch.memory_format:
@@ -80,8 +79,7 @@ class Precision:
 def choose_precision(model: nn.Module, device: torch.device | str | None = None) -> Precision:
     """Choose the `Precision` for training a model by what the processor is made for.
 
-    model    any nn.Module
-    device   where it is trained; by default where its weights are
+    device   where it is trained; by default where the model's weights are
     returns  bf16 on processors that multiply it in hardware (AMX on a CPU; CUDA says so itself), for float32 weights;
              fp32 on all others. 2-d convolutions are laid out channels last.
     """
@@ -89,41 +87,30 @@ def choose_precision(model: nn.Module, device: torch.device | str | None = None)
     device = torch.device(device or next((weight.device for weight in model.parameters()), "cpu"))
     if _find_dtype(model) != torch.float32:
         return Precision()
-    return Precision("bf16" if _multiplies_bf16(device.type) else "fp32", channels_last=_convolves_images(model))
-
-
-def _multiplies_bf16(device_type):
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device_type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return Precision("bf16" if has_bf16 else "fp32", channels_last=_convolves_images(model))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands, after each step.
+    """Where a training stands, after each step."""
 
-    step, steps    steps done, and in all
-    epoch, epochs  the pass over the data it is in (from 1), and passes in all (may be a fraction)
-    loss           loss of this step's batch, before the step
-    seconds        time since the start
-    precision      name of the arithmetic in use
-    lr             the learning rate at its peak
-    model          the model being trained: read it, or copy it, before the next step
-    """
-
-    step: int
-    steps: int
-    epoch: int
-    epochs: float
-    seconds: float
-    precision: str
-    lr: float
-    model: nn.Module
+    step: int  # steps done
+    steps: int  # in all
+    epoch: int  # the pass over the data it is in, from 1
+    epochs: float  # passes in all, may be a fraction
+    seconds: float  # since the start
+    precision: str  # name of the arithmetic in use
+    lr: float  # the learning rate at its peak
+    model: nn.Module  # being trained: read it, or copy it, before the next step
     batch_loss: torch.Tensor
 
     @property
     def loss(self) -> float:
-        """Return the batch's loss as a float; reading it waits for a GPU."""
+        """Return the loss of this step's batch, before the step; reading it waits for a GPU."""
         return self.batch_loss.item()
 
 
@@ -150,8 +137,7 @@ def fit(
 
     model       any nn.Module; compression that it carries (masks) is kept
     data        a Split or a pair (images, labels); with a loss of your own, the labels may be targets of any kind
-    epochs      passes over the data, may be a fraction; 1 if neither this nor `steps` is given
-    steps       number of batches instead of `epochs`
+    epochs      passes over the data, may be a fraction; 1 if neither this nor `steps`, a number of batches, is given
     seed        order of the batches and dropout: private generators, torch's global one is left alone
     lr          learning rate at its peak, after a tenth of the steps; it falls linearly to 0 from there. By default it
                 is found on the first batches: as large as the damage to the model is, small where there is none, and
@@ -214,24 +200,23 @@ def _train(model, split, steps, per_epoch, batch_size, seed, lr, loss, precision
         images, labels = as_inputs(model, split.images, device), split.labels.to(device)
         trained = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
 
-        def loss_of(batch):
-            with chance, precision.active(device):
+        def _loss_of(batch):
+            with chance.drawn(), precision.active(device):
                 return _compute_loss(loss, model, lay_out(images.index_select(0, batch), precision), labels[batch])
 
         batches = _batches(len(labels), batch_size, order, device)
         if lr is None:
-            lr = _find_lr(trained, loss_of, batches, chance, 1 if steps <= SHORT else TRIAL_STEPS) if steps else 0.0
+            lr = _find_lr(trained, _loss_of, batches, chance, 1 if steps <= SHORT else TRIAL_STEPS) if steps else 0.0
             lr *= min(1.0, math.sqrt(LONG / max(1, steps)))
         optimizer = _make_adam(trained, lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_peak(step, steps))
         for step in range(steps):
             if step and step % per_epoch == 0:
                 batches = _batches(len(labels), batch_size, order, device)
-            batch_loss = loss_of(batches[step % per_epoch])
+            batch_loss = _loss_of(batches[step % per_epoch])
             optimizer.zero_grad()
             _compute_gradients(batch_loss, model)
+            optimizer.param_groups[0]["lr"] = lr * _share_of_peak(step, steps)
             optimizer.step()
-            schedule.step()
             bar.update()
             if (step % 50 == 49 or step + 1 == steps) and not math.isfinite(batch_loss.item()):
                 raise ArithmeticError(f"the loss is {batch_loss.item()} at step {step + 1}; try an lr below {lr:g}")
@@ -255,61 +240,52 @@ def _share_of_peak(step, steps):
 def _find_lr(trained, loss_of, batches, chance, trial_steps):
     """Find the learning rate after whose first steps the loss of other images is least.
 
+    Only where the loss is least counts, so its scale and its meaning do not matter.
     trained      nn.Module that holds all that is trained; it is left as it was
-    loss_of      loss_of(batch) -> scalar tensor
     batches      of the first epoch; the last ones judge
     chance       draws the same random numbers (dropout) for every rate
     trial_steps  Adam's steps with each rate, 1 or more
     returns      float, 6e-5 to 0.13; 0.002 where no rate makes a difference
-
-    Only where the loss is least counts, so its scale and its meaning do not matter.
     """
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
     buffers, drawn = [(buffer, buffer.clone()) for buffer in trained.buffers()], chance.states
     start = [weight.detach().clone() for weight in weights]
     judges = batches[-1 - max(1, LR_IMAGES // len(batches[0])) :][:-1] or batches  # the last batch may be short
-    first, seen = _mean_gradients(trained, weights, loss_of, batches[:2]), {}
+    trained.zero_grad()
+    for batch in batches[:2]:  # the first step of every rate goes by the gradients of two batches together
+        _compute_gradients(loss_of(batch), trained[0])
+    first = [weight.grad for weight in weights]
 
-    def restore():
+    def _restore():
         chance.states = drawn
         with torch.no_grad():
             for weight, origin in zip(weights, start, strict=True):
                 weight.copy_(origin)
 
-    def loss_after(power):
-        if power not in seen:
-            restore()
-            optimizer = _make_adam(trained, LOWEST_LR * 2.0**power)
-            for step in range(trial_steps):
-                if step == 0:
-                    for weight, gradient in zip(weights, first, strict=True):
-                        weight.grad = gradient
-                else:
-                    optimizer.zero_grad()
-                    _compute_gradients(loss_of(batches[step % len(batches)]), trained[0])
-                optimizer.step()
-            with torch.no_grad():
-                value = sum(loss_of(batch).item() for batch in judges)
-            seen[power] = value if math.isfinite(value) else math.inf
-        return seen[power]
+    @functools.cache
+    def _loss_after(power):
+        _restore()
+        optimizer = _make_adam(trained, LOWEST_LR * 2.0**power)
+        for weight, gradient in zip(weights, first, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+        for step in range(1, trial_steps):
+            optimizer.zero_grad()
+            _compute_gradients(loss_of(batches[step % len(batches)]), trained[0])
+            optimizer.step()
+        with torch.no_grad():
+            value = sum(loss_of(batch).item() for batch in judges)
+        return value if math.isfinite(value) else math.inf
 
     try:
-        return LOWEST_LR * 2.0 ** _find_minimum(loss_after, 5, 0, 11)
+        return LOWEST_LR * 2.0 ** _find_minimum(_loss_after, 5, 0, 11)
     finally:
-        restore()
+        _restore()
         trained.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers:  # running statistics; what did not change is not written
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
-
-
-def _mean_gradients(trained, weights, loss_of, batches):
-    """Return the gradients of several batches together; None for a weight that has none."""
-    trained.zero_grad()
-    for batch in batches:
-        _compute_gradients(loss_of(batch), trained[0])
-    return [weight.grad for weight in weights]
 
 
 def _find_minimum(value_at, start, lowest, highest):
@@ -388,7 +364,7 @@ def check_takes(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
     A copy is asked, so that running statistics and whatever a model notes stay; random numbers are drawn privately.
     """
     images, twin = as_inputs(model, images), duplicate(model)
-    with _PrivateChance(model, 0, images.device), torch.enable_grad():
+    with _PrivateChance(model, 0, images.device).drawn(), torch.enable_grad():
         classes = evaluate(twin, images).shape[1]
         if labels is not None and int(labels.max()) >= classes:
             highest = f"labels go up to {int(labels.max())}"
@@ -423,31 +399,28 @@ def _compute_gradients(loss, model):
 
 
 class _PrivateChance:
-    """Context in which dropout draws from a generator of this training, not from torch's global one."""
+    """The random numbers of a training, such as dropout's, which are not those of torch's global generator."""
 
     def __init__(self, model, seed, device, loss=cross_entropy):
         self.needed = loss is not cross_entropy or any(map(_draws, model.modules()))
-        self.devices = [device.index or 0] if device.type == "cuda" else []
-        self.states = [torch.Generator(device).manual_seed(seed).get_state() for device in ("cpu", *self._cuda())]
+        self.cuda = [torch.device("cuda", device.index or 0)] if device.type == "cuda" else []
+        generators = [torch.Generator(device) for device in ("cpu", *self.cuda)]
+        self.states = [generator.manual_seed(seed).get_state() for generator in generators]
 
-    def _cuda(self):
-        return [torch.device("cuda", index) for index in self.devices]
-
-    def _read(self):
-        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)]
-
-    def __enter__(self):
-        if self.needed:
-            self.fork = torch.random.fork_rng(self.devices)
-            self.fork.__enter__()
+    @contextlib.contextmanager
+    def drawn(self) -> Iterator[None]:
+        """Let torch draw these numbers inside; the next time it goes on with the ones after them."""
+        if not self.needed:
+            yield
+            return
+        with torch.random.fork_rng(self.cuda):
             torch.set_rng_state(self.states[0])
-            for device, state in zip(self.devices, self.states[1:], strict=True):
+            for device, state in zip(self.cuda, self.states[1:], strict=True):
                 torch.cuda.set_rng_state(state, device)
-
-    def __exit__(self, *error):
-        if self.needed:
-            self.states = self._read()
-            self.fork.__exit__(*error)
+            try:
+                yield
+            finally:
+                self.states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.cuda)]
 
 
 def _draws(module):
@@ -486,30 +459,25 @@ def evaluate(model: nn.Module, data: Split | tuple | torch.Tensor, batch_size: i
         images = sample = as_inputs(model, images)
     parts = images.split(checks.integer("batch_size", size, 1))
 
-    def logits_of(part):
+    def _logits_of(part):
         with torch.no_grad():  # a setting of each thread
             return _compute_logits(model, lay_out(part.to(sample.device, sample.dtype), precision)).float().cpu()
 
-    threads = EVALUATORS if len(parts) > 1 and may_share(model) else 1
-    with modes_kept(model), precision.active(weight.device):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(modes_kept(model))
+        stack.enter_context(precision.active(weight.device))
+        spread = map
+        if len(parts) > 1 and may_share(model):
+            spread = stack.enter_context(ThreadPoolExecutor(EVALUATORS)).map
         model.eval()
-        return torch.cat([*bars.over(_spread(logits_of, parts, threads), "evaluating", total=len(parts))])
-
-
-def _spread(function, items, threads):
-    """Yield function(item) of each item, in order, computed in so many threads."""
-    if threads == 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(function, items)
+        return torch.cat([*bars.over(spread(_logits_of, parts), "evaluating", total=len(parts))])
 
 
 def may_share(model: nn.Module) -> bool:
     """Tell whether two threads may measure a model side by side.
 
-    Each batch is computed on one torch thread either way, so that the logits are the same to the bit. A module that
-    torch did not write, or a hook, may note what it has seen, in order.
+    Each batch is computed on one torch thread either way, to the same bits. A module that torch did not write, or a
+    hook, may note what it has seen, in order.
     """
     on_cpu = all(tensor.device.type == "cpu" for tensor in (*model.parameters(), *model.buffers()))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
