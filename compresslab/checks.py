@@ -88,21 +88,23 @@ def real(name: str, value: object, low: float, high: float, hint: str = "") -> f
 
     raises  ValueError naming the argument, the value and the range
     """
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        upper = "" if high == math.inf else f" to {high:g}"
-        bounds = f"from {low:g}{upper}" if upper else f"{low:g} or more"
+    if not _is_finite(value) or not low <= value <= high:
+        bounds = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
         raise ValueError(f"{name} is {words(value)}; give a number {bounds}{hint}")
     return float(value)
 
 
 def fraction(name: str, value: object) -> float:
     """Check that a value is a fraction, 0 to 1; return it or raise ValueError."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value <= 1:
-        hint = f" ({value / 100:g}, not {value:g})" if number and 1.5 <= value <= 100 else " (0.9 for 90%)"
+    percent = _is_finite(value) and 1.5 <= value <= 100
+    hint = f" ({value / 100:g}, not {value:g})" if percent else " (0.9 for 90%)"
+    if not _is_finite(value) or not 0 <= value <= 1:
         raise ValueError(f"{name} is {words(value)}; give a fraction from 0 to 1{hint}")
     return float(value)
+
+
+def _is_finite(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def integer(name: str, value: object, low: int, high: int | None = None) -> int:

@@ -1,25 +1,5 @@
 """Data sets as tensors, and the files that they are read from."""
 
-from compresslab.data.sets import (
-    VALIDATION,
-    Data,
-    Split,
-    from_tensors,
-    from_torchvision,
-    load,
-    names,
-    split_of,
-    stratified,
-)
+from compresslab.data.sets import Data, Split, from_tensors, from_torchvision, load, names, split_of, stratified
 
-__all__ = [
-    "VALIDATION",
-    "Data",
-    "Split",
-    "from_tensors",
-    "from_torchvision",
-    "load",
-    "names",
-    "split_of",
-    "stratified",
-]
+__all__ = ["Data", "Split", "from_tensors", "from_torchvision", "load", "names", "split_of", "stratified"]

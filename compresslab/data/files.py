@@ -3,7 +3,6 @@
 Nothing is ever written into a data folder; only a download (CIFAR-10) lands in the user's cache, `paths.home()`.
 """
 
-import contextlib
 import gzip
 import hashlib
 import socket
@@ -51,19 +50,18 @@ def locate(name: str, folder: str | Path | None = None) -> Path | tuple:
     folder   a data folder to use instead of `paths.data_folders()`
     raises   FileNotFoundError naming what is missing
     """
+    folder = None if folder is None else Path(folder).expanduser()
     if name == "cifar10":
-        return _locate_cifar10(paths.data_folders() if folder is None else [Path(folder).expanduser()])
-    files = [_find(f"{_IDX[name]}/raw/{part}.gz", folder) for part in _PARTS]
+        folders = paths.data_folders() if folder is None else [folder]
+        places = [place for each in folders for place in (each / "CIFAR10", each)]
+        unpacked = (place for place in places if (place / _CIFAR10_FOLDER).is_dir())
+        return next(unpacked, None) or paths.home() / "CIFAR10"
+    relative = [f"{_IDX[name]}/raw/{part}.gz" for part in _PARTS]
+    files = [paths.find_data(path) if folder is None else folder / path for path in relative]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is not there; give as folder a copy of the workbook's data folder")
     return tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-
-
-def _find(relative, folder):
-    if folder is None:
-        return paths.find_data(relative)
-    file = Path(folder).expanduser() / relative
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; give as folder a copy of the workbook's data folder")
-    return file
 
 
 def read(name: str, source: Path | tuple) -> tuple:
@@ -88,53 +86,37 @@ def _unpack(file, expected):
     try:
         with gzip.open(file) as packed:
             content = packed.read(_LARGEST)
-        problem = f"its content has SHA-256 {hashlib.sha256(content).hexdigest()}, expected {expected}"
+        actual = hashlib.sha256(content).hexdigest()
+        if actual == expected:
+            return content
+        problem = f"its content has SHA-256 {actual}, expected {expected}"
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        content, problem = None, f"it does not unpack ({error}), expected SHA-256 {expected}"
-    if content is None or hashlib.sha256(content).hexdigest() != expected:
-        raise ValueError(
-            f"{file} is damaged: {problem}; copy the file again from an undamaged checkout "
-            "(there: git checkout -- data), or set COMPRESSLAB_DATA to a data folder that is complete"
-        )
-    return content
-
-
-def _locate_cifar10(folders):
-    """Find the folder that has CIFAR-10 unpacked, or else the user's cache."""
-    places = [place for folder in folders for place in (folder / "CIFAR10", folder)]
-    unpacked = [place for place in places if (place / _CIFAR10_FOLDER).is_dir()]
-    return unpacked[0] if unpacked else paths.home() / "CIFAR10"
+        problem = f"it does not unpack ({error}), expected SHA-256 {expected}"
+    raise ValueError(
+        f"{file} is damaged: {problem}; copy the file again from an undamaged checkout "
+        "(there: git checkout -- data), or set COMPRESSLAB_DATA to a data folder that is complete"
+    )
 
 
 def _read_cifar10(root):
     from torchvision.datasets import CIFAR10
 
-    unpacked = (root / _CIFAR10_FOLDER).is_dir()
+    unpacked, silence = (root / _CIFAR10_FOLDER).is_dir(), socket.getdefaulttimeout()
     try:
-        with _limit_silence(seconds=20):  # nothing is written but into the user's cache
-            parts = [CIFAR10(root, train=train, download=not unpacked) for train in (True, False)]
+        socket.setdefaulttimeout(20)  # seconds that a connection may be silent; torchvision would wait for ever
+        parts = [CIFAR10(root, train=train, download=not unpacked) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         if unpacked:
-            raise FileNotFoundError(
-                f"{root / _CIFAR10_FOLDER} is damaged ({error}); remove it and load again"
-            ) from error
+            damage = f"{root / _CIFAR10_FOLDER} is damaged ({error}); remove it and load again"
+            raise FileNotFoundError(damage) from error
         raise FileNotFoundError(
             f"cifar10 is not here and could not be downloaded ({error}); with a network, load it again; without one, "
             f"fetch {CIFAR10.url} on another machine and put it, still packed, into {root}, or unpacked into the data "
             "folder that COMPRESSLAB_DATA names"
         ) from error
+    finally:
+        socket.setdefaulttimeout(silence)
     train, test = (
         (np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.array(part.targets, np.uint8)) for part in parts
     )
     return train, test, tuple(parts[0].classes)
-
-
-@contextlib.contextmanager
-def _limit_silence(seconds):
-    """Limit the silence of a new connection; torchvision would wait for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -133,18 +133,24 @@ def from_tensors(
     images, labels            (N, …) and (N,): tensors, arrays or lists; uint8 images are divided by 255, any other
                               numbers are taken as they are; labels are whole numbers from 0
     test_images, test_labels  a test set, of the same image shape; without them one is split off
-    validation_fraction, test_fraction  fractions of the N images split off, stratified by label;
+    validation_fraction, test_fraction  fractions of the N images split off, stratified by label, by a draw from `seed`;
                               test_fraction counts only where no test set is given
     classes                   names of the classes, label 0 first; without them "0", "1", …, and a label 0 has to occur
-    seed                      of the split
     returns                   Data; every class that occurs has at least one image in each part that is split off
     raises                    ValueError naming what is wrong
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name is {name!r}; give a word for the data set")
     images, labels = (part.cpu() for part in _pair(images, labels))
-    test = _test_set(test_images, test_labels, images.shape[1:])
-    classes = _class_names(classes, [labels] if test is None else [labels, test.labels])
+    if (test_images is None) != (test_labels is None):
+        raise ValueError("test_images and test_labels belong together; give both, or neither")
+    test = None
+    if test_images is not None:
+        test = Split(*(part.to("cpu", copy=True) for part in _pair(test_images, test_labels, "test_")))
+        if test.images.shape[1:] != images.shape[1:]:
+            shapes = f"{tuple(test.images.shape[1:])}, images have {tuple(images.shape[1:])}"
+            raise ValueError(f"test_images have shape {shapes}; give both the same shape")
+    classes = _class_names(classes, labels if test is None else torch.cat([labels, test.labels]))
     rest, seed = np.arange(len(labels)), checks.integer("seed", seed, 0)
     count = _count("validation_fraction", validation_fraction, labels)
     if test is None:
@@ -173,21 +179,20 @@ def from_torchvision(
 def split_of(data: Split | tuple, any_targets: bool = False) -> Split:
     """Check a Split or a pair (images, labels); return a Split.
 
-    raises       ValueError for anything else
-
-    any_targets  True where a loss of the user's own decides what the labels may be
     Whole numbers stay so, for a model that begins with an embedding; uint8 images are divided by 255.
+    any_targets  True where a loss of the user's own decides what the labels may be
+    raises       ValueError for anything else
     """
     if isinstance(data, Data):
         raise ValueError(f"data is the whole data set {data.name!r}; give one part: .train, .validation or .test")
-    if not isinstance(data, Split):
-        if not isinstance(data, (tuple, list)) or len(data) != 2:
-            raise ValueError(f"data is a {type(data).__name__}; give a split (data.train) or a pair (images, labels)")
-        return Split(*_pair(*data, any_targets=any_targets, ids=True))
-    classes = data.labels.dtype == torch.int64 and data.labels.dim() == 1
-    if len(data) and data.images.dtype == torch.float32 and (any_targets or (classes and data.labels.amin() >= 0)):
-        return data
-    return Split(*_pair(data.images, data.labels, any_targets=any_targets, ids=True))
+    if isinstance(data, Split):
+        classes = any_targets or (data.labels.dtype == torch.int64 and data.labels.dim() == 1)
+        if len(data) and data.images.dtype == torch.float32 and classes and (any_targets or data.labels.amin() >= 0):
+            return data
+        data = data.images, data.labels
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        raise ValueError(f"data is a {type(data).__name__}; give a split (data.train) or a pair (images, labels)")
+    return Split(*_pair(*data, any_targets=any_targets, ids=True))
 
 
 def stratified(labels: Sequence, count: int, seed: int = 0, leave: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -229,19 +234,6 @@ def _divide(counts, total, leave):
         lack = np.where(present & free, step * (counts * total - shares * counts.sum()), np.iinfo(np.int64).min)
         shares[np.argmax(lack)] += step
     return shares
-
-
-def _test_set(images, labels, shape):
-    """Make a Split of copies of a test set; None if there is none."""
-    if (images is None) != (labels is None):
-        raise ValueError("test_images and test_labels belong together; give both, or neither")
-    if images is None:
-        return None
-    images, labels = _pair(images, labels, "test_")
-    if images.shape[1:] != shape:
-        shapes = f"{tuple(images.shape[1:])}, images have {tuple(shape)}"
-        raise ValueError(f"test_images have shape {shapes}; give both the same shape")
-    return Split(images.to("cpu", copy=True), labels.to("cpu", copy=True))
 
 
 def _count(name, fraction, labels):
@@ -313,7 +305,7 @@ def _to_classes(name, labels):
 
 def _class_names(classes, labels):
     """Check that every class has a name; return the names."""
-    highest, lowest = max(part.max().item() for part in labels), min(part.min().item() for part in labels)
+    lowest, highest = labels.min().item(), labels.max().item()
     if classes is None:
         if lowest > 0:
             hint = f"count the classes from 0 (labels - {lowest}), or name them all (classes=…)"
@@ -324,36 +316,34 @@ def _class_names(classes, labels):
     if isinstance(classes, str) or not hasattr(classes, "__getitem__"):
         raise ValueError(f"classes is {checks.words(classes)}; give a list of names, label 0 first")
     if highest >= len(classes):
-        raise ValueError(
-            f"labels hold {highest} but there are {len(classes)} classes; give labels from 0 to {len(classes) - 1}"
-        )
+        hint = f"there are {len(classes)} classes; give labels from 0 to {len(classes) - 1}"
+        raise ValueError(f"labels hold {highest} but {hint}")
     return tuple(map(str, classes))
-
-
-def _to_colours(image):
-    """Check that a PIL image has 8 bits a channel; resolve a palette."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        raise ValueError(f"an image has mode {image.mode!r}; give 8-bit images, or a transform to tensors in [0, 1]")
-    return image.convert("RGB") if image.mode == "P" else image
 
 
 def _read_items(name, dataset):
     """Read the (image, label) items of a data set into two lists."""
-    from torchvision.transforms.functional import to_tensor
-
     try:
-        items = [dataset[position] for position in range(len(dataset))]
-        pairs = [(image, label) for image, label in items]
+        pairs = [(image, label) for image, label in (dataset[position] for position in range(len(dataset)))]
     except (TypeError, ValueError) as error:
         reason = checks.reason(error)
         raise ValueError(f"{name} is no data set of (image, label) items with a length: {reason}") from error
     if not pairs:
         raise ValueError(f"{name} is empty; give at least one image")
-    images = [
-        to_tensor(_to_colours(image)) if hasattr(image, "getbands") else torch.as_tensor(image) for image, _ in pairs
-    ]
+    images = [_to_tensor(image) for image, _ in pairs]
     for position, image in enumerate(images):
         if image.shape != images[0].shape:
             shapes = f"{tuple(image.shape)}, image 0 {tuple(images[0].shape)}"
             raise ValueError(f"{name}: image {position} has shape {shapes}; give its transform a Resize")
     return images, [label for _, label in pairs]
+
+
+def _to_tensor(image):
+    """Turn an image into a tensor: a PIL image with 8 bits a channel, palettes resolved, into floats in [0, 1]."""
+    from torchvision.transforms.functional import to_tensor
+
+    if not hasattr(image, "getbands"):
+        return torch.as_tensor(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError(f"an image has mode {image.mode!r}; give 8-bit images, or a transform to tensors in [0, 1]")
+    return to_tensor(image.convert("RGB") if image.mode == "P" else image)
