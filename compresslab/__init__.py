@@ -17,6 +17,7 @@ _MODULES = {
     "codebooks": "compresslab.weights.codebooks",
     "data": "compresslab.data",
     "decide": "compresslab.experiments.decide",
+    "export": "compresslab.export",
     "grids": "compresslab.weights.grids",
     "journal": "compresslab.experiments.journal",
     "lab": "compresslab.lab",
