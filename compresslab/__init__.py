@@ -31,6 +31,7 @@ _MODULES = {
     "train": "compresslab.train",
 }
 _FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage", "Recipe": "compresslab.experiments.recipe"}
+_FUNCTIONS["search"] = "compresslab.experiments.search"
 
 __version__ = "0.3.0"
 __all__ = [*_MODULES, *_FUNCTIONS, "zero_pruning"]
