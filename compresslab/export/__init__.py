@@ -10,7 +10,7 @@ Needs the extra `export` (onnx, onnxscript, onnxruntime): pip install "compressl
 
 from compresslab.export.onnx_file import onnx
 from compresslab.export.report import LayerReport, Report
-from compresslab.export.runtime import list_kernels, open_session, run_onnx
+from compresslab.export.runtime import OnnxModel, list_kernels, run_onnx
 from compresslab.export.torch_files import safetensors, torch_export
 
-__all__ = ["LayerReport", "Report", "list_kernels", "onnx", "open_session", "run_onnx", "safetensors", "torch_export"]
+__all__ = ["LayerReport", "OnnxModel", "Report", "list_kernels", "onnx", "run_onnx", "safetensors", "torch_export"]

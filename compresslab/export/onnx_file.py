@@ -226,7 +226,8 @@ def _report_layer(form, stored, kernels):
     elif kernel == "MatMulNBits":
         speed = "weights unpacked as they are read, by MatMulNBits, which may round inputs to 8 bits"
     else:
-        unpacked = "" if stored.source == stored.initializer else "weights unpacked when the file is opened, "
+        when = "at every call" if "DequantizeLinear" in kernels.get(stored.source, []) else "when the file is opened"
+        unpacked = "" if stored.source == stored.initializer else f"weights unpacked {when}, "
         speed = f"{unpacked}computed in fp32 by {kernel or 'a joined operation'}"
     size = f"{stored.words}: {share}{lost_zeros}"
     return LayerReport(

@@ -1,17 +1,18 @@
 """Running ONNX files with ONNX Runtime, on the CPU."""
 
+import importlib
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import nn
 
 from compresslab import checks
 
 INSTALL = 'pip install "compresslab[export]"'
 SILENT = 3  # ONNX Runtime's log level for errors alone
+DTYPES = {"tensor(float)": torch.float32, "tensor(double)": torch.float64, "tensor(int64)": torch.int64}
 EXACT = {
     "session.x64quantprecision": "1",  # without VNNI, pairs of 8-bit products are added in 16 bits, which can overflow
     "session.qdq_matmulnbits_accuracy_level": "1",  # sums in fp32, not in int8
@@ -20,8 +21,6 @@ EXACT = {
 
 def import_optional(name: str) -> object:
     """Import a package of the extra `export`; raises ImportError with the line that installs it."""
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -55,26 +54,37 @@ def open_session(path: str | Path, threads: int = 1, exact: bool = True, optimiz
         raise ValueError(f"ONNX Runtime refuses {str(path)!r}: {checks.reason(error)}") from error
 
 
+class OnnxModel(nn.Module):
+    """An ONNX file as a module: `measure.accuracy`, `latency` and `compare_latency` take it like any other.
+
+    path     the file;  threads, exact  as of `open_session`
+    It cannot be trained, and its copies share one session.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1, exact: bool = True):
+        super().__init__()
+        self.session = open_session(path, threads, exact)
+        entry = self.session.get_inputs()[0]
+        self.input_name, self.dtype = entry.name, DTYPES[entry.type]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the first output for a batch of images."""
+        inputs = images.detach().to("cpu", self.dtype).numpy()
+        return torch.from_numpy(self.session.run(None, {self.input_name: inputs})[0])
+
+    def __deepcopy__(self, memo):
+        return self  # a session cannot be copied, and never changes
+
+
 def run_onnx(path: str | Path, images: torch.Tensor, batch_size: int = 256, threads: int = 1) -> torch.Tensor:
-    """Compute the outputs of an ONNX file for images, as `train.evaluate` does for a torch model.
+    """Compute the outputs of an ONNX file for images, exactly, as `train.evaluate` does for a torch model.
 
     images      (N, …), in the dtype of the file's input or one that becomes it
-    batch_size  images at a time; threads  as of `open_session`
+    batch_size  images at a time;  threads  as of `open_session`
     returns     float tensor (N, …)
     """
-    run = make_runner(open_session(path, threads))
-    return torch.cat([run(part) for part in images.split(checks.integer("batch_size", batch_size, 1))])
-
-
-def make_runner(session: object) -> Callable:
-    """Return a function that maps a batch of images, a tensor, to the session's first output."""
-    entry = session.get_inputs()[0]
-    dtype = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(double)": np.float64}[entry.type]
-
-    def _run(images):
-        return torch.from_numpy(session.run(None, {entry.name: images.cpu().numpy().astype(dtype, copy=False)})[0])
-
-    return _run
+    model = OnnxModel(path, threads)
+    return torch.cat([model(part) for part in images.split(checks.integer("batch_size", batch_size, 1))])
 
 
 def list_kernels(path: str | Path) -> dict[str, list[str]]:

@@ -231,3 +231,11 @@ def test_the_model_is_left_as_it_was(net, images, tmp_path):
 def test_the_file_passes_the_checker_of_onnx(net, images, tmp_path):
     cl.export.onnx(cl.quantization.quantize(net, bits=4), tmp_path / "net.onnx", images)
     onnx.checker.check_model(onnx.load(tmp_path / "net.onnx"), full_check=True)
+
+
+def test_a_file_is_measured_like_a_torch_model(net, data, images, tmp_path):
+    cl.export.onnx(net, tmp_path / "net.onnx", images)
+    model = cl.export.OnnxModel(tmp_path / "net.onnx")
+    assert cl.measure.accuracy(model, data.test) == cl.measure.accuracy(net, data.test)
+    comparison = cl.measure.compare_latency(net, model, batch_size=8, shape=(1, 28, 28))
+    assert comparison.low <= comparison.ratio <= comparison.high
