@@ -17,6 +17,7 @@ _MODULES = {
     "codebooks": "compresslab.weights.codebooks",
     "data": "compresslab.data",
     "decide": "compresslab.experiments.decide",
+    "export": "compresslab.export",
     "grids": "compresslab.weights.grids",
     "journal": "compresslab.experiments.journal",
     "lab": "compresslab.lab",
@@ -30,6 +31,7 @@ _MODULES = {
     "train": "compresslab.train",
 }
 _FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage", "Recipe": "compresslab.experiments.recipe"}
+_FUNCTIONS["search"] = "compresslab.experiments.search"
 
 __version__ = "0.3.0"
 __all__ = [*_MODULES, *_FUNCTIONS, "zero_pruning"]

@@ -23,6 +23,7 @@ ORDER = [
     "channels",
     "storage",
     "measure",
+    "export",
     "techniques",
     "experiments",
     "lab",
