@@ -7,8 +7,9 @@ MNIST: LeCun et al. 1998. Fashion-MNIST: Xiao et al. 2017, arXiv:1708.07747. CIF
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -26,14 +27,18 @@ _READING = Lock()
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their labels.
+    """Images with their labels, and what training and measuring on them go by.
 
     images  (N, …) float32, on the CPU until `.to(device)`
-    labels  (N,) int64, class numbers from 0
+    labels  (N,) int64, class numbers from 0; with a loss or a metric, targets of any kind, (N, …)
+    loss    that `train.fit` makes small, loss(outputs, targets) or loss(model, images, targets); None for cross entropy
+    metric  metric(outputs, targets) -> float, the higher the better, in place of the accuracy; None for the accuracy
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    loss: Callable | None = None
+    metric: Callable | None = None
 
     def __post_init__(self):
         if not (isinstance(self.images, torch.Tensor) and isinstance(self.labels, torch.Tensor)):
@@ -49,14 +54,14 @@ class Split:
         if isinstance(index, (list, tuple, range)):
             index = torch.as_tensor(index, dtype=torch.long if len(index) == 0 else None)
         images, labels = self.images[index], self.labels[index]
-        return Split(images, labels) if labels.ndim else (images, labels)
+        return Split(images, labels, self.loss, self.metric) if labels.ndim else (images, labels)
 
     def __repr__(self):
         return f"Split({len(self):,} images of shape {tuple(self.images.shape[1:])})"
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the same split on `device`."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.images.to(device), self.labels.to(device), self.loss, self.metric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +78,12 @@ class Data:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every image and label; it identifies the data of a measurement.
 
-        Computed anew only after a tensor was changed in place.
+        Computed anew only after a tensor was changed in place. Of a DataLoader, and of a loss or metric of your own,
+        nobody can tell later whether they are the same: such Data have one that holds in this process alone.
         """
         splits = self.train, self.validation, self.test
+        if any(not isinstance(split, Split) or split.loss or split.metric for split in splits):
+            return _digests.setdefault(self, (None, secrets.token_hex(32)))[1]
         tensors = [tensor for split in splits for tensor in (split.images, split.labels)]
         state = [None if tensor.is_inference() else tensor._version for tensor in tensors]
         if None in state or _digests.get(self, (None,))[0] != state:
@@ -126,7 +134,7 @@ def _load(name, source):
 def from_tensors(
     images: Sequence, labels: Sequence, test_images: Sequence | None = None, test_labels: Sequence | None = None, *,
     validation_fraction: float = 1 / 6, test_fraction: float = 1 / 6, classes: Sequence[str] | None = None,
-    seed: int = 0, name: str = "custom",
+    seed: int = 0, name: str = "custom", loss: Callable | None = None, metric: Callable | None = None,
 ) -> Data:  # fmt: skip
     """Make Data of copies of your own tensors, arrays or lists.
 
@@ -136,28 +144,35 @@ def from_tensors(
     validation_fraction, test_fraction  fractions of the N images split off, stratified by label, by a draw from `seed`;
                               test_fraction counts only where no test set is given
     classes                   names of the classes, label 0 first; without them "0", "1", …, and a label 0 has to occur
+    loss, metric              as of `Split`; with either, labels are targets of any kind, (N, …), split by lot
     returns                   Data; every class that occurs has at least one image in each part that is split off
     raises                    ValueError naming what is wrong
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name is {name!r}; give a word for the data set")
-    images, labels = (part.cpu() for part in _pair(images, labels))
+    free = loss is not None or metric is not None
+    images, labels = (part.cpu() for part in _pair(images, labels, any_targets=free, ids=free))
     if (test_images is None) != (test_labels is None):
         raise ValueError("test_images and test_labels belong together; give both, or neither")
     test = None
     if test_images is not None:
-        test = Split(*(part.to("cpu", copy=True) for part in _pair(test_images, test_labels, "test_")))
+        test = Split(*(part.to("cpu", copy=True) for part in _pair(test_images, test_labels, "test_", free, free)))
         if test.images.shape[1:] != images.shape[1:]:
             shapes = f"{tuple(test.images.shape[1:])}, images have {tuple(images.shape[1:])}"
             raise ValueError(f"test_images have shape {shapes}; give both the same shape")
-    classes = _class_names(classes, labels if test is None else torch.cat([labels, test.labels]))
+    if free:
+        classes = tuple(map(str, classes or ()))
+    else:
+        classes = _class_names(classes, labels if test is None else torch.cat([labels, test.labels]))
+    groups = torch.zeros(len(labels), dtype=torch.int64) if free else labels  # what each part gets its share of
     rest, seed = np.arange(len(labels)), checks.integer("seed", seed, 0)
     count = _count("validation_fraction", validation_fraction, labels)
     if test is None:
-        rest, held_out = stratified(labels, _count("test_fraction", test_fraction, labels), seed, leave=2)
+        rest, held_out = stratified(groups, _count("test_fraction", test_fraction, labels), seed, leave=2)
         test = Split(images[held_out], labels[held_out])
-    train, validation = (rest[rows] for rows in stratified(labels[rest], count, seed))
-    return Data(name, *(Split(images[rows], labels[rows]) for rows in (train, validation)), test, classes)
+    parts = [rest[rows] for rows in stratified(groups[rest], count, seed)]
+    splits = [*(Split(images[rows], labels[rows]) for rows in parts), test]
+    return Data(name, *(replace(split, loss=loss, metric=metric) for split in splits), classes)
 
 
 def from_torchvision(
@@ -177,7 +192,7 @@ def from_torchvision(
 
 
 def split_of(data: Split | tuple, any_targets: bool = False) -> Split:
-    """Check a Split or a pair (images, labels); return a Split.
+    """Check a Split or a pair (images, labels); return a Split. A Stream is returned as it is.
 
     Whole numbers stay so, for a model that begins with an embedding; uint8 images are divided by 255.
     any_targets  True where a loss of the user's own decides what the labels may be
@@ -185,11 +200,16 @@ def split_of(data: Split | tuple, any_targets: bool = False) -> Split:
     """
     if isinstance(data, Data):
         raise ValueError(f"data is the whole data set {data.name!r}; give one part: .train, .validation or .test")
+    from compresslab.data.streams import Stream  # which is made of Splits
+
+    if isinstance(data, Stream):
+        return data
     if isinstance(data, Split):
+        any_targets = any_targets or data.loss is not None or data.metric is not None
         classes = any_targets or (data.labels.dtype == torch.int64 and data.labels.dim() == 1)
         if len(data) and data.images.dtype == torch.float32 and classes and (any_targets or data.labels.amin() >= 0):
             return data
-        data = data.images, data.labels
+        return Split(*_pair(data.images, data.labels, any_targets=any_targets, ids=True), data.loss, data.metric)
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise ValueError(f"data is a {type(data).__name__}; give a split (data.train) or a pair (images, labels)")
     return Split(*_pair(*data, any_targets=any_targets, ids=True))
