@@ -22,14 +22,12 @@ def watch(
 ) -> None:
     """Run images through a model and let watchers see its layers.
 
+    It runs in evaluation mode, without gradients; its modes and its running statistics are left as they were.
     images      (N, …) calibration images, a tensor or a Split; moved to the model's device and dtype a batch at a time
-    watchers    dict of qualified module name ("" is the model) -> watcher(input, output), called once for each batch
-                and each time the module runs: its first input and its output, as the module had them.
-                Detach-free: no graph is recorded. Do not write to them
+    watchers    dict of qualified module name ("" is the model) -> watcher(input, output), called each time the module
+                runs on a batch with its first input and its output; not to be written to
     batch_size  images at a time; by default 256, or fewer large ones
     raises      ValueError for no images, images that the model does not take, and an unknown module name
-
-    It runs in evaluation mode, without gradients; its modes and its running statistics are left as they were.
     """
     images = checked_images(images)
     modules = dict(checks.module("model", model).named_modules(remove_duplicate=False))
@@ -89,11 +87,11 @@ def checked_images(images: torch.Tensor | Split, limit: int | None = None) -> to
 def _hook(watcher, failures):
     """Make a forward hook that calls a watcher, and notes what it raises."""
 
-    def hook(module, inputs, named, output):
+    def _call(module, inputs, named, output):
         try:
             watcher(next(iter((*inputs, *named.values())), None), output)
         except Exception as error:
             failures.append(error)
             raise
 
-    return hook
+    return _call

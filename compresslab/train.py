@@ -161,7 +161,7 @@ def fit(
     split = split_of(data, any_targets=loss is not cross_entropy)
     batch_size = batch_size_for(len(split), batch_size)
     per_epoch = len(split) // batch_size
-    steps = _count_steps(epochs, steps, per_epoch)
+    steps = count_steps(epochs, steps, per_epoch)
     seed = checks.integer("seed", seed, 0)
     lr = None if lr is None else checks.real("lr", lr, 0, math.inf)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -329,14 +329,13 @@ def lay_out(images: torch.Tensor, precision: Precision) -> torch.Tensor:
     return images
 
 
-def _count_steps(epochs, steps, per_epoch):
-    """Return the number of steps; raises ValueError if both are given."""
+def count_steps(epochs: float | None, steps: int | None, per_epoch: int) -> int:
+    """Return the number of steps, of one epoch where neither is given; raises ValueError if both are."""
     if epochs is not None and steps is not None:
-        raise ValueError(f"epochs is {epochs!r} and steps is {steps!r}; give one of the two")
+        raise ValueError(f"steps is {steps!r} and epochs is {epochs!r}; give one of the two")
     if steps is not None:
         return checks.integer("steps", steps, 0)
-    epochs = checks.real("epochs", 1 if epochs is None else epochs, 0, math.inf)
-    return math.ceil(epochs * per_epoch)
+    return math.ceil(checks.real("epochs", 1 if epochs is None else epochs, 0, math.inf) * per_epoch)
 
 
 def _find_dtype(model):

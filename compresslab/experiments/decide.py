@@ -36,10 +36,9 @@ class Decision:
     verdict  one sentence;  met  whether the chosen setting meets every constraint
     setting  of `quantization.quantize`: the chosen one, or the nearest where none meets the constraints
     model    the model quantized so (and retrained, if asked for)
-    table    DataFrame, a row for each candidate, its name the index: bits, dtype, activations (as in the setting),
-             accuracy, low, high (95% interval; fractions, validation images), points (percentage points lost against
-             the model as it is), p_value and verdict (McNemar's test against it), file_bytes, compression_ratio
-             (dense bytes / file_bytes), meets (every constraint)
+    table    DataFrame, a row for each candidate: bits, dtype, activations (as in the setting), accuracy, low, high (95%
+             interval; fractions, validation images), points (percentage points lost against the model as it is),
+             p_value and verdict (McNemar's test against it), file_bytes, compression_ratio, meets (every constraint)
     """
 
     verdict: str
@@ -75,15 +74,16 @@ def data_type(
     if kib == 0:
         raise ValueError("kib is 0; give a number above 0")
     model, data, _ = load_subject(model, data)
-    settings, dense_bytes = _check_candidates(candidates), measure.sizes(model).dense_bytes
+    settings = _check_candidates(candidates)
     rows, compressed = [], []
     for setting in tqdm(settings, desc="data types", leave=False, disable=not bar):
         trial = sweep.Trial("quantization", {"activations": "fp32"} | setting, steps=steps, seed=seed)
         *_, last = sweep.stages(trial, model, data, journal)
-        rows.append(_make_row(setting, last.model, last.result.file_bytes, dense_bytes, model, data.validation))
+        rows.append(_make_row(setting, last.model, last.result.file_bytes, model, data.validation))
         compressed.append(last.model)
     table = pd.DataFrame(rows, index=pd.Index(map(name_of, settings), name="data type"))
     table = table.astype({"bits": "Int64", "activations": "Int64"})
+    table["compression_ratio"] = measure.sizes(model).dense_bytes / table["file_bytes"]
     table["meets"] = (table["points"] <= points) & (table["file_bytes"] <= kib * KIB)
     chosen = _choose_row(table, points, kib)
     met, verdict = bool(table["meets"].iloc[chosen]), _write_verdict(table, chosen, points, kib)
@@ -101,10 +101,9 @@ def name_of(setting: Mapping) -> str:
 
 def _check_candidates(candidates):
     candidates = CANDIDATES if candidates is None else candidates
-    if not isinstance(candidates, list | tuple):
-        raise ValueError(f"candidates is {checks.words(candidates)}; give a list of settings, such as [{{'bits': 8}}]")
-    if not candidates:
-        raise ValueError("candidates is empty; give settings of quantize, such as [{'bits': 8}, {'dtype': 'fp16'}]")
+    if not isinstance(candidates, list | tuple) or not candidates:
+        value = checks.words(candidates) if isinstance(candidates, Mapping | str) or candidates else "empty"
+        raise ValueError(f"candidates is {value}; give a list of settings, such as [{{'bits': 8}}, {{'dtype': 'fp16'}}]")
     for setting in candidates:
         if not isinstance(setting, Mapping):
             raise ValueError(f"candidates has {checks.words(setting)}; each is a dict, such as {{'bits': 8}}")
@@ -113,7 +112,7 @@ def _check_candidates(candidates):
     return [dict(setting) for setting in candidates]
 
 
-def _make_row(setting, candidate, file_bytes, dense_bytes, model, split):
+def _make_row(setting, candidate, file_bytes, model, split):
     interval, test = measure.accuracy_interval(candidate, split), measure.mcnemar(model, candidate, split)
     verdicts = {"a is better": "worse", "b is better": "better", "can't tell": "can't tell"}
     return {name: setting.get(name) for name in ("bits", "dtype", "activations")} | {
@@ -124,7 +123,6 @@ def _make_row(setting, candidate, file_bytes, dense_bytes, model, split):
         "p_value": test.p_value,
         "verdict": verdicts[test.verdict],
         "file_bytes": file_bytes,
-        "compression_ratio": dense_bytes / file_bytes,
     }
 
 

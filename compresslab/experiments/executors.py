@@ -2,8 +2,6 @@
 
 What travels is a parcel of bytes: the technique pickled, the network as a .clab file (pickled where that format does
 not know its layers), the data by name where a worker can load the same. What comes back are the measured Results.
-
-PEP 3148, "futures - execute computations asynchronously"; Dask's is `distributed.Client.get_executor`.
 """
 
 import functools
@@ -65,10 +63,7 @@ def compute_all(
 
 
 def pack(technique: Technique, model: nn.Module, data: datasets.Data, names: Mapping) -> bytes:
-    """Pickle what all trials of a sweep share.
-
-    raises  ValueError for a technique or a model that cannot be sent to another process
-    """
+    """Pickle what all trials of a sweep share; raises ValueError for what cannot be sent."""
     sent = data.name if _is_loadable(data) else data
     shared = _pickle(technique, f"technique {technique.name!r}"), *_pack_model(model)
     return pickle.dumps((*shared, sent, data.fingerprint, dict(names)))

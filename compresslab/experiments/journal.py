@@ -257,10 +257,9 @@ class ForgetfulJournal(Journal):
 
 
 def frame(results: Iterable[Result]) -> pd.DataFrame:
-    """Put Results into a DataFrame, with a column for every parameter.
+    """Put Results, any iterable of them, into a DataFrame with a column for every parameter.
 
-    results  any iterable of Result, such as `sweep.run` itself; a parameter named as another column ("seed") has its
-             column as "setting.seed"
+    A parameter named as another column ("seed") has its column as "setting.seed".
     """
     results = list(results)
     head, tail = ["technique", "model", "data", "stage"], ["steps", "seed", "accuracy", "file_bytes", "parameters"]
@@ -287,25 +286,23 @@ def write_csv(table: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 
 def plain(name: str, value: object) -> object:
-    """Return a setting's value as plain Python, as it comes back from the journal.
+    """Return a setting's value as plain Python, as it comes back from the journal: numbers, text, lists, dicts.
 
-    returns  numbers, text, bool, None, or lists and dicts of them
     raises   ValueError naming the parameter for anything else
     """
     if hasattr(value, "tolist"):  # NumPy's and torch's numbers and arrays
         value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [plain(name, item) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: plain(name, item) for key, item in value.items()}
     if value is None or isinstance(value, bool):
         return value
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
-    raise ValueError(
-        f"{name} is {value!r}; a setting holds numbers, text, True, False, None, and lists or dicts of them"
-    )
+    if isinstance(value, (list, tuple)):
+        return [plain(name, item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: plain(name, item) for key, item in value.items()}
+    allowed = "numbers, text, True, False, None, and lists or dicts of them"
+    raise ValueError(f"{name} is {value!r}; a setting holds {allowed}")
 
 
 def _unify_numbers(value):

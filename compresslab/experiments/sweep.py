@@ -47,15 +47,13 @@ def stages(
     trial: Trial, model: nn.Module, data: Data, journal: Journal | str | bool | None = None,
     names: Mapping | None = None,
 ) -> Iterator[Event]:  # fmt: skip
-    """Compute a Trial, yielding an Event after each stage and each training step.
+    """Compute a Trial, yielding an Event after each stage and each training step; stop iterating to cancel.
 
     model    any nn.Module; it is left as it is
     data     data.Data: trained on .train, measured on .validation
     journal  a Journal, a path, None for the default one, False for none; both Results are recorded in it
     names    {"model": …, "data": …}: how the Results call them, instead of their own names
     raises   ValueError for a setting that the technique does not have or take
-
-    Stop iterating to cancel.
     """
     checks.module("model", model)
     journal = open_journal(journal)

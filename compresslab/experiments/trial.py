@@ -54,10 +54,9 @@ class Trial:
 def load_subject(
     model: nn.Module | str, data: datasets.Data | str, names: Mapping | None = None
 ) -> tuple[nn.Module, datasets.Data, dict]:
-    """Look up a model and a data set that are given by name.
+    """Return (model, data, names), looked up where model or data are given by name.
 
     names    {"model": …, "data": …}: how Results call them, instead of their own names
-    returns  (model, data, names)
     raises   ValueError for an unknown name, and for anything that is no model or no whole data set
     """
     data = datasets.load(data) if isinstance(data, str) else data
@@ -76,15 +75,16 @@ def check_trial(trial: Trial, data: datasets.Data) -> Trial:
     raises  ValueError for anything that the technique does not have, or `train.fit` does not take
     """
     technique = techniques.get(trial.technique)
-    batch_size, steps = _count_steps(trial, len(data.train))
+    batch_size = train.batch_size_for(len(data.train), trial.batch_size)
+    steps = train.count_steps(trial.epochs, trial.steps, len(data.train) // batch_size)
     seed = checks.integer("seed", trial.seed, 0, LARGEST_SEED)
     if trial.precision != "auto":
         train.Precision.named(trial.precision)
     lr = technique.lr if trial.lr is None else trial.lr
     lr = None if lr is None else float(checks.real("lr", lr, 0, math.inf))
     setting = complete_setting(technique, trial.setting)
-    length = {"steps": steps, "epochs": None, "batch_size": batch_size}
-    return replace(trial, technique=technique, setting=setting, seed=seed, lr=lr, **length)
+    training = {"seed": seed, "lr": lr, "steps": steps, "epochs": None, "batch_size": batch_size}
+    return replace(trial, technique=technique, setting=setting, **training)
 
 
 def resolved(trial: Trial, model: nn.Module, data: datasets.Data) -> Trial:
@@ -177,17 +177,6 @@ def _find_structure(model):
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in layers.effective_state(model).items()}
     modules = [(name, module) for name, module in model.named_modules() if "parametrizations" not in name]
     return shapes, [(name, fingerprints.kind_of(module)) for name, module in modules]
-
-
-def _count_steps(trial, images):
-    """Batch size and number of training steps, as `train.fit` makes them from the same arguments."""
-    if trial.steps is not None and trial.epochs is not None:
-        raise ValueError(f"steps is {trial.steps!r} and epochs is {trial.epochs!r}; give one of the two")
-    batch_size = train.batch_size_for(images, trial.batch_size)
-    if trial.steps is not None:
-        return batch_size, checks.integer("steps", trial.steps, 0)
-    epochs = checks.real("epochs", 1 if trial.epochs is None else trial.epochs, 0, math.inf)
-    return batch_size, math.ceil(epochs * (images // batch_size))
 
 
 def _find_device(model):
