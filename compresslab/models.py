@@ -33,6 +33,33 @@ def lenet_5(seed: int | None = None, classes: int = 10) -> nn.Sequential:
     return _seeded(seed, lambda: _lenet_5(classes))
 
 
+class ChosenOutput(nn.Module):
+    """A model of which one output counts; made by `choose_output`."""
+
+    def __init__(self, model: nn.Module, output: int | str):
+        super().__init__()
+        self.model, self.output = model, output
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the chosen output."""
+        outputs = self.model(images)
+        if isinstance(self.output, int) or hasattr(outputs, "keys"):
+            return outputs[self.output]
+        return getattr(outputs, self.output)
+
+
+def choose_output(model: nn.Module, output: int | str) -> ChosenOutput:
+    """Wrap a model that returns several tensors, so that one of them is all it returns.
+
+    output   position in a tuple, key of a dict, or name of a dataclass's attribute
+    returns  module that shares the model; it can be trained, compressed, measured like any other
+    """
+    checks.module("model", model)
+    if not isinstance(output, int | str) or isinstance(output, bool):
+        raise ValueError(f"output is {checks.words(output)}; give a position (0), a key or a name ('logits')")
+    return ChosenOutput(model, output)
+
+
 _BUILDERS = {"article_mlp": article_mlp, "lenet_300_100": lenet_300_100, "lenet_5": lenet_5}
 
 

@@ -476,7 +476,7 @@ def test_a_loss_of_ones_own_decides_what_outputs_and_targets_are(model, images, 
 
 
 BAD_LOSSES = {
-    "None": (None, "loss is None; give a function"),
+    "a word": ("mse", "loss is 'mse'; give a function"),
     "a vector": (lambda model, images, labels: model(images).mean(0), r"loss returned Tensor of shape \(3,\)"),
     "a number": (lambda model, images, labels: 1.0, "loss returned 1.0; it must return a scalar tensor"),
     "an error": (lambda model, images, labels: labels[999], "do not take images of shape .*: IndexError"),

@@ -56,6 +56,10 @@ class Split:
         images, labels = self.images[index], self.labels[index]
         return Split(images, labels, self.loss, self.metric) if labels.ndim else (images, labels)
 
+    def sample(self, count: int) -> "Split":
+        """Return the first images, `count` at most."""
+        return self[:count]
+
     def __repr__(self):
         return f"Split({len(self):,} images of shape {tuple(self.images.shape[1:])})"
 
@@ -144,13 +148,13 @@ def from_tensors(
     validation_fraction, test_fraction  fractions of the N images split off, stratified by label, by a draw from `seed`;
                               test_fraction counts only where no test set is given
     classes                   names of the classes, label 0 first; without them "0", "1", …, and a label 0 has to occur
-    loss, metric              as of `Split`; with either, labels are targets of any kind, (N, …), split by lot
+    loss, metric              as of `Split`; with either, labels may be targets of any kind, (N, …), split by lot
     returns                   Data; every class that occurs has at least one image in each part that is split off
     raises                    ValueError naming what is wrong
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name is {name!r}; give a word for the data set")
-    free = loss is not None or metric is not None
+    free = (loss is not None or metric is not None) and not _are_classes(labels)
     images, labels = (part.cpu() for part in _pair(images, labels, any_targets=free, ids=free))
     if (test_images is None) != (test_labels is None):
         raise ValueError("test_images and test_labels belong together; give both, or neither")
@@ -310,6 +314,12 @@ def _tensor(name, value):
 def _scale(images):
     """Turn images into float32; bytes, 0 to 255, become 0 to 1."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def _are_classes(labels):
+    """Tell whether labels are one whole number for each image."""
+    labels = _tensor("labels", labels)
+    return labels.ndim == 1 and not labels.is_floating_point()
 
 
 def _to_classes(name, labels):

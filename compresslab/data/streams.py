@@ -45,7 +45,10 @@ class Stream:
     @property
     def batches(self) -> int:
         """Return the number of batches of one pass."""
-        return len(self.loader) if hasattr(self.loader, "__len__") else self._sizes[0]
+        try:
+            return len(self.loader)
+        except TypeError:  # a DataLoader of a data set that flows
+            return self._sizes[0]
 
     @cached_property
     def _sizes(self):
@@ -73,7 +76,8 @@ class Stream:
                 break
         if not parts:
             raise ValueError(f"the loader yields nothing; {WANTED}")
-        return Split(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        return Split(images, labels, self.loss, self.metric)
 
     def __repr__(self):
         return f"Stream({len(self):,} images of shape {tuple(self.images.shape[1:])}, {self.batches} batches)"

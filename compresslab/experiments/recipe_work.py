@@ -188,7 +188,7 @@ def prepare_training(
         return split, distillation_losses.loss(teacher, student=model, images=images, seed=seed, **step.teaching)
     last, setting = _complete(technique) if technique else (None, {})
     if last is None or last.training is None:
-        return split, train.cross_entropy
+        return split, None
     with sweep.seed_global(seed):
         return last.training(teacher, model, split, setting, seed)
 

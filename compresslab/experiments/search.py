@@ -106,7 +106,7 @@ def search(
     model          an nn.Module, or the name of a pretrained network; it is not changed
     data           data.Data, or the name of a data set: trained on .train, judged on .validation
     max_bytes      of the .clab file;  max_ms  of one image in torch on one thread, the median
-    min_accuracy   fraction of the validation images; give one of the three limits at least
+    min_accuracy   fraction of the validation images, or of the data's metric; give one of the three limits at least
     trials         recipes to measure, 1 or more;  seed  of the sampler and of every training
     epochs, steps  length of each retraining: one of the two, or neither for one epoch
     executor       None measures here; or an executor of concurrent.futures, which gets a few trials at a time
@@ -115,12 +115,12 @@ def search(
     raises         NothingFitsError, a ValueError, if no recipe meets the limits; ValueError for bad limits;
                    ImportError without Optuna
     """
-    limits = _check_limits(max_bytes, max_ms, min_accuracy)
+    model, data, _ = load_subject(model, data)
+    limits = _check_limits(max_bytes, max_ms, min_accuracy, data.validation.metric)
     trials, seed = checks.integer("trials", trials, 1), checks.integer("seed", seed, 0)
     if epochs is not None and steps is not None:
         raise ValueError(f"epochs is {checks.words(epochs)} and steps is {checks.words(steps)}; give one of them")
     training = {"steps": steps} if steps is not None else {"epochs": 1 if epochs is None else epochs}
-    model, data, _ = load_subject(model, data)
     journal = sweep.open_journal(journal)
     study, points = _make_study(trials, seed), []
     run = _measure_here if executor is None else _measure_at(executor)
@@ -136,14 +136,14 @@ def search(
     return _choose(points, limits, model, data, seed, journal)
 
 
-def _check_limits(max_bytes, max_ms, min_accuracy):
+def _check_limits(max_bytes, max_ms, min_accuracy, metric):
     if max_bytes is None and max_ms is None and min_accuracy is None:
         raise ValueError("max_bytes, max_ms and min_accuracy are None; give a limit, such as min_accuracy=0.97")
     for name, value in (("max_bytes", max_bytes), ("max_ms", max_ms)):
         if value is not None and checks.real(name, value, 0, math.inf) == 0:
             raise ValueError(f"{name} is 0; give a number above 0")
     if min_accuracy is not None:
-        checks.fraction("min_accuracy", min_accuracy)
+        checks.real("min_accuracy", min_accuracy, *((0, 1) if metric is None else (-math.inf, math.inf)))
     return _Limits(max_bytes, max_ms, min_accuracy)
 
 

@@ -191,7 +191,7 @@ def _compute_stages(trial, model, data, names, journal):
     yield Event("one-shot", compressed, measure_result(one_shot, compressed, data))
     if not trial.steps:
         return
-    split, loss = data.train, train.cross_entropy
+    split, loss = data.train, None
     if technique.training is not None:
         with seed_global(trial.seed):
             split, loss = technique.training(model, compressed, data.train, dict(trial.setting), trial.seed)

@@ -75,8 +75,8 @@ def check_trial(trial: Trial, data: datasets.Data) -> Trial:
     raises  ValueError for anything that the technique does not have, or `train.fit` does not take
     """
     technique = techniques.get(trial.technique)
-    batch_size = train.batch_size_for(len(data.train), trial.batch_size)
-    steps = train.count_steps(trial.epochs, trial.steps, len(data.train) // batch_size)
+    batch_size, per_epoch = train.plan_batches(data.train, trial.batch_size)
+    steps = train.count_steps(trial.epochs, trial.steps, per_epoch)
     seed = checks.integer("seed", trial.seed, 0, LARGEST_SEED)
     if trial.precision != "auto":
         train.Precision.named(trial.precision)

@@ -99,7 +99,7 @@ class Measurements:
             names = {"model": trial.name_of(model) if choice.model == YOURS else choice.model, "data": data.name}
             with train.threads(1):
                 accuracy, sizes = measure.accuracy(model, data.validation), measure.sizes(model)
-            self._subjects[name] = Subject(model, data, names, accuracy, sizes, data.validation[:SUBSET])
+            self._subjects[name] = Subject(model, data, names, accuracy, sizes, data.validation.sample(SUBSET))
         return self._subjects[name]
 
     def stages(self, choice: Choice, until: str | None = None) -> Iterator[sweep.Event]:

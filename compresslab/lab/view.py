@@ -118,7 +118,7 @@ class View:
         """Draw an accuracy during the training, on a part of the validation images."""
         started, subset = monotonic(), self._measurements.subject(choice).subset
         with train.threads(1):
-            accuracy = train.accuracy_of(train.evaluate(model, subset), subset.labels)
+            accuracy = train.judge(model, subset)
         self.chart.move(trail=(*self.chart.moving.trail, accuracy))
         self._look_at = monotonic() + max(PARTIAL, SHARE * (monotonic() - started))
 

@@ -4,7 +4,9 @@ The mean hides damage: a pruned model can keep its accuracy and still give other
 class (Hooker et al. 2019, arXiv:1911.05248).
 """
 
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,17 +42,33 @@ def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """
     checks.module("model", model, wrapped=True)
     images = torch.as_tensor(images)
-    return _predict(model, data.split_of((images, torch.zeros(images.shape[:1]))))[0]
+    return _predict(train.evaluate(model, data.split_of((images, torch.zeros(images.shape[:1])))))[0]
 
 
-def accuracy(model: nn.Module, split: Split | tuple) -> float:
-    """Return the fraction of images that the model gets right.
+def accuracy(model: nn.Module, split: Split | tuple, metric: Callable | None = None) -> float:
+    """Return the fraction of images that the model gets right, or what a metric says of its outputs.
 
-    split   data.Split, or a pair (images (N, …), labels (N,) int64)
+    split   data.Split or data.Stream, or a pair (images (N, …), labels (N,) int64, or targets of any kind for a metric)
+    metric  metric(outputs, targets) -> float, the higher the better; by default the split's own, or the accuracy
     warns   where an output is nan: it counts as wrong
-    raises  ValueError for an empty split, lengths that differ, labels that are not classes of the model
+    raises  ValueError for an empty split, lengths that differ, labels that are not classes of the model, and a metric
+            that returns nan or no number
     """
-    return float(correct(model, split).mean())
+    metric = metric or getattr(split, "metric", None)
+    if metric is None:
+        return float(correct(model, split).mean())
+    checks.module("model", model, wrapped=True)
+    if not callable(metric):
+        raise ValueError(f"metric is {checks.words(metric)}; give a function metric(outputs, targets) -> float")
+    outputs, targets = train.answer(model, split, any_outputs=True)
+    try:
+        value = float(metric(outputs, targets))
+    except Exception as error:  # the user's own code
+        shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
+        raise ValueError(f"metric does not take {shapes}: {checks.reason(error)}") from error
+    if math.isnan(value):
+        raise ValueError("metric returned nan; give one that is a number for every output, the higher the better")
+    return value
 
 
 def correct(model: nn.Module, split: Split | tuple) -> np.ndarray:
@@ -96,8 +114,13 @@ def _predict_split(model, split, name="model"):
     """Predict a checked split: predictions (N,), labels (N,), the number of classes."""
     checks.module(name, model, wrapped=True)
     split = data.split_of(split)
-    labels = split.labels.cpu().numpy()
-    answers, classes = _predict(model, split)
+    if split.metric is not None:
+        raise ValueError("these data have a metric of their own; this needs classes, judged by accuracy")
+    logits, labels = train.answer(model, split)
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give class numbers, or a metric=")
+    answers, classes = _predict(logits)
+    labels = labels.numpy()
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}; the model has {classes} outputs, "
@@ -106,9 +129,8 @@ def _predict_split(model, split, name="model"):
     return answers.numpy(), labels, classes
 
 
-def _predict(model, split):
+def _predict(logits):
     """Return the class with the largest logit of each image, -1 for nan, and the number of classes."""
-    logits = train.evaluate(model, split.images)
     if logits.shape[1] == 0:
         raise ValueError(f"the model's output has shape {tuple(logits.shape)}; it must be logits, (N, classes)")
     bad = logits.isnan().any(dim=1)

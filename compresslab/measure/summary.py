@@ -1,12 +1,12 @@
 """Everything about one model in one row, and several models in one table."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 from torch import nn
 
-from compresslab import checks, data
+from compresslab import checks, data, models
 from compresslab.measure.correctness import accuracy
 from compresslab.measure.ledger import SizeLedger, sizes
 from compresslab.measure.operations import macs
@@ -35,22 +35,28 @@ class Measurement:
         return pd.DataFrame([{"accuracy": self.accuracy, **costs, **times, **how}], index=[name])
 
 
-def measure(model: nn.Module, split: data.Split | tuple, batch_size: int = 1, threads: int = 1) -> Measurement:
+def measure(
+    model: nn.Module, split: data.Split | tuple, batch_size: int = 1, threads: int = 1, *,
+    metric: Callable | None = None, output: int | str | None = None,
+) -> Measurement:  # fmt: skip
     """Measure a model on held-out images; the model is not changed.
 
     split       data.Split, or a pair (images (N, …), labels (N,) int64); accuracy is on all of it, and the shape of its
                 images is what latency and MACs are measured with
     batch_size, threads  of the latency
+    metric      as of `accuracy`, and in its place
+    output      of a model that returns several tensors, the one that counts: as of `models.choose_output`
     raises      ValueError as `accuracy` and `latency`
     """
     checks.module("model", model)
-    split = data.split_of(split)
+    asked = model if output is None else models.choose_output(model, output)
+    split = data.split_of(split, any_targets=metric is not None)
     shape = tuple(split.images.shape[1:])
     return Measurement(
-        accuracy=accuracy(model, split),
+        accuracy=accuracy(asked, split, metric),
         sizes=sizes(model),
-        latency=latency(model, batch_size, shape, threads=threads),
-        macs=macs(model, shape),
+        latency=latency(asked, batch_size, shape, threads=threads),
+        macs=macs(asked, shape),
     )
 
 

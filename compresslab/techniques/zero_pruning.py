@@ -155,7 +155,7 @@ def _run_gradual(model, data, plan, options, run, bar):
                 twin = prune(model, sparsity, **options).to(origin, memory_format=torch.contiguous_format)
                 for name, training in modes:
                     twin.get_submodule(name).training = training
-                accuracy = train.accuracy_of(train.evaluate(twin, data.validation), data.validation.labels)
+                accuracy = train.judge(twin, data.validation)
                 yield Snapshot(sparsity, twin, accuracy, done, total)
 
 
