@@ -1,10 +1,8 @@
 """Every measurement in one SQLite file: the cache, the lab's report, and a table to take away.
 
-Many kernels and threads may use one journal at once: every call opens the file, does one short transaction and closes
-it again, so nothing is lost when a process is killed. A Result has a key, which stands for everything that the
-measurement depends on; the first one recorded under a key stays. Nothing is recorded of a network or a technique whose
-code the key cannot name, such as a class or a function of a notebook: it is measured anew each time, and no point is
-ever stale (see `fingerprints`).
+Kernels and threads may use one journal at once: every call opens the file, does one short transaction and closes it, so
+nothing is lost when a process is killed. The first Result recorded under a key stays. Nothing is recorded whose code
+the key cannot name, such as a class of a notebook, so that no point is ever stale (see `fingerprints`).
 
 SQLite, "Atomic Commit In SQLite", sqlite.org/atomiccommit.html.
 """
@@ -104,8 +102,7 @@ class _UnusableError(sqlite3.DatabaseError):
 def open(path: str | os.PathLike | None = None) -> "Journal":  # noqa: A001 - part of the package's vocabulary
     """Open the journal at `path`; by default `journal.sqlite` in COMPRESSLAB_HOME or the user's cache folder.
 
-    A file that is damaged, or of an older compresslab, is put aside, with a warning that names the copy, and a new one
-    is begun.
+    A damaged file, or one of an older compresslab, is put aside, with a warning, and a new one is begun.
     raises  OSError (PermissionError) naming the path if it cannot be written; ValueError if the file is not a journal,
             or was written by a newer compresslab
     """
@@ -115,8 +112,8 @@ def open(path: str | os.PathLike | None = None) -> "Journal":  # noqa: A001 - pa
 def open_or_forget(journal: "Journal | str | os.PathLike | None" = None) -> "ForgetfulJournal":
     """Open a journal that goes on in memory where its file cannot be written.
 
-    journal  a Journal, a path, or None for the default one
-    raises   as `open` does for a path; the default journal may be in memory from the start
+    journal  a Journal, a path, or None for the default one, which may be in memory from the start
+    raises   as `open` does for a path
     """
     if isinstance(journal, Journal):
         return ForgetfulJournal(journal.path)
@@ -142,7 +139,10 @@ class Journal:
         self._run(lambda connection: None, check="quick_check")
 
     def record(self, result: Result) -> Result:
-        """Keep a Result unless its key is taken; return the Result kept, or one that is not `reusable` as it is."""
+        """Keep a Result unless its key is taken; return the Result kept.
+
+        One that is not `reusable` is returned as it is, and not kept.
+        """
         checks.choice("result.stage", result.stage, STAGES)
         if not math.isfinite(result.accuracy) or not math.isfinite(result.seconds):
             raise ValueError(f"result has accuracy {result.accuracy} and seconds {result.seconds}; both must be finite")
@@ -220,8 +220,7 @@ class Journal:
 class ForgetfulJournal(Journal):
     """A Journal that goes on in memory, until the process ends, once its file cannot be used.
 
-    path     of a journal that was opened; None for memory alone
-    problem  why the file cannot be used, or None
+    path  None for memory alone;  problem  why the file cannot be used, or None
     """
 
     def __init__(self, path: Path | None, problem: OSError | None = None):
@@ -286,9 +285,9 @@ def write_csv(table: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 
 def plain(name: str, value: object) -> object:
-    """Return a setting's value as plain Python, as it comes back from the journal: numbers, text, lists, dicts.
+    """Return a setting's value as plain Python, as it comes back from the journal.
 
-    raises   ValueError naming the parameter for anything else
+    raises   ValueError for anything but numbers, text, bool, None, and lists and dicts of them
     """
     if hasattr(value, "tolist"):  # NumPy's and torch's numbers and arrays
         value = value.tolist()
@@ -350,7 +349,7 @@ def _transact(path, action, check=""):
 
 
 def _is_empty(connection, path):
-    """Tell whether the file is empty; raises for one that is no journal of this version."""
+    """Tell whether the file is empty; raise for another kind of file or version."""
     questions = "PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master"
     application, version, tables = (connection.execute(question).fetchone()[0] for question in questions)
     if application == version == tables == 0:
@@ -368,7 +367,7 @@ def _is_empty(connection, path):
 def _set_aside(path):
     """Rename a journal that cannot be used, unless another process has already done so.
 
-    An empty SQLite file beside it is the lock: the system lets go of it when a process dies.
+    An empty SQLite file beside it is the lock, which the system releases when a process dies.
     """
     with contextlib.closing(sqlite3.connect(f"{path}.repair", timeout=_WAIT, isolation_level=None)) as lock:
         lock.execute("BEGIN EXCLUSIVE")

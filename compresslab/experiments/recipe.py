@@ -1,20 +1,16 @@
 """A Recipe: techniques and retrainings in any order, as data, run on any model, every beginning of it computed once.
 
     recipe = cl.Recipe([
-        ("zero_pruning", {"sparsity": 0.92}),
-        ("retrain", {"epochs": 2}),
-        ("weight_sharing", {"bits": 5}),
-        ("retrain", {"epochs": 1}),
-        ("save", {"path": "small.clab"}),
+        ("zero_pruning", {"sparsity": 0.92}), ("retrain", {"epochs": 2}), ("weight_sharing", {"bits": 5}),
+        ("retrain", {"epochs": 1}), ("save", {"path": "small.clab"}),
     ])
     small = recipe.apply(model, data, seed=0)
     recipe.table(model, data)            # accuracy and bytes after each step
     cl.lab.explore(recipe)               # a slider for each step
 
-After each retraining the model goes through its .clab file, whose bytes the journal keeps under all that led to them: a
-recipe that begins with the same steps goes on from there, to the same numbers as one that is run from the start.
-That file is of plain weights: the norm that torch's weight_norm or spectral_norm keeps is baked in by the first
-retraining, and what a model does not save, such as a buffer that is not persistent, is after each as it was before.
+After each retraining the model goes through its .clab file, which the journal keeps under all that led to it: a recipe
+that begins with the same steps goes on from there, to the same numbers. The file is of plain weights: weight_norm or
+spectral_norm is baked in by the first retraining, and what a model does not save is after each as it was before.
 """
 
 import contextlib
@@ -157,9 +153,9 @@ class Recipe:
         self, model: nn.Module | str, data: Data | str, seed: int = 0, journal: Journal | str | bool | None = None,
         names: Mapping | None = None,
     ) -> Iterator[sweep.Event]:  # fmt: skip
-        """Run the recipe, yielding an Event after every step and every training step; stop iterating to cancel.
+        """Run the recipe, yielding an Event after every step and every training step.
 
-        Events have the stage "compressed" and then "one-shot" (a technique), "training" and
+        Stop iterating to cancel. Events have the stage "compressed" and then "one-shot" (a technique), "training" and
         then "retrained", or "saved"; their `note` is the step in words. "one-shot" and "retrained" carry a Result,
         whose setting are all steps so far. Steps that the journal holds come at once.
         model, data, seed, journal  as in `apply`;  names  as in `sweep.stages`
@@ -173,7 +169,7 @@ class Recipe:
         return sweep.drive(_run_steps(), journal)
 
     def as_technique(self) -> Technique:
-        """Return the recipe as a Technique with a control for each step but the last retraining."""
+        """Return the recipe as a Technique with a control for each step."""
         return make_technique(self.steps)
 
 

@@ -1,7 +1,7 @@
 """Running the steps of a recipe, going on from where the journal has been before; a recipe as a Technique.
 
-As a Technique, what comes before the last technique of a recipe is prepared, from the journal where it can be; then
-comes that technique, and what follows is the retraining that every technique has.
+As a Technique, what comes before the last technique is prepared, from the journal where it can be; what follows is the
+retraining that every technique has.
 """
 
 import contextlib
@@ -161,7 +161,7 @@ class Work:
             raise _LostModelError from error
 
     def _load(self, content, skeleton):
-        """Return the model of a file, its modules in the modes of their counterparts in the first model.
+        """Return the model of a file, its modules in the modes that they had.
 
         skeleton  a model of the same shapes, or None for one that the file makes
         """
@@ -298,7 +298,7 @@ def number_names(names: Sequence[str]) -> list[str]:
 
 
 def _choose_parameter(step):
-    """Choose the parameter of a step that a slider moves, preferably one that is set; None where there is none."""
+    """Choose the parameter that a slider moves, preferably one that is set, or None."""
     if step.name == RETRAIN:
         return "steps" if "steps" in step.setting else "epochs"
     controls = techniques.get(step.name).controls

@@ -62,8 +62,8 @@ def correct(model: nn.Module, split: Split | tuple) -> np.ndarray:
 def per_class(model: nn.Module, split: Split | tuple, reference: nn.Module | None = None) -> pd.DataFrame:
     """Measure the accuracy of every class; with a reference model, the damage done to it.
 
-    returns  DataFrame, a row for each class: class, count (images of it), accuracy (fraction; nan where count is 0);
-             with a reference also reference_accuracy and damage = reference_accuracy - accuracy, in fractions
+    returns  DataFrame: class, count (images of it), accuracy (fraction; nan where count is 0); with a reference also
+             reference_accuracy and damage = reference_accuracy - accuracy, in fractions
     raises   ValueError as `accuracy`, and if the two models have different numbers of classes
     """
     answers, labels, classes = _predict_split(model, split)
@@ -107,7 +107,7 @@ def _predict_split(model, split, name="model"):
 
 
 def _predict(model, split):
-    """Return the class with the largest logit of each image, -1 for nan, and the number of classes."""
+    """Return the predicted classes, -1 for nan, and the number of classes."""
     logits = train.evaluate(model, split.images)
     if logits.shape[1] == 0:
         raise ValueError(f"the model's output has shape {tuple(logits.shape)}; it must be logits, (N, classes)")

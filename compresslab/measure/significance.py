@@ -69,9 +69,7 @@ def accuracy_interval(
 
 
 def mcnemar(a: nn.Module, b: nn.Module, split: Split | tuple) -> McNemar:
-    """Test whether a model is really better, by McNemar's exact test.
-
-    raises   ValueError, as `accuracy` does
+    """Test whether a model is really better, by McNemar's exact test; errors as `accuracy`.
 
     McNemar 1947, doi:10.1007/BF02295996; for classifiers, Dietterich 1998, doi:10.1162/089976698300017197.
     """
