@@ -13,7 +13,6 @@ that begins with the same steps goes on from there, to the same numbers. The fil
 spectral_norm is baked in by the first retraining, and what a model does not save is after each as it was before.
 """
 
-import contextlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
 from compresslab import bars, checks, measure, train
 from compresslab.data import Data
@@ -111,6 +109,7 @@ class Recipe:
         steps[index] = steps[index].changed(**setting)
         return Recipe(steps)
 
+    @bars.quiet()
     def apply(
         self, model: nn.Module | str, data: Data | str, seed: int = 0, journal: Journal | str | bool | None = None,
         bar: bool = True,
@@ -124,7 +123,7 @@ class Recipe:
         raises   ValueError naming the step whose setting is out of range, or which the model does not take;
                  ArithmeticError naming the retraining whose loss is no longer finite
         """
-        (last,) = deque(_show_training(self.stages(model, data, seed, journal), bar), maxlen=1)
+        (last,) = deque(self._run(model, data, seed, journal, None, bar), maxlen=1)
         return last.model
 
     @bars.quiet()
@@ -138,7 +137,7 @@ class Recipe:
                  row), file_bytes, saved (bytes, against the row before), ratio (dense bytes by file_bytes)
         """
         model, data, _ = load_subject(model, data)
-        events = [event for event in _show_training(self.stages(model, data, seed, journal), bar) if event.result]
+        events = [event for event in self._run(model, data, seed, journal, None, bar) if event.result]
         with train.threads(1):
             dense = measure.sizes(model)
             rows = [("dense", measure.accuracy(model, data.validation), dense.file_bytes)]
@@ -160,27 +159,17 @@ class Recipe:
         whose setting are all steps so far. Steps that the journal holds come at once.
         model, data, seed, journal  as in `apply`;  names  as in `sweep.stages`
         """
+        return self._run(model, data, seed, journal, names, bar=False)
+
+    def _run(self, model, data, seed, journal, names, bar):
         model, data, names = load_subject(model, data, names)
         journal = sweep.open_journal(journal)
 
         def _run_steps():  # the preparation, too, takes place in its turn
-            yield from Work(self.steps, model, data, seed, journal, names).run()
+            yield from Work(self.steps, model, data, seed, journal, names, bar).run()
 
         return sweep.drive(_run_steps(), journal)
 
     def as_technique(self) -> Technique:
         """Return the recipe as a Technique with a control for each step."""
         return make_technique(self.steps)
-
-
-def _show_training(events, bar):
-    """Yield all events but those of training steps, which move a tqdm bar."""
-    with contextlib.closing(events), bars.quiet(), tqdm(delay=0.5, leave=False, disable=not bar) as shown:
-        for event in events:
-            if event.stage != "training":
-                yield event
-                continue
-            if event.progress.step == 1:
-                shown.reset(event.progress.steps)
-                shown.set_description(event.note, refresh=False)
-            shown.update()

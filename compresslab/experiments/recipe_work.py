@@ -47,11 +47,12 @@ class Work:
     """
 
     def __init__(
-        self, steps: Sequence[Step], model: nn.Module, data: Data, seed: int, journal: Journal | None, names: Mapping
-    ):
-        self.steps, self.model, self.data, self.seed = steps, model, data, seed
+        self, steps: Sequence[Step], model: nn.Module, data: Data, seed: int, journal: Journal | None,
+        names: Mapping | None = None, bar: bool = False,
+    ):  # fmt: skip
+        self.steps, self.model, self.data, self.seed, self.bar = steps, model, data, seed, bar
         self.trials = self._resolve_trials()
-        self.blanks = self._make_blanks(names)
+        self.blanks = self._make_blanks(names or {})
         reusable = all(blank.reusable for blank in self.blanks if blank is not None)
         self.journal = journal if reusable else None
 
@@ -87,7 +88,7 @@ class Work:
             with name_in_errors(step):
                 split, loss = prepare_training(step, technique, self.model, trained, self.data.train, trial.seed)
                 options = training_of(trial) | {"seed": trial.seed}
-                with contextlib.closing(train.fit(trained, split, loss=loss, bar=False, **options)) as training:
+                with contextlib.closing(train.fit(trained, split, loss=loss, bar=self.bar, **options)) as training:
                     for progress in training:
                         yield Event("training", trained, progress=progress, note=str(step))
         content = storage.dumps(trained, fold=False)  # what is trained next is what there was, dead units too
@@ -247,7 +248,7 @@ class _Plan:
         """Run all steps but the last; yield their Events as "preparing"."""
         prepared, steps = model, self.place(setting)[:-1]
         if steps:
-            with contextlib.closing(Work(steps, model, data, seed, journal, {}).run()) as events:
+            with contextlib.closing(Work(steps, model, data, seed, journal).run()) as events:
                 for event in events:
                     prepared = event.model
                     yield Event("preparing", prepared, event.result, event.progress, note=event.note)
