@@ -87,10 +87,7 @@ class Work:
         if trial.steps:
             with name_in_errors(step):
                 split, loss = prepare_training(step, technique, self.model, trained, self.data.train, trial.seed)
-                options = training_of(trial) | {"seed": trial.seed}
-                with contextlib.closing(train.fit(trained, split, loss=loss, bar=self.bar, **options)) as training:
-                    for progress in training:
-                        yield Event("training", trained, progress=progress, note=str(step))
+                yield from sweep.retrain(trial, trained, split, loss, note=str(step), bar=self.bar)
         content = storage.dumps(trained, fold=False)  # what is trained next is what there was, dead units too
         if self.journal is not None:
             self.journal.keep_model(self.blanks[position].key, content)
@@ -187,11 +184,10 @@ def prepare_training(
     if step.teaching:
         images = split.images[:2]
         return split, distillation_losses.loss(teacher, student=model, images=images, seed=seed, **step.teaching)
-    last, setting = _complete(technique) if technique else (None, {})
-    if last is None or last.training is None:
+    if technique is None:
         return split, train.cross_entropy
-    with sweep.seed_global(seed):
-        return last.training(teacher, model, split, setting, seed)
+    last, setting = _complete(technique)
+    return sweep.prepare_training(last, setting, teacher, model, split, seed)
 
 
 def _has_own_classes(model):

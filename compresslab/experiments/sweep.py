@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,11 +19,19 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from compresslab import bars, checks, measure, storage, train
-from compresslab.data import Data
+from compresslab.data import Data, Split
 from compresslab.experiments import executors
 from compresslab.experiments import journal as journals
 from compresslab.experiments.journal import Journal, Result
-from compresslab.experiments.trial import Trial, blank_results, check_trial, load_subject, resolved, takes_seed
+from compresslab.experiments.trial import (
+    Trial,
+    blank_results,
+    check_trial,
+    load_subject,
+    resolved,
+    takes_seed,
+    training_of,
+)
 from compresslab.models import seed_global
 from compresslab.techniques import Technique
 from compresslab.weights import layers
@@ -192,15 +200,29 @@ def _compute_stages(trial, model, data, names, journal):
     yield Event("one-shot", compressed, measure_result(one_shot, compressed, data))
     if not trial.steps:
         return
-    split, loss = data.train, train.cross_entropy
-    if technique.training is not None:
-        with seed_global(trial.seed):
-            split, loss = technique.training(model, compressed, data.train, dict(trial.setting), trial.seed)
-    options = {name: getattr(trial, name) for name in ("steps", "seed", "lr", "batch_size", "precision")}
-    with contextlib.closing(train.fit(compressed, split, loss=loss, bar=False, **options)) as training:
-        for progress in training:
-            yield Event("training", compressed, progress=progress)
+    split, loss = prepare_training(technique, trial.setting, model, compressed, data.train, trial.seed)
+    yield from retrain(trial, compressed, split, loss)
     yield Event("retrained", compressed, measure_result(retrained, compressed, data))
+
+
+def prepare_training(
+    technique: Technique, setting: Mapping, model: nn.Module, compressed: nn.Module, split: Split, seed: int
+) -> tuple:
+    """Return (split, loss) of a retraining, the technique's own where it has one."""
+    if technique.training is None:
+        return split, train.cross_entropy
+    with seed_global(seed):
+        return technique.training(model, compressed, split, dict(setting), seed)
+
+
+def retrain(
+    trial: Trial, model: nn.Module, split: Split, loss: Callable, note: str = "", bar: bool = False
+) -> Iterator[Event]:
+    """Train a model in place as a Trial says, yielding an Event after each step."""
+    options = training_of(trial) | {"seed": trial.seed}
+    with contextlib.closing(train.fit(model, split, loss=loss, bar=bar, **options)) as training:
+        for progress in training:
+            yield Event("training", model, progress=progress, note=note)
 
 
 def compress(trial: Trial, model: nn.Module, data: Data) -> nn.Module:
