@@ -16,18 +16,10 @@ from compresslab import checks, storage, techniques, train
 from compresslab.data import Data, Split
 from compresslab.experiments import fingerprints, sweep
 from compresslab.experiments.executors import UNLIMITED
-from compresslab.experiments.journal import Journal, Result
+from compresslab.experiments.journal import Journal, Result, training_of
 from compresslab.experiments.recipe_steps import NOTHING, RETRAIN, SAVE, TEACHER, Step, name_in_errors, write_code
 from compresslab.experiments.sweep import Event
-from compresslab.experiments.trial import (
-    Trial,
-    blank_results,
-    check_trial,
-    complete_setting,
-    resolved,
-    takes_seed,
-    training_of,
-)
+from compresslab.experiments.trial import Trial, blank_results, check_trial, complete_setting, resolved, takes_seed
 from compresslab.techniques import Control, Technique, distillation_losses
 from compresslab.weights import layers
 

@@ -22,16 +22,8 @@ from compresslab import bars, checks, measure, storage, train
 from compresslab.data import Data, Split
 from compresslab.experiments import executors
 from compresslab.experiments import journal as journals
-from compresslab.experiments.journal import Journal, Result
-from compresslab.experiments.trial import (
-    Trial,
-    blank_results,
-    check_trial,
-    load_subject,
-    resolved,
-    takes_seed,
-    training_of,
-)
+from compresslab.experiments.journal import Journal, Result, training_of
+from compresslab.experiments.trial import Trial, blank_results, check_trial, load_subject, resolved, takes_seed
 from compresslab.models import seed_global
 from compresslab.techniques import Technique
 from compresslab.weights import layers

@@ -18,7 +18,7 @@ import compresslab
 from compresslab import checks, models, techniques, train
 from compresslab import data as datasets
 from compresslab.experiments import fingerprints
-from compresslab.experiments.journal import Result, plain
+from compresslab.experiments.journal import Result, plain, training_of
 from compresslab.techniques import Technique
 from compresslab.weights import layers
 
@@ -105,11 +105,6 @@ def blank_results(trial: Trial, model: nn.Module, data: datasets.Data, names: Ma
         data_fingerprint=data.fingerprint,
     )  # fmt: skip
     return one_shot, replace(one_shot, stage="retrained", **training_of(trial))
-
-
-def training_of(trial: "Trial | Result") -> dict:
-    """Return the training of a Trial, or of a Result, as a dict."""
-    return {name: getattr(trial, name) for name in ("steps", "lr", "batch_size", "precision")}
 
 
 def complete_setting(technique: Technique, setting: Mapping) -> dict:
