@@ -9,27 +9,12 @@ cl.measure.measure(small, data.test)
 
 import importlib
 
-_MODULES = {
-    "allocation": "compresslab.experiments.allocation",
-    "calibration": "compresslab.calibration",
-    "channels": "compresslab.channels",
-    "classroom": "compresslab.classroom",
-    "codebooks": "compresslab.weights.codebooks",
-    "data": "compresslab.data",
-    "decide": "compresslab.experiments.decide",
-    "export": "compresslab.export",
-    "grids": "compresslab.weights.grids",
-    "journal": "compresslab.experiments.journal",
-    "lab": "compresslab.lab",
-    "layers": "compresslab.weights.layers",
-    "measure": "compresslab.measure",
-    "models": "compresslab.models",
-    "recipe": "compresslab.experiments.recipe",
-    "storage": "compresslab.storage",
-    "sweep": "compresslab.experiments.sweep",
-    "techniques": "compresslab.techniques",
-    "train": "compresslab.train",
+_PARTS = {
+    "compresslab": "calibration channels classroom data export lab measure models storage techniques train".split(),
+    "compresslab.experiments": "allocation decide journal recipe sweep".split(),
+    "compresslab.weights": "codebooks grids layers".split(),
 }
+_MODULES = {name: f"{package}.{name}" for package, names in _PARTS.items() for name in names}
 _FUNCTIONS = {"save": "compresslab.storage", "load": "compresslab.storage", "Recipe": "compresslab.experiments.recipe"}
 _FUNCTIONS["search"] = "compresslab.experiments.search"
 

@@ -5,7 +5,10 @@ LeCun, Bottou, Bengio, Haffner 1998, "Gradient-based learning applied to documen
 article_mlp is the network of "Model Compression: An Overlooked ML Technique", Daily Dose of Data Science.
 """
 
+import contextlib
+import itertools
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from safetensors import SafetensorError
@@ -15,14 +18,33 @@ from torch import nn
 from compresslab import checks, paths
 
 
+@contextlib.contextmanager
+def seed_global(seed: int | None) -> Iterator[None]:
+    """Seed torch's global generator inside, unless seed is None; afterwards it is as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(checks.integer("seed", seed, 0))  # CUDA's generators stay as they are
+        yield
+
+
 def article_mlp(seed: int | None = None, classes: int = 10) -> nn.Sequential:
     """Build 784-512-256-128-10, ReLU between; 567,434 parameters. `seed` fixes the initial weights."""
-    return _seeded(seed, lambda: _mlp(784, 512, 256, 128, classes))
+    return _build_mlp(seed, 784, 512, 256, 128, classes)
 
 
 def lenet_300_100(seed: int | None = None, classes: int = 10) -> nn.Sequential:
     """Build 784-300-100-10, ReLU between; 266,610 parameters. `seed` fixes the initial weights."""
-    return _seeded(seed, lambda: _mlp(784, 300, 100, classes))
+    return _build_mlp(seed, 784, 300, 100, classes)
+
+
+def _build_mlp(seed, *widths):
+    layers = [("flatten", nn.Flatten())]
+    with seed_global(seed):
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
+            layers += [(f"fc{number}", nn.Linear(inputs, outputs)), (f"relu{number}", nn.ReLU())]
+    return nn.Sequential(OrderedDict(layers[:-1]))
 
 
 def lenet_5(seed: int | None = None, classes: int = 10) -> nn.Sequential:
@@ -30,7 +52,18 @@ def lenet_5(seed: int | None = None, classes: int = 10) -> nn.Sequential:
 
     Jia et al. 2014, arXiv:1408.5093; the network that Deep Compression (arXiv:1510.00149) calls LeNet-5.
     """
-    return _seeded(seed, lambda: _lenet_5(classes))
+    with seed_global(seed):
+        layers = OrderedDict(
+            conv1=nn.Conv2d(1, 20, 5),  # (N, 20, 24, 24)
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(20, 50, 5),  # (N, 50, 8, 8)
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),  # (N, 800)
+            fc1=nn.Linear(800, 500),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(500, classes),
+        )
+    return nn.Sequential(layers)
 
 
 class ChosenOutput(nn.Module):
@@ -76,12 +109,8 @@ def build(name: str, seed: int | None = None, classes: int = 10) -> nn.Sequentia
 def pretrained(name: str, dataset: str) -> nn.Sequential:
     """Load a reference network with the trained weights that ship in data/baselines, in evaluation mode.
 
-    name     one of `names()`
     dataset  "mnist" or "fashion_mnist"
-    raises   ValueError for an unknown name, FileNotFoundError where the weights are missing,
-             ValueError naming the file where they are damaged
-
-    `make baselines` trains all of them again, from a fixed seed.
+    raises   ValueError for an unknown name or damaged weights (naming the file), FileNotFoundError for missing ones
     """
     model = build(name)
     path = paths.find_data(baseline_file(name, checks.choice("dataset", dataset, ("mnist", "fashion_mnist"))))
@@ -96,34 +125,3 @@ def pretrained(name: str, dataset: str) -> nn.Sequential:
 def baseline_file(name: str, dataset: str) -> str:
     """Return the path of a network's trained weights, below a data folder."""
     return f"baselines/{dataset}-{name}.safetensors"
-
-
-def _seeded(seed, make):
-    """Call `make` with torch's global generator seeded, and put the generator back as it was."""
-    if seed is None:
-        return make()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(checks.integer("seed", seed, 0))  # CUDA's generators stay as they are
-        return make()
-
-
-def _mlp(*widths):
-    layers = [("flatten", nn.Flatten())]
-    for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
-        layers += [(f"fc{number}", nn.Linear(inputs, outputs)), (f"relu{number}", nn.ReLU())]
-    return nn.Sequential(OrderedDict(layers[:-1]))
-
-
-def _lenet_5(classes):
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 20, 5),  # (N, 20, 24, 24)
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(20, 50, 5),  # (N, 50, 8, 8)
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),  # (N, 800)
-            fc1=nn.Linear(800, 500),
-            relu1=nn.ReLU(),
-            fc2=nn.Linear(500, classes),
-        )
-    )

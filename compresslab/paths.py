@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parent
 def data_folders() -> list[Path]:
     """List the folders that may hold the data, in the order they are tried.
 
-    COMPRESSLAB_DATA alone if it is set; otherwise the `data` folder of a checkout (beside the package), the copy
-    inside an installed package, and `data` in the working folder and the folders above it (a notebook's, nbval's).
+    COMPRESSLAB_DATA alone if it is set; otherwise `data` of a checkout (beside the package), the copy inside an
+    installed package, and `data` in the working folder and the folders above it.
     """
     if named := os.environ.get("COMPRESSLAB_DATA"):
         return [Path(os.path.expanduser(named))]
@@ -21,10 +21,7 @@ def data_folders() -> list[Path]:
 
 
 def find_data(relative: str) -> Path:
-    """Find the file `relative` ("MNIST/raw/…", "baselines/…") in the first data folder that has it.
-
-    raises  FileNotFoundError naming the folders that were tried
-    """
+    """Find the file `relative` ("MNIST/raw/…") in the first data folder that has it."""
     folders = data_folders()
     for folder in folders:
         if (folder / relative).is_file():
@@ -39,8 +36,7 @@ def find_data(relative: str) -> Path:
 def home() -> Path:
     """Return the folder for the journal and downloads, made at its first use.
 
-    COMPRESSLAB_HOME, or the user's cache folder.
-    raises  OSError that names COMPRESSLAB_HOME where there is no such folder and none can be made
+    COMPRESSLAB_HOME, or the user's cache folder; raises OSError naming the variable where none can be made.
     """
     hint = "set COMPRESSLAB_HOME to a folder you can write to"
     try:

@@ -1,9 +1,8 @@
 """The one training loop of the workbook, and the evaluation that goes with it.
 
-`fit` is a generator: it trains the model a step at a time and hands over after every step, so that whoever drives it
-can draw, measure, pause, or stop. Whatever compresses the model (a mask, a grid) is part of the model and stays.
-Arithmetic (fp32, bf16, channels_last) goes by what the processor has and is named, so that a run can be repeated.
-The learning rate fits the model: a line search on the first batches finds it, unless one is given.
+`fit` is a generator: it hands over after every step, so that whoever drives it can draw, measure, pause, or stop.
+Compression (a mask, a grid) is part of the model and stays. Arithmetic (fp32, bf16, channels_last) goes by what the
+processor has and is named. The learning rate fits the model: a line search on the first batches finds it.
 """
 
 import contextlib
@@ -114,7 +113,7 @@ class Progress:
 
     @property
     def loss(self) -> float:
-        """Return the loss of this step's batch, before the step; reading it waits for a GPU."""
+        """Return the loss of this step's batch; reading it waits for a GPU."""
         return self.batch_loss.item()
 
 
@@ -251,7 +250,7 @@ def _hint_at_output(outputs):
 
 
 def finetune(model: nn.Module, data: Split | tuple, **settings) -> nn.Module:
-    """Train a copy of `model` to the end and return it; arguments and errors as `fit`."""
+    """Train a copy of `model` to the end and return it; arguments as `fit`."""
     model = duplicate(model)
     for _ in fit(model, data, **settings):
         pass
@@ -415,7 +414,7 @@ def _find_minimum(value_at, start, lowest, highest):
 
 @contextlib.contextmanager
 def _trainable(model, device, precision):
-    """Yield the model ready to be trained; at the end it is where and how it was."""
+    """Yield the model ready to be trained; put it back at the end."""
     origin = next(model.parameters()).device
     with modes_kept(model):
         try:
@@ -443,7 +442,7 @@ def lay_out(images: torch.Tensor, precision: Precision) -> torch.Tensor:
 
 
 def count_steps(epochs: float | None, steps: int | None, per_epoch: int) -> int:
-    """Return the number of steps, of one epoch where neither is given; raises ValueError if both are."""
+    """Count the steps of a training; raise ValueError if both lengths are given."""
     if epochs is not None and steps is not None:
         raise ValueError(f"steps is {steps!r} and epochs is {epochs!r}; give one of the two")
     if steps is not None:
@@ -489,7 +488,7 @@ def check_takes(model: nn.Module, images: torch.Tensor, labels: torch.Tensor | N
 
 
 def _compute_loss(loss, model, images, targets):
-    """Return the loss of a batch; say in words what the user's model or loss raised."""
+    """Return the loss of a batch; word what the user's model or loss raised."""
     try:
         value = loss(model, images, targets)
     except Exception as error:
@@ -521,7 +520,7 @@ class _PrivateChance:
 
     @contextlib.contextmanager
     def drawn(self) -> Iterator[None]:
-        """Let torch draw these numbers inside; the next time it goes on with the ones after them."""
+        """Let torch draw these numbers inside; the next time it goes on after them."""
         if not self.needed:
             yield
             return

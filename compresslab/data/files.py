@@ -65,9 +65,8 @@ def locate(name: str, folder: str | Path | None = None) -> Path | tuple:
 
 
 def read(name: str, source: Path | tuple) -> tuple:
-    """Read the images and labels of a data set, and the names of its classes.
+    """Read the images, labels and class names of a data set that `locate` found.
 
-    source   as `locate` returned it
     returns  ((images, labels), (images, labels), classes) of training and test; images (N, channels, height, width)
              uint8, labels (N,) uint8
     raises   ValueError naming a damaged file, FileNotFoundError for a download that did not work

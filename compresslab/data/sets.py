@@ -117,8 +117,7 @@ def load(name: str, folder: str | None = None) -> Data:
     name    "mnist", "fashion_mnist" (50,000 train, 10,000 validation, 10,000 test images, (N, 1, 28, 28)) or
             "cifar10" (40,000, 10,000, 10,000; (N, 3, 32, 32)), which torchvision downloads at first
     folder  a data folder to use instead of COMPRESSLAB_DATA and the workbook's own
-    raises  ValueError for an unknown name or a damaged file (named, with its expected checksum),
-            FileNotFoundError saying what to do if the files are not there
+    raises  ValueError for an unknown name or a damaged file, FileNotFoundError for a missing one
     """
     checks.choice("name", name, names())
     with _READING:
@@ -184,10 +183,9 @@ def from_torchvision(
 ) -> Data:
     """Make Data of a torchvision data set, or any with items (image, label).
 
-    dataset, test  items (image, label), the data set's own transform applied; PIL images become float tensors
-                   in [0, 1]; without `test` one is split off
+    dataset, test  the data set's own transform is applied; PIL images become float tensors in [0, 1]
     classes        names of the classes; without them `dataset.classes`, where there is one
-    options, the result and the errors are those of `from_tensors`: validation_fraction, test_fraction, seed, name
+    options, the result and the errors are those of `from_tensors`
     """
     if classes is None:
         classes = getattr(dataset, "classes", getattr(getattr(dataset, "dataset", None), "classes", None))
@@ -220,10 +218,8 @@ def split_of(data: Split | tuple, any_targets: bool = False) -> Split:
 
 
 def stratified(labels: Sequence, count: int, seed: int = 0, leave: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Split off `count` positions of `labels`, every class in its share.
+    """Split off `count` positions of `labels` (N,), every class in its share.
 
-    labels   (N,) array of whole numbers from 0
-    count    size of the second part
     leave    images of every class that the rest keeps at least
     raises   ValueError if a class is too small, or `count` too small or too large for the classes
 
@@ -369,7 +365,7 @@ def _read_items(name, dataset):
 
 
 def _to_tensor(image):
-    """Turn an image into a tensor: a PIL image with 8 bits a channel, palettes resolved, into floats in [0, 1]."""
+    """Turn an image into a tensor; PIL images become floats in [0, 1]."""
     from torchvision.transforms.functional import to_tensor
 
     if not hasattr(image, "getbands"):

@@ -138,16 +138,13 @@ def allocate(scan: pd.DataFrame, budget: float, rule: str = "greedy") -> dict:
 
     scan     DataFrame, as `scan` returns it
     budget   bytes that the file may have, above 0
-    rule     "greedy": at every turn the step that loses the fewest points for the bytes it saves, along the lower
-             convex hull of each layer (Shoham and Gersho 1988), until the budget is met: of the values scanned, no
-             choice that saves as many bytes loses fewer points. "uniform": the same value in every layer, the control
+    rule     "greedy": the step that loses the fewest points for the bytes it saves, again and again, along the lower
+             convex hull of each layer (Shoham and Gersho 1988), until the budget is met. "uniform": the same value in
+             every layer, the control
     returns  dict of layer -> value; a layer that is not in it stays as it is. Where values are fractions the last step
-             is taken in part, so that the budget is used up; whole numbers (bits, ranks) end at it or below. Steps that
-             win points are all taken
+             is taken in part, so that the budget is used up. Steps that win points are all taken, and a value that
+             leaves a layer without weights never
     raises   ValueError for a budget that the values scanned do not reach, and for anything but a scan
-
-    A value that leaves a layer without weights is never chosen. Bytes and points of the layers are added up; the file
-    and the accuracy of all of them together are to be measured (see `expected`).
     """
     parameter = _check_scan(scan)
     checks.choice("rule", rule, ("greedy", "uniform"))
@@ -230,9 +227,9 @@ def _share_uniformly(table, parameter, need, fractions):
 def expected(scan: pd.DataFrame, shares: Mapping) -> dict:
     """Predict the cost of an allocation by adding up the scan's points and bytes.
 
-    It holds if layers neither help nor harm each other.
+    It holds if layers do not interact; between two values scanned it is a straight line.
     scan     DataFrame, as `scan` returns it;  shares  dict of layer -> value, inside what was scanned
-    returns  {"points": lost, in percentage points, "file_bytes": bytes}; between two values scanned a straight line
+    returns  {"points": lost, in percentage points, "file_bytes": bytes}
     raises   ValueError for a layer, or a value, that was not scanned
     """
     parameter = _check_scan(scan)

@@ -102,8 +102,8 @@ def name_of(setting: Mapping) -> str:
 def _check_candidates(candidates):
     candidates = CANDIDATES if candidates is None else candidates
     if not isinstance(candidates, list | tuple) or not candidates:
-        value = checks.words(candidates) if isinstance(candidates, Mapping | str) or candidates else "empty"
-        raise ValueError(f"candidates is {value}; give a list of settings, such as [{{'bits': 8}}, {{'dtype': 'fp16'}}]")
+        value = "empty" if isinstance(candidates, list | tuple) else checks.words(candidates)
+        raise ValueError(f"candidates is {value}; give a list of settings, [{{'bits': 8}}, {{'dtype': 'fp16'}}]")
     for setting in candidates:
         if not isinstance(setting, Mapping):
             raise ValueError(f"candidates has {checks.words(setting)}; each is a dict, such as {{'bits': 8}}")

@@ -1,10 +1,9 @@
 """Fingerprints of networks and techniques, which the journal's keys are made of.
 
 A fingerprint is the SHA-256 of a description: tensors by their bytes, settings by their values, functions and classes
-by their name. Of those that no library wrote it also holds the source text of their module and of the modules that it
-imports. What has no such description (a class or function of a notebook, a lambda, a lock, a module edited since the
-start of the process) makes the fingerprint unnamed: it stands for one object in this process, and nothing that was
-measured under it is used again.
+by their name and, unless a library wrote them, the source of their module and of what it imports. What has no such
+description (a class of a notebook, a lambda, a lock, a module edited since the start of the process) makes it unnamed:
+it stands for one object in this process, and nothing that was measured under it is used again.
 """
 
 import ast
@@ -43,8 +42,7 @@ class _UnnamedError(Exception):
 def of_model(model: nn.Module) -> str:
     """Return the fingerprint of a model: SHA-256 (hex), or an unnamed one.
 
-    It covers the classes, settings, hooks and tensors of all modules; whether they are in training mode is left out. A
-    copy, and the same model saved and loaded, have the same fingerprint in every process.
+    It covers classes, settings, hooks and tensors, not the mode; a copy, or a file loaded elsewhere, has the same.
     """
     checks.module("model", model, wrapped=True)
     return _digest(lambda: _Describer(model).describe_model(), model)
@@ -196,11 +194,10 @@ def _describe_name(thing):
 
 
 def _source_digests(name):
-    """Digest the source text of a module and of its imports, libraries left out.
+    """Digest the source of a module and its imports, and their plain globals.
 
-    The plain values of a module's globals are hashed with it: somebody may have set them from outside.
-    raises  _UnnamedError for a module without a source file, with one that was changed since the start, or with a
-            global that a notebook has set
+    Libraries are left out. Raises _UnnamedError for a module without a source file, with one that was changed since the
+    start, or with a global that a notebook has set.
     """
     digests, waiting = {}, [name]
     while waiting:

@@ -1,10 +1,8 @@
 """Every measurement in one SQLite file: the cache, the lab's report, and a table to take away.
 
-Many kernels and threads may use one journal at once: every call opens the file, does one short transaction and closes
-it again, so nothing is lost when a process is killed. A Result has a key, which stands for everything that the
-measurement depends on; the first one recorded under a key stays. Nothing is recorded of a network or a technique whose
-code the key cannot name, such as a class or a function of a notebook: it is measured anew each time, and no point is
-ever stale (see `fingerprints`).
+Kernels and threads may use one journal at once: every call opens the file, does one short transaction and closes it, so
+nothing is lost when a process is killed. The first Result recorded under a key stays. Nothing is recorded whose code
+the key cannot name, such as a class of a notebook, so that no point is ever stale (see `fingerprints`).
 
 SQLite, "Atomic Commit In SQLite", sqlite.org/atomiccommit.html.
 """
@@ -82,18 +80,23 @@ class Result:
         return fingerprints.UNNAMED not in f"{self.model_fingerprint} {self.versions.get('technique')}"
 
 
+def training_of(trial: object) -> dict:
+    """Return the training of a Trial, or of a Result, as a dict."""
+    return {name: getattr(trial, name) for name in ("steps", "lr", "batch_size", "precision")}
+
+
 _TYPES = {str: "TEXT", dict: "TEXT", float: "REAL", float | None: "REAL", int: "INTEGER"}
 _COLUMNS = {column.name: _TYPES[column.type] for column in fields(Result)}
 _JSON = [column.name for column in fields(Result) if column.type is dict]
 _FILTERS = [name for name in _COLUMNS if name not in _JSON]
 _NAMES = ", ".join(_COLUMNS)
+_SELECT = f"SELECT {_NAMES} FROM results"
+_DECLARED = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
 _TABLES = (
-    "CREATE TABLE results (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, "
-    + ", ".join(map(" ".join, _COLUMNS.items()))
-    + ")",
-    "CREATE TABLE models (key TEXT PRIMARY KEY, used REAL NOT NULL, file BLOB NOT NULL)",
-    f"PRAGMA application_id = {APPLICATION}",
-    f"PRAGMA user_version = {SCHEMA}",
+    (f"CREATE TABLE results (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, {_DECLARED})", []),
+    ("CREATE TABLE models (key TEXT PRIMARY KEY, used REAL NOT NULL, file BLOB NOT NULL)", []),
+    (f"PRAGMA application_id = {APPLICATION}", []),
+    (f"PRAGMA user_version = {SCHEMA}", []),
 )
 
 
@@ -104,8 +107,7 @@ class _UnusableError(sqlite3.DatabaseError):
 def open(path: str | os.PathLike | None = None) -> "Journal":  # noqa: A001 - part of the package's vocabulary
     """Open the journal at `path`; by default `journal.sqlite` in COMPRESSLAB_HOME or the user's cache folder.
 
-    A file that is damaged, or of an older compresslab, is put aside, with a warning that names the copy, and a new one
-    is begun.
+    A damaged file, or one of an older compresslab, is put aside, with a warning, and a new one is begun.
     raises  OSError (PermissionError) naming the path if it cannot be written; ValueError if the file is not a journal,
             or was written by a newer compresslab
     """
@@ -115,8 +117,8 @@ def open(path: str | os.PathLike | None = None) -> "Journal":  # noqa: A001 - pa
 def open_or_forget(journal: "Journal | str | os.PathLike | None" = None) -> "ForgetfulJournal":
     """Open a journal that goes on in memory where its file cannot be written.
 
-    journal  a Journal, a path, or None for the default one
-    raises   as `open` does for a path; the default journal may be in memory from the start
+    journal  a Journal, a path, or None for the default one, which may be in memory from the start
+    raises   as `open` does for a path
     """
     if isinstance(journal, Journal):
         return ForgetfulJournal(journal.path)
@@ -139,59 +141,47 @@ class Journal:
             effective = os.access in os.supports_effective_ids
             if self.path.exists() and not os.access(self.path, os.W_OK, effective_ids=effective):
                 raise PermissionError("the file is read-only")
-        self._run(lambda connection: None, check="quick_check")
+        self._run(check="quick_check")
 
     def record(self, result: Result) -> Result:
-        """Keep a Result unless its key is taken; return the Result kept, or one that is not `reusable` as it is."""
+        """Keep a Result unless its key is taken; return the Result kept.
+
+        One that is not `reusable` is returned as it is, and not kept.
+        """
         checks.choice("result.stage", result.stage, STAGES)
         if not math.isfinite(result.accuracy) or not math.isfinite(result.seconds):
             raise ValueError(f"result has accuracy {result.accuracy} and seconds {result.seconds}; both must be finite")
         if not result.reusable:
             return result
-        row = [result.key, *_to_row(result)]
+        values = {name: plain(name, value) for name, value in asdict(result).items()}
+        row = [result.key, *(json.dumps(value) if name in _JSON else value for name, value in values.items())]
         insert = f"INSERT OR IGNORE INTO results (key, {_NAMES}) VALUES ({', '.join('?' * len(row))})"
-
-        def insert_or_find(connection: sqlite3.Connection) -> Result:
-            """Insert the row, unless there is one, and read it."""
-            connection.execute(insert, row)
-            return _select(connection, "WHERE key = ?", row[:1])[0]
-
-        return self._run(insert_or_find)
+        return _to_results(self._run((insert, row), (f"{_SELECT} WHERE key = ?", row[:1])))[0]
 
     def find(self, key: str) -> Result | None:
         """Return the Result with this key, or None."""
-        return next(iter(self._run(lambda connection: _select(connection, "WHERE key = ?", [key]))), None)
+        return next(iter(_to_results(self._run((f"{_SELECT} WHERE key = ?", [key])))), None)
 
     def keep_model(self, key: str, file: bytes) -> None:
         """Keep a model's .clab file under a Result's key; the least recently used make room."""
-
-        def insert_and_tidy(connection: sqlite3.Connection) -> None:
-            """Insert the file; delete those beyond the room, newest first."""
-            connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?)", [key, time.time(), file])
-            total = "sum(length(file)) OVER (ORDER BY used DESC, key)"
-            beyond = f"SELECT key FROM (SELECT key, {total} AS total FROM models) WHERE total > ?"
-            connection.execute(f"DELETE FROM models WHERE key IN ({beyond})", [self.room])
-
+        insert = "INSERT OR REPLACE INTO models VALUES (?, ?, ?)"
+        totals = "SELECT key, sum(length(file)) OVER (ORDER BY used DESC, key) AS total FROM models"
+        delete = f"DELETE FROM models WHERE key IN (SELECT key FROM ({totals}) WHERE total > ?)"
         if len(file) <= self.room:
-            self._run(insert_and_tidy)
+            self._run((insert, [key, time.time(), file]), (delete, [self.room]))
 
     def find_model(self, key: str) -> bytes | None:
         """Return the bytes that were kept under this key, or None."""
-
-        def mark_and_read(connection: sqlite3.Connection) -> tuple | None:
-            """Note the time of use, and read the row."""
-            connection.execute("UPDATE models SET used = ? WHERE key = ?", [time.time(), key])
-            return connection.execute("SELECT file FROM models WHERE key = ?", [key]).fetchone()
-
-        row = self._run(mark_and_read)
-        return row[0] if row else None
+        update, select = "UPDATE models SET used = ? WHERE key = ?", "SELECT file FROM models WHERE key = ?"
+        rows = self._run((update, [time.time(), key]), (select, [key]))
+        return rows[0][0] if rows else None
 
     def results(self, **filters) -> list[Result]:
         """Return all Results whose fields equal `filters` (technique="zero_pruning", …), newest last."""
         for name in filters:
             checks.choice("filter", name, _FILTERS)
         condition = f"WHERE {' AND '.join(f'{name} IS ?' for name in filters)}" if filters else ""
-        return self._run(lambda connection: _select(connection, condition, list(filters.values())))
+        return _to_results(self._run((f"{_SELECT} {condition} ORDER BY id", list(filters.values()))))
 
     def to_frame(self, **filters) -> pd.DataFrame:
         """Return the Results as a DataFrame, newest last; filters as in `results`."""
@@ -202,26 +192,28 @@ class Journal:
         return write_csv(self.to_frame(**filters), path)
 
     def __len__(self):
-        return self._run(lambda connection: connection.execute("SELECT count(*) FROM results").fetchone()[0])
+        return self._run(("SELECT count(*) FROM results", []))[0][0]
 
     def __repr__(self):
         return f"Journal({str(self.path)!r})"
 
-    def _run(self, action, check=""):
-        """Run `action(connection)` in a transaction; if the file is unusable, in a new file."""
+    def _run(self, *statements, check=""):
+        """Run statements (SQL, values) in a transaction; return the rows of the last.
+
+        Where the file is unusable, they run in a new one.
+        """
         with _explain_errors(self.path):
             try:
-                return _transact(self.path, action, check)
+                return _transact(self.path, statements, check)
             except _UnusableError:
                 _set_aside(self.path)
-            return _transact(self.path, action)
+            return _transact(self.path, statements)
 
 
 class ForgetfulJournal(Journal):
     """A Journal that goes on in memory, until the process ends, once its file cannot be used.
 
-    path     of a journal that was opened; None for memory alone
-    problem  why the file cannot be used, or None
+    path  None for memory alone;  problem  why the file cannot be used, or None
     """
 
     def __init__(self, path: Path | None, problem: OSError | None = None):
@@ -236,22 +228,21 @@ class ForgetfulJournal(Journal):
         if self.problem is not None:
             tell(self.problem)
 
-    def _run(self, action, check=""):
+    def _run(self, *statements, check=""):
         if self._memory is None:
             try:
-                return super()._run(action, check)
+                return super()._run(*statements, check=check)
             except OSError as error:
                 self._forget(error)
         with self._lock:
-            return action(self._memory)
+            return _execute(self._memory, statements)
 
     def _forget(self, problem):
         with self._lock:
             if self._memory is not None:  # another thread met the same
                 return
             memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            for statement in _TABLES:
-                memory.execute(statement)
+            _execute(memory, _TABLES)
             self._memory, self.problem, self.room = memory, problem, MEMORY_ROOM
         self._tell(problem)
 
@@ -286,9 +277,9 @@ def write_csv(table: pd.DataFrame, path: str | os.PathLike) -> Path:
 
 
 def plain(name: str, value: object) -> object:
-    """Return a setting's value as plain Python, as it comes back from the journal: numbers, text, lists, dicts.
+    """Return a setting's value as plain Python, as it comes back from the journal.
 
-    raises   ValueError naming the parameter for anything else
+    raises   ValueError for anything but numbers, text, bool, None, and lists and dicts of them
     """
     if hasattr(value, "tolist"):  # NumPy's and torch's numbers and arrays
         value = value.tolist()
@@ -314,21 +305,13 @@ def _unify_numbers(value):
     return {key: _unify_numbers(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _to_row(result):
-    """Return the values of `_COLUMNS`, as SQLite takes them."""
-    values = {name: plain(name, value) for name, value in asdict(result).items()}
-    return [json.dumps(value) if name in _JSON else value for name, value in values.items()]
-
-
-def _select(connection, condition, values):
-    """Read the Results that meet a condition, in the order in which they were recorded."""
-    rows = connection.execute(f"SELECT {_NAMES} FROM results {condition} ORDER BY id", values)
+def _to_results(rows):
     named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
     return [Result(**(row | {name: json.loads(row[name]) for name in _JSON})) for row in named]
 
 
-def _transact(path, action, check=""):
-    """Run `action(connection)` in a transaction, in a file with all tables.
+def _transact(path, statements, check=""):
+    """Run statements in a transaction, in a file with all tables; return the rows of the last.
 
     check   a pragma that looks the whole file over first: "quick_check", "integrity_check"
     raises  _UnusableError for a file that is damaged or old
@@ -336,21 +319,28 @@ def _transact(path, action, check=""):
     with contextlib.closing(sqlite3.connect(path, timeout=_WAIT, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")  # one process at a time; closing rolls back what was not committed
-            for statement in _TABLES if _is_empty(connection, path) else ():
-                connection.execute(statement)
+            if _is_empty(connection, path):
+                _execute(connection, _TABLES)
             if check and (problem := connection.execute(f"PRAGMA {check}(1)").fetchone()[0]) != "ok":
                 raise _UnusableError(f"is damaged ({problem})", "damaged")
-            answer = action(connection)
+            rows = _execute(connection, statements)
             connection.execute("COMMIT")
-            return answer
+            return rows
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
                 raise
             raise _UnusableError(f"is damaged ({error})", "damaged") from error
 
 
+def _execute(connection, statements):
+    rows = []
+    for statement, values in statements:
+        rows = connection.execute(statement, values).fetchall()
+    return rows
+
+
 def _is_empty(connection, path):
-    """Tell whether the file is empty; raises for one that is no journal of this version."""
+    """Tell whether the file is empty; raise for another kind of file or version."""
     questions = "PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master"
     application, version, tables = (connection.execute(question).fetchone()[0] for question in questions)
     if application == version == tables == 0:
@@ -368,12 +358,12 @@ def _is_empty(connection, path):
 def _set_aside(path):
     """Rename a journal that cannot be used, unless another process has already done so.
 
-    An empty SQLite file beside it is the lock: the system lets go of it when a process dies.
+    An empty SQLite file beside it is the lock, which the system releases when a process dies.
     """
     with contextlib.closing(sqlite3.connect(f"{path}.repair", timeout=_WAIT, isolation_level=None)) as lock:
         lock.execute("BEGIN EXCLUSIVE")
         try:
-            return _transact(path, lambda connection: None, check="integrity_check")
+            return _transact(path, (), check="integrity_check")
         except _UnusableError as error:
             reason, kind = error.args
         copy = f"{path}.{time.strftime('%Y%m%d')}-{time.time_ns()}.{kind}"

@@ -1,7 +1,4 @@
-"""Each layer with a value of its own: a call of the technique for each layer, and sliders with a budget.
-
-A technique that can do this is a function with a parameter `layers`, called once for each layer.
-"""
+"""Each layer with a value of its own: a call of the technique for each layer, and sliders with a budget."""
 
 import inspect
 import json
@@ -58,7 +55,6 @@ def apply(
 ) -> nn.Module:  # fmt: skip
     """Return a new model with each layer compressed by its own value.
 
-    model      any nn.Module; it is not changed
     shares     dict of layer -> value; layers that are not in it stay as they are
     technique, parameter  as in `scan`;  setting  what else the technique is called with
     images     calibration images (N, …), for techniques that take them
@@ -119,9 +115,8 @@ def per_layer(
     technique, parameter  as in `scan`
     model      an nn.Module, or the name of a reference network: the copy is for networks with the same layers
     layers     names of layers, as in model.named_modules(); None for all that hold weights, a shared one once
-    returns    Technique whose controls are, in this order:
-               one a layer, named as it is, with _ for what no name in Python has ("features.0" is features_0, "3"
-               is layer_3); it begins at the end where it compresses least;
+    returns    Technique whose controls are: one a layer, named as it is, with _ for what no name in Python has
+               ("features.0" is features_0, "3" is layer_3), which begins where it compresses least;
                "budget", for zero pruning, low rank, quantization and weight sharing: the fraction that stays, at most,
                of the numbers (or bits) in these layers. Where their sliders keep more, each keeps the same share less;
                what else the technique has

@@ -1,23 +1,18 @@
 """A Recipe: techniques and retrainings in any order, as data, run on any model, every beginning of it computed once.
 
     recipe = cl.Recipe([
-        ("zero_pruning", {"sparsity": 0.92}),
-        ("retrain", {"epochs": 2}),
-        ("weight_sharing", {"bits": 5}),
-        ("retrain", {"epochs": 1}),
-        ("save", {"path": "small.clab"}),
+        ("zero_pruning", {"sparsity": 0.92}), ("retrain", {"epochs": 2}), ("weight_sharing", {"bits": 5}),
+        ("retrain", {"epochs": 1}), ("save", {"path": "small.clab"}),
     ])
     small = recipe.apply(model, data, seed=0)
     recipe.table(model, data)            # accuracy and bytes after each step
     cl.lab.explore(recipe)               # a slider for each step
 
-After each retraining the model goes through its .clab file, whose bytes the journal keeps under all that led to them: a
-recipe that begins with the same steps goes on from there, to the same numbers as one that is run from the start.
-That file is of plain weights: the norm that torch's weight_norm or spectral_norm keeps is baked in by the first
-retraining, and what a model does not save, such as a buffer that is not persistent, is after each as it was before.
+After each retraining the model goes through its .clab file, which the journal keeps under all that led to it: a recipe
+that begins with the same steps goes on from there, to the same numbers. The file is of plain weights: weight_norm or
+spectral_norm is baked in by the first retraining, and what a model does not save is after each as it was before.
 """
 
-import contextlib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +20,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 from torch import nn
-from tqdm.auto import tqdm
 
 from compresslab import bars, checks, measure, train
 from compresslab.data import Data
@@ -115,6 +109,7 @@ class Recipe:
         steps[index] = steps[index].changed(**setting)
         return Recipe(steps)
 
+    @bars.quiet()
     def apply(
         self, model: nn.Module | str, data: Data | str, seed: int = 0, journal: Journal | str | bool | None = None,
         bar: bool = True,
@@ -128,7 +123,7 @@ class Recipe:
         raises   ValueError naming the step whose setting is out of range, or which the model does not take;
                  ArithmeticError naming the retraining whose loss is no longer finite
         """
-        (last,) = deque(_show_training(self.stages(model, data, seed, journal), bar), maxlen=1)
+        (last,) = deque(self._run(model, data, seed, journal, None, bar), maxlen=1)
         return last.model
 
     @bars.quiet()
@@ -142,7 +137,7 @@ class Recipe:
                  row), file_bytes, saved (bytes, against the row before), ratio (dense bytes by file_bytes)
         """
         model, data, _ = load_subject(model, data)
-        events = [event for event in _show_training(self.stages(model, data, seed, journal), bar) if event.result]
+        events = [event for event in self._run(model, data, seed, journal, None, bar) if event.result]
         with train.threads(1):
             dense = measure.sizes(model)
             rows = [("dense", measure.accuracy(model, data.validation), dense.file_bytes)]
@@ -157,34 +152,24 @@ class Recipe:
         self, model: nn.Module | str, data: Data | str, seed: int = 0, journal: Journal | str | bool | None = None,
         names: Mapping | None = None,
     ) -> Iterator[sweep.Event]:  # fmt: skip
-        """Run the recipe, yielding an Event after every step and every training step; stop iterating to cancel.
+        """Run the recipe, yielding an Event after every step and every training step.
 
-        Events have the stage "compressed" and then "one-shot" (a technique), "training" and
+        Stop iterating to cancel. Events have the stage "compressed" and then "one-shot" (a technique), "training" and
         then "retrained", or "saved"; their `note` is the step in words. "one-shot" and "retrained" carry a Result,
         whose setting are all steps so far. Steps that the journal holds come at once.
         model, data, seed, journal  as in `apply`;  names  as in `sweep.stages`
         """
+        return self._run(model, data, seed, journal, names, bar=False)
+
+    def _run(self, model, data, seed, journal, names, bar):
         model, data, names = load_subject(model, data, names)
         journal = sweep.open_journal(journal)
 
         def _run_steps():  # the preparation, too, takes place in its turn
-            yield from Work(self.steps, model, data, seed, journal, names).run()
+            yield from Work(self.steps, model, data, seed, journal, names, bar).run()
 
         return sweep.drive(_run_steps(), journal)
 
     def as_technique(self) -> Technique:
-        """Return the recipe as a Technique with a control for each step but the last retraining."""
+        """Return the recipe as a Technique with a control for each step."""
         return make_technique(self.steps)
-
-
-def _show_training(events, bar):
-    """Yield all events but those of training steps, which move a tqdm bar."""
-    with contextlib.closing(events), bars.quiet(), tqdm(delay=0.5, leave=False, disable=not bar) as shown:
-        for event in events:
-            if event.stage != "training":
-                yield event
-                continue
-            if event.progress.step == 1:
-                shown.reset(event.progress.steps)
-                shown.set_description(event.note, refresh=False)
-            shown.update()

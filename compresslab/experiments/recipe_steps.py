@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from compresslab import checks, techniques, train
-from compresslab.experiments.journal import plain
-from compresslab.experiments.trial import Trial, complete_setting, training_of
+from compresslab.experiments.journal import plain, training_of
+from compresslab.experiments.trial import Trial, complete_setting
 from compresslab.techniques import Technique, distillation_losses
 from compresslab.weights import layers
 

@@ -1,7 +1,7 @@
 """Running the steps of a recipe, going on from where the journal has been before; a recipe as a Technique.
 
-As a Technique, what comes before the last technique of a recipe is prepared, from the journal where it can be; then
-comes that technique, and what follows is the retraining that every technique has.
+As a Technique, what comes before the last technique is prepared, from the journal where it can be; what follows is the
+retraining that every technique has.
 """
 
 import contextlib
@@ -12,22 +12,14 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from compresslab import checks, storage, techniques, train
+from compresslab import checks, storage, techniques
 from compresslab.data import Data, Split
 from compresslab.experiments import fingerprints, sweep
 from compresslab.experiments.executors import UNLIMITED
-from compresslab.experiments.journal import Journal, Result
+from compresslab.experiments.journal import Journal, Result, training_of
 from compresslab.experiments.recipe_steps import NOTHING, RETRAIN, SAVE, TEACHER, Step, name_in_errors, write_code
 from compresslab.experiments.sweep import Event
-from compresslab.experiments.trial import (
-    Trial,
-    blank_results,
-    check_trial,
-    complete_setting,
-    resolved,
-    takes_seed,
-    training_of,
-)
+from compresslab.experiments.trial import Trial, blank_results, check_trial, complete_setting, resolved, takes_seed
 from compresslab.techniques import Control, Technique, distillation_losses
 from compresslab.weights import layers
 
@@ -47,11 +39,12 @@ class Work:
     """
 
     def __init__(
-        self, steps: Sequence[Step], model: nn.Module, data: Data, seed: int, journal: Journal | None, names: Mapping
-    ):
-        self.steps, self.model, self.data, self.seed = steps, model, data, seed
+        self, steps: Sequence[Step], model: nn.Module, data: Data, seed: int, journal: Journal | None,
+        names: Mapping | None = None, bar: bool = False,
+    ):  # fmt: skip
+        self.steps, self.model, self.data, self.seed, self.bar = steps, model, data, seed, bar
         self.trials = self._resolve_trials()
-        self.blanks = self._make_blanks(names)
+        self.blanks = self._make_blanks(names or {})
         reusable = all(blank.reusable for blank in self.blanks if blank is not None)
         self.journal = journal if reusable else None
 
@@ -86,10 +79,7 @@ class Work:
         if trial.steps:
             with name_in_errors(step):
                 split, loss = prepare_training(step, technique, self.model, trained, self.data.train, trial.seed)
-                options = training_of(trial) | {"seed": trial.seed}
-                with contextlib.closing(train.fit(trained, split, loss=loss, bar=False, **options)) as training:
-                    for progress in training:
-                        yield Event("training", trained, progress=progress, note=str(step))
+                yield from sweep.retrain(trial, trained, split, loss, note=str(step), bar=self.bar)
         content = storage.dumps(trained, fold=False)  # what is trained next is what there was, dead units too
         if self.journal is not None:
             self.journal.keep_model(self.blanks[position].key, content)
@@ -161,7 +151,7 @@ class Work:
             raise _LostModelError from error
 
     def _load(self, content, skeleton):
-        """Return the model of a file, its modules in the modes of their counterparts in the first model.
+        """Return the model of a file, its modules in the modes that they had.
 
         skeleton  a model of the same shapes, or None for one that the file makes
         """
@@ -186,11 +176,10 @@ def prepare_training(
     if step.teaching:
         images = split.images[:2]
         return split, distillation_losses.loss(teacher, student=model, images=images, seed=seed, **step.teaching)
-    last, setting = _complete(technique) if technique else (None, {})
-    if last is None or last.training is None:
+    if technique is None:
         return split, None
-    with sweep.seed_global(seed):
-        return last.training(teacher, model, split, setting, seed)
+    last, setting = _complete(technique)
+    return sweep.prepare_training(last, setting, teacher, model, split, seed)
 
 
 def _has_own_classes(model):
@@ -247,7 +236,7 @@ class _Plan:
         """Run all steps but the last; yield their Events as "preparing"."""
         prepared, steps = model, self.place(setting)[:-1]
         if steps:
-            with contextlib.closing(Work(steps, model, data, seed, journal, {}).run()) as events:
+            with contextlib.closing(Work(steps, model, data, seed, journal).run()) as events:
                 for event in events:
                     prepared = event.model
                     yield Event("preparing", prepared, event.result, event.progress, note=event.note)
@@ -298,7 +287,7 @@ def number_names(names: Sequence[str]) -> list[str]:
 
 
 def _choose_parameter(step):
-    """Choose the parameter of a step that a slider moves, preferably one that is set; None where there is none."""
+    """Choose the parameter that a slider moves, preferably one that is set, or None."""
     if step.name == RETRAIN:
         return "steps" if "steps" in step.setting else "epochs"
     controls = techniques.get(step.name).controls

@@ -1,8 +1,8 @@
-"""Compress, measure, retrain, measure again: one Trial at a time, or a whole grid on as many machines as there are.
+"""Compress, measure, retrain, measure again: one Trial at a time, or a grid on as many machines as there are.
 
-`stages` computes one Trial and hands over after every training step; the lab drives it. `run` takes a grid of settings
-and yields one Result for each, from the journal where it has been measured before. Either way a Trial is computed on
-one torch thread, in an arithmetic that is named, so that notebook, lab, process pool and cluster get the same numbers.
+`stages` computes one Trial and hands over after every training step; the lab drives it. `run` yields a Result for each
+setting of a grid, from the journal where it can. A Trial is computed on one torch thread, in an arithmetic that is
+named, so that notebook, lab, process pool and cluster get the same numbers.
 """
 
 import contextlib
@@ -10,21 +10,21 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from compresslab import bars, checks, measure, storage, train
-from compresslab.data import Data
+from compresslab.data import Data, Split
 from compresslab.experiments import executors
 from compresslab.experiments import journal as journals
-from compresslab.experiments.journal import Journal, Result
+from compresslab.experiments.journal import Journal, Result, training_of
 from compresslab.experiments.trial import Trial, blank_results, check_trial, load_subject, resolved, takes_seed
+from compresslab.models import seed_global
 from compresslab.techniques import Technique
 from compresslab.weights import layers
 
@@ -47,8 +47,9 @@ def stages(
     trial: Trial, model: nn.Module, data: Data, journal: Journal | str | bool | None = None,
     names: Mapping | None = None,
 ) -> Iterator[Event]:  # fmt: skip
-    """Compute a Trial, yielding an Event after each stage and each training step; stop iterating to cancel.
+    """Compute a Trial, yielding an Event after each stage and each training step.
 
+    Stop iterating to cancel.
     model    any nn.Module; it is left as it is
     data     data.Data: trained on .train, measured on .validation
     journal  a Journal, a path, None for the default one, False for none; both Results are recorded in it
@@ -153,7 +154,7 @@ def _run_all(trials, model, data, names, executor, journal, bar):
 
 
 def _find_or_compute(trials, model, data, names, executor, journal):
-    """Yield (key, last Result) of `trials` (key -> Trial): from the journal, or computed and recorded."""
+    """Yield (key, last Result) of `trials` (key -> Trial), the journal's first."""
     for key in () if journal is None else list(trials):
         if result := journal.find(key):
             del trials[key]
@@ -191,15 +192,29 @@ def _compute_stages(trial, model, data, names, journal):
     yield Event("one-shot", compressed, measure_result(one_shot, compressed, data))
     if not trial.steps:
         return
-    split, loss = data.train, None
-    if technique.training is not None:
-        with seed_global(trial.seed):
-            split, loss = technique.training(model, compressed, data.train, dict(trial.setting), trial.seed)
-    options = {name: getattr(trial, name) for name in ("steps", "seed", "lr", "batch_size", "precision")}
-    with contextlib.closing(train.fit(compressed, split, loss=loss, bar=False, **options)) as training:
-        for progress in training:
-            yield Event("training", compressed, progress=progress)
+    split, loss = prepare_training(technique, trial.setting, model, compressed, data.train, trial.seed)
+    yield from retrain(trial, compressed, split, loss)
     yield Event("retrained", compressed, measure_result(retrained, compressed, data))
+
+
+def prepare_training(
+    technique: Technique, setting: Mapping, model: nn.Module, compressed: nn.Module, split: Split, seed: int
+) -> tuple:
+    """Return (split, loss) of a retraining, the technique's own where it has one."""
+    if technique.training is None:
+        return split, None
+    with seed_global(seed):
+        return technique.training(model, compressed, split, dict(setting), seed)
+
+
+def retrain(
+    trial: Trial, model: nn.Module, split: Split, loss: Callable, note: str = "", bar: bool = False
+) -> Iterator[Event]:
+    """Train a model in place as a Trial says, yielding an Event after each step."""
+    options = training_of(trial) | {"seed": trial.seed}
+    with contextlib.closing(train.fit(model, split, loss=loss, bar=bar, **options)) as training:
+        for progress in training:
+            yield Event("training", model, progress=progress, note=note)
 
 
 def compress(trial: Trial, model: nn.Module, data: Data) -> nn.Module:
@@ -214,14 +229,6 @@ def compress(trial: Trial, model: nn.Module, data: Data) -> nn.Module:
         got = "the model itself" if compressed is model else f"a {type(compressed).__name__}"
         raise ValueError(f"{technique.name} returned {got}; a technique returns a new nn.Module")
     return compressed
-
-
-@contextlib.contextmanager
-def seed_global(seed: int) -> Iterator[None]:
-    """Seed torch's global generator inside; afterwards it is as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def measure_result(result: Result, model: nn.Module, data: Data) -> Result:

@@ -1,7 +1,7 @@
 """A trial: a technique, its complete setting and the retraining, with all that the measured numbers depend on.
 
-Two Trials that lead to the same numbers have the same `Result.key`, whoever computes them and wherever; two that may
-not differ in it. Hence fingerprints of the network, of the data and of the technique's own code.
+Two Trials have the same `Result.key` only if they lead to the same numbers, whoever computes them and wherever; hence
+fingerprints of the network, of the data and of the technique's own code.
 """
 
 import functools
@@ -18,7 +18,7 @@ import compresslab
 from compresslab import checks, models, techniques, train
 from compresslab import data as datasets
 from compresslab.experiments import fingerprints
-from compresslab.experiments.journal import Result, plain
+from compresslab.experiments.journal import Result, plain, training_of
 from compresslab.techniques import Technique
 from compresslab.weights import layers
 
@@ -29,12 +29,10 @@ LARGEST_SEED = 2**63 - 1  # what SQLite keeps and torch takes
 class Trial:
     """One technique with one setting, and the retraining after it, without the model.
 
-    technique       a technique's name, or a Technique of your own
-    setting         its parameters by name
+    technique, setting  a technique's name, or a Technique of your own; its parameters by name
     steps, epochs   length of the retraining: one of the two, or neither for one epoch; 0 for none
     seed            of the retraining, and of a technique that takes one
-    precision       "auto" or a name that `train.fit` knows
-    lr, batch_size  as in `train.fit`; no lr for the technique's own, or else the one that `train.fit` finds
+    precision, lr, batch_size  as in `train.fit`; without lr the technique's own, or else the one that `train.fit` finds
     """
 
     technique: object
@@ -109,16 +107,10 @@ def blank_results(trial: Trial, model: nn.Module, data: datasets.Data, names: Ma
     return one_shot, replace(one_shot, stage="retrained", **training_of(trial))
 
 
-def training_of(trial: "Trial | Result") -> dict:
-    """Return the training of a Trial, or of a Result, as a dict."""
-    return {name: getattr(trial, name) for name in ("steps", "lr", "batch_size", "precision")}
-
-
 def complete_setting(technique: Technique, setting: Mapping) -> dict:
     """Complete a setting by the defaults of missing controls, in the controls' order.
 
-    raises  ValueError for a parameter that the technique does not have, a choice that is not one of the control's,
-            or two parameters that exclude one another
+    raises  ValueError for an unknown parameter or choice, and for two parameters that exclude one another
     """
     setting = {name: plain(name, value) for name, value in setting.items()}
     controls = {control.name: control for control in technique.controls}
@@ -146,7 +138,7 @@ def complete_setting(technique: Technique, setting: Mapping) -> dict:
 
 
 def _refuse_alternatives(setting, alternatives):
-    """Raise ValueError where a setting has two parameters of a group (name -> group), which exclude one another."""
+    """Raise ValueError for two parameters of one group (name -> group)."""
     first = {}  # group -> the parameter of it that is set
     for name in setting:
         if name in alternatives and (before := first.setdefault(alternatives[name], name)) != name:

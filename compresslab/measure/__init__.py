@@ -5,10 +5,19 @@ function takes a model in any mode, on any device, in single or half precision, 
 running statistics and torch's random numbers as they were.
 """
 
-from compresslab.measure.correctness import Changes, accuracy, changed_predictions, per_class, predictions
+from compresslab.measure.correctness import (
+    Changes,
+    Interval,
+    McNemar,
+    accuracy,
+    accuracy_interval,
+    changed_predictions,
+    mcnemar,
+    per_class,
+    predictions,
+)
 from compresslab.measure.ledger import SizeLedger, sizes
 from compresslab.measure.operations import macs
-from compresslab.measure.significance import Interval, McNemar, accuracy_interval, mcnemar
 from compresslab.measure.summary import Measurement, measure, table
 from compresslab.measure.timing import Latency, LatencyComparison, compare_latency, latency
 

@@ -1,4 +1,4 @@
-"""Accuracy of a model, of each class, and the predictions that changed against a reference model.
+"""Accuracy of a model and of each class, changed predictions, and whether a difference is real.
 
 The mean hides damage: a pruned model can keep its accuracy and still give other answers on many images, or lose one
 class (Hooker et al. 2019, arXiv:1911.05248).
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import nn
 
 from compresslab import checks, data, train
 from compresslab.data import Split
+
+_ALPHA = 0.05  # level of McNemar's verdict
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,31 @@ class Changes:
     broken: int
     repaired: int
     indices: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An accuracy with its interval, all fractions, low <= accuracy <= high."""
+
+    accuracy: float
+    low: float
+    high: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """A paired comparison of two models.
+
+    only_a, only_b  number of images that only the first, only the second model gets right
+    p_value         chance of a split at least this uneven if both models were equally good, 0 to 1
+    verdict         "a is better" | "b is better" | "can't tell" (p_value above 0.05)
+    """
+
+    only_a: int
+    only_b: int
+    p_value: float
+    verdict: str
 
 
 def predictions(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -80,8 +108,8 @@ def correct(model: nn.Module, split: Split | tuple) -> np.ndarray:
 def per_class(model: nn.Module, split: Split | tuple, reference: nn.Module | None = None) -> pd.DataFrame:
     """Measure the accuracy of every class; with a reference model, the damage done to it.
 
-    returns  DataFrame, a row for each class: class, count (images of it), accuracy (fraction; nan where count is 0);
-             with a reference also reference_accuracy and damage = reference_accuracy - accuracy, in fractions
+    returns  DataFrame: class, count (images of it), accuracy (fraction; nan where count is 0); with a reference also
+             reference_accuracy and damage = reference_accuracy - accuracy, in fractions
     raises   ValueError as `accuracy`, and if the two models have different numbers of classes
     """
     answers, labels, classes = _predict_split(model, split)
@@ -108,6 +136,49 @@ def changed_predictions(model: nn.Module, reference: nn.Module, split: Split | t
         repaired=int((changed & (after == labels)).sum()),
         indices=torch.from_numpy(np.flatnonzero(changed)),
     )
+
+
+def accuracy_interval(
+    model: nn.Module, split: Split | tuple, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Bootstrap an interval of the accuracy on more images of the same kind.
+
+    Drawing N images again with replacement makes the number of right ones binomial, so it is drawn as that. Where all
+    images are right, or none, the bootstrap sees no doubt; there the exact (Clopper-Pearson) bound is given.
+
+    confidence  fraction strictly between 0 and 1;  resamples  number of bootstrap draws, 100 or more
+    returns     Interval (percentile method)
+    raises      ValueError, as `accuracy` does, and for the two settings
+
+    Efron 1979, doi:10.1214/aos/1176344552; Clopper and Pearson 1934.
+    """
+    confidence = checks.fraction("confidence", confidence)
+    if confidence in (0, 1):
+        raise ValueError(f"confidence is {confidence:g}; give a fraction between 0 and 1, without the ends (0.95)")
+    resamples = checks.integer("resamples", resamples, 100)
+    seed = checks.integer("seed", seed, 0)
+    right = correct(model, split)
+    count, total = int(right.sum()), len(right)
+    if count in (0, total):
+        exact = stats.binomtest(count, total).proportion_ci(confidence, method="exact")
+        low, high = exact.low, exact.high
+    else:
+        draws = np.random.default_rng(seed).binomial(total, count / total, resamples) / total
+        low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(accuracy=count / total, low=float(low), high=float(high), confidence=confidence)
+
+
+def mcnemar(a: nn.Module, b: nn.Module, split: Split | tuple) -> McNemar:
+    """Test whether a model is really better, by McNemar's exact test; errors as `accuracy`.
+
+    McNemar 1947, doi:10.1007/BF02295996; for classifiers, Dietterich 1998, doi:10.1162/089976698300017197.
+    """
+    right_a, right_b = correct(a, split), correct(b, split)
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    disagree = only_a + only_b
+    p_value = float(stats.binomtest(only_a, disagree).pvalue) if disagree else 1.0
+    better = "a is better" if only_a > only_b else "b is better"
+    return McNemar(only_a, only_b, p_value, better if p_value <= _ALPHA else "can't tell")
 
 
 def _predict_split(model, split, name="model"):

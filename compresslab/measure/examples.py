@@ -15,7 +15,6 @@ def batch(model: nn.Module, shape: Sequence[int], batch_size: int = 1) -> torch.
     """Draw random inputs (batch_size, *shape) in [0, 1) on the model's device, in its dtype.
 
     Where the model begins with an embedding, they are the whole number 0.
-
     raises  ValueError if `shape` is not the shape of one sample: whole numbers, 1 or more
     """
     if not isinstance(shape, (tuple, list)) or not shape:

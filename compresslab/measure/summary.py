@@ -61,7 +61,7 @@ def measure(
 
 
 def table(measurements: Mapping[str, Measurement]) -> pd.DataFrame:
-    """Put several models side by side: a DataFrame with a row for each, columns as in Measurement.to_frame.
+    """Put several models side by side in a DataFrame, a row for each.
 
     raises  ValueError if there are none, or one is not a Measurement
     """

@@ -72,10 +72,9 @@ def latency(
     model: nn.Module, batch_size: int = 1, shape: Sequence[int] | None = None, *, runs: int = 100, threads: int = 1,
     seconds: float = 2.0,
 ) -> Latency:  # fmt: skip
-    """Time the model's forward pass on random inputs, in eval mode, without gradients, masks baked in.
+    """Time the model's forward pass on random inputs, in evaluation mode, without gradients.
 
     A mask multiplies at every call and is a device for training; so the model is timed as `layers.plain` makes it.
-
     shape    of one sample, without the batch; None: (1, 28, 28), or what a first Linear layer takes
     runs     number of timings, each of one call or, for a quick model, of as many as fill 0.2 ms
     threads  of torch within an operation; put back afterwards
@@ -192,7 +191,7 @@ def _repeat(make, most, fewest, seconds):
 
 
 def _time_turn(pair, lot):
-    """Time both models twice, A B B A or B A A B by lot; return an array (2 models, 2)."""
+    """Time both models twice, A B B A or B A A B by lot."""
     head = int(lot.integers(2))
     times = ([], [])
     for index in (head, 1 - head, 1 - head, head):

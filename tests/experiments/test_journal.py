@@ -1,11 +1,10 @@
 """The journal: what goes in comes out bit for bit, whatever happens to the processes and the file."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,7 +17,6 @@ import pandas as pd
 import pytest
 
 import compresslab as cl
-from compresslab import paths
 from compresslab.experiments.journal import Journal, Result, plain
 
 pytestmark = pytest.mark.slow
@@ -49,18 +47,7 @@ RESULT = Result(
     data_fingerprint="cd",
 )
 
-WRITER = """
-import sys
-from dataclasses import replace
-import compresslab as cl
-from tests.experiments.test_journal import RESULT
-path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-journal = cl.journal.open(path)
-print("ready", flush=True)
-for seed in range(first, first + count):
-    journal.record(replace(RESULT, seed=seed))
-    print(seed, flush=True)
-"""
+SPAWN = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
 
 
 @pytest.fixture
@@ -74,11 +61,49 @@ def result(seed=7, **changes):
     return replace(RESULT, seed=seed, **changes)
 
 
-def write_from_process(path, first, count):
-    command = [sys.executable, "-c", WRITER, str(path), str(first), str(count)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=paths.PACKAGE.parent
-    )
+def start(function, *arguments):
+    """Start a process that calls function(*arguments, pipe); return it and the end of the pipe to read from."""
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=function, args=(*arguments, sender))
+    process.start()
+    sender.close()
+    return process, receiver
+
+
+def read_to_the_end(pipe):
+    received = []
+    with contextlib.suppress(EOFError):
+        while True:
+            received.append(pipe.recv())
+    return received
+
+
+def write(path, first, count, pipe):
+    """Record Results, and tell the seed of each that is recorded."""
+    journal = cl.journal.open(path)
+    for seed in range(first, first + count):
+        journal.record(result(seed))
+        pipe.send(seed)
+
+
+def write_side_by_side(path, processes, count):
+    writers = [start(write, path, 100 * number, count) for number in range(processes)]
+    for number, (process, pipe) in enumerate(writers):
+        assert read_to_the_end(pipe) == list(range(100 * number, 100 * number + count))
+        process.join(120)
+        assert process.exitcode == 0
+
+
+def with_little_room(limit, function, pipe):
+    """Call a function where writing fails in the middle of a file, as on a full disk; send its OSError in words."""
+    import resource  # not on Windows
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        function()
+    except OSError as error:
+        pipe.send(f"refused: {error}")
 
 
 def test_a_result_comes_back_equal_and_with_the_same_types(path):
@@ -215,39 +240,19 @@ def test_a_csv_that_cannot_be_completed_leaves_the_old_one(path, tmp_path):
     target.write_text("old")
     for seed in range(60):
         cl.journal.open(path).record(result(seed))
-    script = f"""
-import resource, signal
-import compresslab as cl
-journal = cl.journal.open({str(path)!r})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # as a full disk: writing fails in the middle
-try:
-    journal.to_csv({str(target)!r})
-except OSError as error:
-    print("refused:", error)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=paths.PACKAGE.parent)
-    assert f"refused: {target} cannot be written" in run.stdout, run.stderr
+    journal = cl.journal.open(path)
+    process, pipe = start(with_little_room, 4000, lambda: journal.to_csv(target))
+    process.join(120)
+    assert pipe.recv().startswith(f"refused: {target} cannot be written")
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["out.csv"]
 
 
 def test_a_full_disk_while_recording_leaves_the_journal_whole(path):
     cl.journal.open(path).record(RESULT)
-    script = f"""
-import resource, signal
-import compresslab as cl
-from tests.experiments.test_journal import result
-journal = cl.journal.open({str(path)!r})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
-try:
-    for seed in range(8, 200):
-        journal.record(result(seed))
-except OSError as error:
-    print("refused:", error)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=paths.PACKAGE.parent)
-    assert f"refused: the journal {path} cannot be used" in run.stdout, run.stderr
+    journal = cl.journal.open(path)
+    process, pipe = start(with_little_room, 30000, lambda: [journal.record(result(seed)) for seed in range(8, 200)])
+    process.join(120)
+    assert pipe.recv().startswith(f"refused: the journal {path} cannot be used")
     journal = cl.journal.open(path)
     assert journal.results()[0] == RESULT and len(journal) > 5
     assert journal.record(result(1000)) == result(1000)
@@ -259,10 +264,7 @@ def test_to_csv_names_a_folder_that_is_not_there(path, tmp_path):
 
 
 def test_many_processes_write_at_once(path):
-    writers = [write_from_process(path, 100 * number, 15) for number in range(4)]
-    for writer in writers:
-        _, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
+    write_side_by_side(path, 4, 15)
     journal = cl.journal.open(path)
     assert sorted(one.seed for one in journal.results()) == sorted(100 * n + i for n in range(4) for i in range(15))
 
@@ -287,12 +289,12 @@ def test_threads_share_a_journal(path):
 
 
 def test_killed_while_writing_loses_nothing_that_was_recorded(path):
-    writer = write_from_process(path, 0, 100_000)
-    written = [writer.stdout.readline() for _ in range(6)]
+    process, pipe = start(write, path, 0, 100_000)
+    recorded = [pipe.recv() for _ in range(6)]
     time.sleep(0.05)
-    writer.send_signal(signal.SIGKILL)
-    rest, _ = writer.communicate()
-    recorded = [int(line) for line in [*written[1:], *rest.split()] if line.strip()]
+    process.kill()
+    process.join()
+    recorded += read_to_the_end(pipe)
     seeds = [one.seed for one in cl.journal.open(path).results()]
     assert seeds[: len(recorded)] == recorded and len(seeds) - len(recorded) in (0, 1)
     with contextlib.closing(sqlite3.connect(path)) as file:
@@ -350,10 +352,7 @@ def test_damage_that_comes_while_it_is_open(path):
 def test_many_that_find_the_damage_at_once_set_it_aside_once(path):
     cl.journal.open(path).record(RESULT)
     damage_header(path)
-    writers = [write_from_process(path, 100 * number, 5) for number in range(3)]
-    for writer in writers:
-        _, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
+    write_side_by_side(path, 3, 5)
     assert len(list(path.parent.glob("*.damaged"))) == 1
     assert len(cl.journal.open(path)) == 15
 
