@@ -30,18 +30,15 @@ class Gallery:
         self.panels = {}
         self._chart, self._shown, self._limits, self._waiting = chart, {}, {}, []
 
-    def empty(self) -> None:
-        """Close all pictures; the next ones keep the limits."""
+    def empty(self, forget_limits: bool = False) -> None:
+        """Close all pictures; for another model, forget the limits too."""
         self.arrange([])
         for panel in self.panels.values():
             close_widgets(panel.widget)
             panel.release()
         self.panels, self._shown = {}, {}
-
-    def reset(self) -> None:
-        """Close all pictures, and choose the limits anew: for another model."""
-        self.empty()
-        self._limits = {}
+        if forget_limits:
+            self._limits = {}
 
     def arrange(self, names: list) -> None:
         """Make room for the pictures of these names, in this order; nothing waits any more."""

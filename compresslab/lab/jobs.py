@@ -134,19 +134,21 @@ def fill(lab, choice: Choice, missing: Choice) -> Iterator:
 
 def _open(lab, choice):
     """Load what a choice needs; a new chart begins with the journal's points."""
-    view = lab.view
+    view, measurements = lab.view, lab.measurements
     if view.opened == choice.conditions:
         return
     view.note.value = ""
     try:
-        lab.measurements.subject(choice)
+        measurements.subject(choice)
     except Exception:
-        view.blank()
+        view.empty(forget_limits=True)
+        view.chart.panel.blank()
+        view.chart.panel.say("Nothing is measured yet.")
         raise
     yield
-    lab.measurements.recall(choice)
+    measurements.recall(choice)
     if view.opened is None or view.opened[:2] != (choice.model, choice.data):
-        view.reset()
+        view.empty(forget_limits=True)
     view.chart.show_point()
     view.opened = choice.conditions
     view.draw_chart(choice)
