@@ -1,5 +1,6 @@
 """Exercises of notebook 08: the best network in 10 KiB, the order of two steps, a small net as rival, a gap code."""
 
+import functools
 import math
 import time
 
@@ -145,10 +146,20 @@ def check_gap_code(gap_bytes: object) -> str:
     for name, weight in _sparse_layers().items():
         for bits, gap_bits in ((5, 5), (4, 3), (2, 8)):
             answer = read_number(call(gap_bytes, weight, bits, gap_bits), "the number of bytes")
-            wanted = _gap_bytes(weight, bits, gap_bits)
-            if answer != wanted:
-                what = f"for {name}, {bits} bits a code, {gap_bits} bits a gap"
-                raise NotYet(f"{what}, you count {answer:g} bytes; {_gap_hint(answer, weight, bits, gap_bits)}")
+            count = functools.partial(_gap_bytes, weight, bits, gap_bits)
+            if answer == count():
+                continue
+            mistakes = {
+                "is the codebook in it, 4 bytes for each of 2**bits centroids?": count(codebook=False),
+                "a run of 2**gap_bits zeros or more needs a filler, an entry of its own": count(fillers=False),
+                "neither fillers nor codebook are in it": count(fillers=False, codebook=False),
+            }
+            hint = "each entry is a code and the number of zeros before it; zeros behind the last entry need none"
+            if abs(answer - 8 * count()) <= 8 or answer > 4 * count():
+                hint = "are these bits? Bytes are asked for"
+            hint = next((slip for slip, wrong in mistakes.items() if abs(answer - wrong) <= 1), hint)
+            what = f"for {name}, {bits} bits a code, {gap_bits} bits a gap"
+            raise NotYet(f"{what}, you count {answer:g} bytes; {hint}")
     weight = _sparse_layers()["a layer, 95% of it zeros"]
     return (
         f"{weight.numel()} weights, 95% zeros, 4 bits: {_gap_bytes(weight, 4, 5):,} bytes with gaps of 5 bits, "
@@ -162,20 +173,6 @@ def _gap_bytes(weight, bits, gap_bits, fillers=True, codebook=True):
     zeros = np.diff(places, prepend=-1) - 1  # before each nonzero
     entries = len(places) + (int((zeros >> gap_bits).sum()) if fillers else 0)
     return math.ceil(entries * (bits + gap_bits) / 8) + (4 * 2**bits if codebook else 0)
-
-
-def _gap_hint(answer, *layer):
-    mistakes = {
-        "is the codebook in it, 4 bytes for each of 2**bits centroids?": {"codebook": False},
-        "a run of 2**gap_bits zeros or more needs a filler, an entry of its own": {"fillers": False},
-        "neither fillers nor codebook are in it": {"fillers": False, "codebook": False},
-    }
-    for hint, without in mistakes.items():
-        if abs(answer - _gap_bytes(*layer, **without)) <= 1:
-            return hint
-    if abs(answer - 8 * _gap_bytes(*layer)) <= 8 or answer > 4 * _gap_bytes(*layer):
-        return "are these bits? Bytes are asked for"
-    return "each entry is a code and the number of zeros before it; zeros behind the last entry need none"
 
 
 def _sparse_layers():

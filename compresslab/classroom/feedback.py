@@ -82,11 +82,22 @@ def check(exercise: str, answer: object) -> Feedback:
               the solved notebooks, AssertionError for an answer that does not pass
     """
     checks.choice("exercise", exercise, sorted(_EXERCISES))
-    feedback = _run(exercise, answer)
-    display(_Box(feedback.message))
-    if os.environ.get("COMPRESSLAB_STRICT_CHECKS") and not feedback:
-        raise AssertionError(feedback.message)
-    return feedback
+    question, points, function = _EXERCISES[exercise]
+    passed = False
+    try:
+        message = f"✓ {exercise}: right. {function(require(answer))}"
+        passed = True
+    except NotYet as hint:
+        text = str(hint)
+        message = f"✗ {exercise}: not yet. {text[:1].upper()}{text[1:]}"
+    except _Nothing:
+        message = f"… {exercise}: not answered yet. {question}"
+    except (Exception, SystemExit) as error:
+        message = f"✗ {exercise}: not yet. This answer cannot be used: {describe_error(error)}"
+    display(_Box(message))
+    if os.environ.get("COMPRESSLAB_STRICT_CHECKS") and not passed:
+        raise AssertionError(message)
+    return Feedback(exercise, passed, message, points)
 
 
 def exercises() -> dict[str, str]:
@@ -143,7 +154,7 @@ def split_answer(answer: object, names: str) -> list:
 
 
 def read_tensors(answer: object, names: str, shapes: list, case: str) -> list:
-    """Return the tensors of an answer, detached, in single precision; NotYet unless their shapes are `shapes`."""
+    """Return the tensors of an answer, detached, in single precision; NotYet for other shapes."""
     tensors = split_answer(answer, names)
     if strange := [part for part in tensors if not isinstance(part, torch.Tensor)]:
         raise NotYet(f"your function should return tensors, {names}; one of them is {describe(strange[0])}")
@@ -216,20 +227,6 @@ def describe_error(error: BaseException) -> str:
     """Return the type of an exception and the first line of its message."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
-def _run(name, answer):
-    question, points, function = _EXERCISES[name]
-    try:
-        return Feedback(name, True, f"✓ {name}: right. {function(require(answer))}", points)
-    except NotYet as hint:
-        text = str(hint)
-        message = f"✗ {name}: not yet. {text[:1].upper()}{text[1:]}"
-    except _Nothing:
-        message = f"… {name}: not answered yet. {question}"
-    except (Exception, SystemExit) as error:
-        message = f"✗ {name}: not yet. This answer cannot be used: {describe_error(error)}"
-    return Feedback(name, False, message, points)
 
 
 def _is_stub(answer):

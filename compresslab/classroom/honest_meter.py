@@ -75,8 +75,15 @@ def check_halving_batch_size(find: object) -> str:
         right = min(halving, default=None)
         if right is None and answer is not None:
             raise NotYet(f"on a table {name}, no batch size halves it; return None there, not {describe(answer)}")
-        if right is not None and read_number(answer, f"the batch size on a table {name}") != right:
-            raise NotYet(f"on a table {name}, {_halving_hint(read_number(answer), times)}")
+        if right is None or (size := read_number(answer, f"the batch size on a table {name}")) == right:
+            continue
+        hint = f"{size:g} is not one of its batch sizes; give a key of the table"
+        if size in halving:
+            hint = f"batch size {size:g} does it, but a smaller one does too"
+        elif size in times:
+            share = f"{times[size] / size / times[1]:.0%} of the time per sample of batch size 1"
+            hint = f"batch size {size:g} takes {share}; divide by the batch size"
+        raise NotYet(f"on a table {name}, {hint}")
     here = f"On this machine LeNet-300-100 gets there at batch size {right}" if right else "Here none gets there"
     return f"{here}. A latency says nothing without its batch size."
 
@@ -90,15 +97,6 @@ def _tables():
     yield "where nothing is gained", {1: 10e-6, 2: 20e-6, 4: 39e-6, 8: 81e-6}
     model, sizes = models.lenet_300_100(seed=0), (1, 2, 4, 8, 16, 32)
     yield "measured here", {size: measure.latency(model, size, runs=30, seconds=0.1).median for size in sizes}
-
-
-def _halving_hint(size, times):
-    if size not in times:
-        return f"{size:g} is not one of its batch sizes; give a key of the table"
-    share = times[size] / size / times[1]
-    if share <= 0.5:
-        return f"batch size {size:g} does it, but a smaller one does too"
-    return f"batch size {size:g} takes {share:.0%} of the time per sample of batch size 1; divide by the batch size"
 
 
 @exercise("00.told_apart", points=3)

@@ -200,13 +200,17 @@ def check_weighted_factors(weighted_factors: object) -> str:
         outputs, (rows, columns) = inputs @ weight.T, weight.shape
         answer, wanted = call(weighted_factors, weight, inputs, rank), [(rows, rank), (rank, columns)]
         left, right = read_tensors(answer, "(left, right)", wanted, f"for {case} and rank {rank}")
-        basis, values, others = torch.linalg.svd(weight, full_matrices=False)
-        truncated = (basis[:, :rank] * values[:rank]) @ others[:rank]
+        basis, values, directions = torch.linalg.svd(weight, full_matrices=False)
+        truncated = (basis[:, :rank] * values[:rank]) @ directions[:rank]
         error, plain = (float((outputs - inputs @ product.T).double().norm()) for product in (left @ right, truncated))
         values = torch.linalg.svdvals(outputs.double())
         best = float(values[rank:].norm())
         if error > 1.02 * best + 1e-6 * float(values[0]):
-            raise NotYet(f"for {case} and rank {rank}, {_error_hint(error, best, plain)}")
+            times, side = f"{error / best:.2f} times as wrong as need be", "worse" if error > plain else "better"
+            hint = f"your outputs are {times}, {side} than the plain SVD's; in which directions do the outputs spread?"
+            if abs(error - plain) < 1e-3 * plain:
+                hint = f"this is the plain SVD, whose outputs are {times}"
+            raise NotYet(f"for {case} and rank {rank}, {hint}")
         ratios.append(plain / error)
     return (
         f"On these layers the plain SVD's outputs are up to {max(ratios):.1f} times as wrong. What is "
@@ -225,11 +229,3 @@ def _weighted():
         ("inputs a third of which is always zero", draw(10, 30), dead),
         ("fewer inputs seen than there are", draw(12, 40), draw(25, 40)),
     ]
-
-
-def _error_hint(error, best, plain):
-    if abs(error - plain) < 1e-3 * plain:
-        return f"this is the plain SVD, whose outputs are {error / best:.2f} times as wrong as need be"
-    side = "worse" if error > plain else "better"
-    times = f"your outputs are {error / best:.2f} times as wrong as need be"
-    return f"{times}, {side} than the plain SVD's; in which directions do the outputs spread?"

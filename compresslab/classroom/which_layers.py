@@ -27,8 +27,11 @@ def check_ranking(answer: object) -> str:
     predicted = _names(predicted, ["conv1", "conv2", "fc1", "fc2"], "your prediction")
     for network, data in ((_NETWORK, "mnist"), (_NETWORK, "fashion_mnist"), ("lenet_5", "mnist")):  # all rank otherwise
         model, split, where = models.pretrained(network, data), datasets.load(data).validation, f"{network} on {data}"
-        drops = _drops(model, split[:_IMAGES])
-        order = _names(call(ranking, model, split[:_IMAGES], _SPARSITY), list(drops), f"the ranking of {where}")
+        split, drops = split[:_IMAGES], {}  # layer -> fraction of the images lost when it alone is pruned
+        for name in layers.weight_layers(model):
+            pruned = zero_pruning.prune(model, _SPARSITY, layers=[name])
+            drops[name] = measure.accuracy(model, split) - measure.accuracy(pruned, split)
+        order = _names(call(ranking, model, split, _SPARSITY), list(drops), f"the ranking of {where}")
         right = sorted(drops, key=drops.get, reverse=True)
         if order != right:
             wrong = next(name for name, measured in zip(order, right, strict=True) if name != measured)
@@ -37,13 +40,6 @@ def check_ranking(answer: object) -> str:
             raise NotYet(f"for {where} you say {' > '.join(order)}; {hint}")
     places = f"your prediction had {sum(map(str.__eq__, predicted, right))} of 4 places right"
     return f"For lenet_5 measured: {' > '.join(right)}; {places}. It is not the order of size."
-
-
-def _drops(model, split):
-    """Return layer -> fraction of the images lost when it alone is pruned."""
-    dense = measure.accuracy(model, split)
-    pruned = {name: zero_pruning.prune(model, _SPARSITY, layers=[name]) for name in layers.weight_layers(model)}
-    return {name: dense - measure.accuracy(small, split) for name, small in pruned.items()}
 
 
 def _names(answer, allowed, what):

@@ -140,7 +140,7 @@ def _measured_break_even(rows, columns, index_bytes):
     size = rows * columns
 
     def is_small(zeros: int) -> bool:
-        """Return whether values, column indices and row pointers take no more bytes than the dense matrix."""
+        """Return whether values, column indices and row pointers are no larger than fp32."""
         csr = sparse.csr_matrix((np.arange(size) >= zeros).astype(np.float32).reshape(rows, columns))
         indices, pointers = csr.indices.astype(f"int{8 * index_bytes}"), csr.indptr.astype(np.int32)
         return csr.data.nbytes + indices.nbytes + pointers.nbytes <= 4 * size

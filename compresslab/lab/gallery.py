@@ -52,10 +52,13 @@ class Gallery:
     def show(self, pictures: list[Picture]) -> None:
         """Move the cuts of pictures whose values stay; the others wait for `draw_next`."""
         for picture in pictures:
-            if not self._is_shown(picture):
+            shown, moves = self._shown.get(picture.name), picture.kind in MOVING
+            fields = ("kind", "title", "labels") if moves else ("kind", "title", "labels", "cut")
+            same = shown is not None and all(getattr(shown, name) == getattr(picture, name) for name in fields)
+            if not same or not np.array_equal(shown.values, picture.values):
                 self._waiting.append(picture)
                 continue
-            if picture.kind in MOVING:
+            if moves:
                 self.panels[picture.name].move(partial(anatomy.cut, picture))
             self._note_shown(picture)
 
@@ -73,10 +76,3 @@ class Gallery:
     def _note_shown(self, picture):
         self.panels[picture.name].say(picture.caption or picture.title)
         self._shown[picture.name] = picture
-
-    def _is_shown(self, picture):
-        """Return whether these values are on the page; a cut that moves may differ."""
-        shown = self._shown.get(picture.name)
-        names = ("kind", "title", "labels") if picture.kind in MOVING else ("kind", "title", "labels", "cut")
-        same = shown is not None and all(getattr(shown, name) == getattr(picture, name) for name in names)
-        return same and np.array_equal(shown.values, picture.values)

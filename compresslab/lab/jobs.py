@@ -75,8 +75,13 @@ def report(lab, choice: Choice) -> Iterator:
         yield
         dense = measures.accuracy_interval(subject.model, subject.data.test)
     _show_point(lab, choice)
-    trial = words.describe_trial(lab.measurements.technique, choice)
-    lab.view.note.value = words.describe_test(trial, compressed, dense, len(subject.data.test))
+    trial = html.escape(words.describe_trial(lab.measurements.technique, choice))
+    point, baseline = (
+        f"{interval.accuracy:.2%} (95% interval {interval.low:.2%} to {interval.high:.2%})"
+        for interval in (compressed, dense)
+    )
+    images = f"{len(subject.data.test):,} images"
+    lab.view.note.value = f"<b>Test</b> ({images}, {trial}): {point}; dense {baseline}."
     lab.settle(choice)
 
 

@@ -160,7 +160,7 @@ class Measurements:
             self.points(choice).update(self._read_journal(choice, stage, seed=choice.seed))
 
     def along(self, choice: Choice, points: dict | None = None) -> dict[str, Result]:
-        """Return those of `points`, by key (None: the known ones), that differ from a choice in its control alone."""
+        """Return the points (None: all known), by key, that differ in a choice's control alone."""
         points = self.points(choice).copy() if points is None else points
         rest = self._drop_control(choice, choice.setting)
         return {key: result for key, result in points.items() if rest == self._drop_control(choice, result.setting)}
