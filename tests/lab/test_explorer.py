@@ -46,7 +46,7 @@ def pictures(lab):
 
 def test_a_lab_is_shown_by_ipython_and_measures_its_first_setting(open_lab):
     lab = open_lab()
-    assert lab.wait(20) is True
+    assert lab.wait(60) is True
     assert "application/vnd.jupyter.widget-view+json" in lab._repr_mimebundle_()
     assert lab.error is None
     last = lab.results.iloc[-1]
@@ -66,7 +66,7 @@ def test_its_controls_are_named_as_the_parameters(open_lab):
 @pytest.mark.usefixtures("undrawn")
 def test_a_point_is_the_one_a_sweep_measures(open_lab, technique, tiny_model, tiny_data):
     lab = open_lab(setting={"share": 0.8}, seed=3)
-    assert lab.wait(20)
+    assert lab.wait(60)
     settings = [{"share": 0.8}]
     (swept,) = cl.sweep.run(technique, tiny_model, tiny_data, settings, steps=8, seed=3, journal=False, bar=False)
     last = lab.results.iloc[-1]
@@ -76,12 +76,12 @@ def test_a_point_is_the_one_a_sweep_measures(open_lab, technique, tiny_model, ti
 @pytest.mark.usefixtures("undrawn")
 def test_a_point_does_not_depend_on_the_way_the_slider_came(open_lab):
     first = open_lab(setting={"share": 0.8}, journal="a.sqlite")
-    assert first.wait(20)
+    assert first.wait(60)
     wandering = open_lab(journal="b.sqlite", compare=("random",))
     for value in (0.1, 0.95, 0.3, 0.8):
         wandering.controls["share"].value = value
         time.sleep(0.01)
-    assert wandering.wait(20)
+    assert wandering.wait(60)
     columns = ["share", "stage", "accuracy", "file_bytes"]
     pd.testing.assert_frame_equal(
         wandering.results.tail(2)[columns].reset_index(drop=True), first.results.tail(2)[columns].reset_index(drop=True)
@@ -95,7 +95,7 @@ def test_without_threads_the_same_numbers_come_inside_the_callback(open_lab, tin
         lab.controls["share"].value = 0.9
         lab.controls["share"].value = 0.7
     assert direct.wait(0) is True
-    assert threaded.wait(20) is True
+    assert threaded.wait(60) is True
     assert threaded.results.iloc[-1]["accuracy"] == direct.results.iloc[-1]["accuracy"]
     assert set(direct.results["share"]) == {0.5, 0.9, 0.7}
     assert "csr" in direct.view.ledger.value.lower()
@@ -106,7 +106,7 @@ def test_the_last_row_is_the_point_that_is_drawn(open_lab):
     lab = open_lab()
     for value in (0.9, 0.2, 0.9):
         lab.controls["share"].value = value
-        assert lab.wait(20)
+        assert lab.wait(60)
         last = lab.results.iloc[-1]
         assert last["share"] == value
         assert lab.view.chart.moving.retrained == (last["file_bytes"], last["accuracy"])
@@ -237,18 +237,18 @@ def test_an_own_model_is_listed_beside_the_packaged_ones(open_lab):
 def test_an_error_is_shown_in_words_and_the_next_good_setting_clears_it(open_lab):
     lab = open_lab()
     lab.controls["share"].value = 0.75
-    assert lab.wait(20) is False
+    assert lab.wait(60) is False
     assert lab.error == "share is 0.75, which this technique cannot do"
     assert lab.error in text(lab)
     lab.controls["share"].value = 0.7
-    assert lab.wait(20) is True
+    assert lab.wait(60) is True
     assert lab.error is None
     assert "share 70%" in text(lab)
 
 
 def test_a_model_that_does_not_take_the_images_is_an_error_in_words(open_lab):
     lab = open_lab(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5, 3)))
-    assert lab.wait(20) is False
+    assert lab.wait(60) is False
     assert "(" in lab.error
     assert "images" in lab.error
 
@@ -256,7 +256,7 @@ def test_a_model_that_does_not_take_the_images_is_an_error_in_words(open_lab):
 @pytest.mark.usefixtures("undrawn")
 def test_a_setting_of_the_curve_that_fails_is_left_out_and_said(open_lab):
     lab = open_lab(setting={"share": 0.7})
-    assert lab.wait(20)
+    assert lab.wait(60)
     until(lambda: "lacks" in lab.view.note.value)
     assert "share 75%" in lab.view.note.value
     assert lab.error is None
@@ -265,7 +265,7 @@ def test_a_setting_of_the_curve_that_fails_is_left_out_and_said(open_lab):
 @pytest.mark.usefixtures("undrawn")
 def test_idle_time_fills_in_the_curve_and_the_chosen_point_stays_last(open_lab):
     lab = open_lab()
-    assert lab.wait(20)
+    assert lab.wait(60)
     until(lambda: len(lab.results) >= 20)
     results = lab.results
     assert len(results) >= 20
@@ -302,9 +302,9 @@ def test_the_curve_of_a_journal_is_there_when_a_lab_is_opened_again(open_lab):
 @pytest.mark.usefixtures("undrawn")
 def test_a_setting_in_the_journal_is_not_trained_again(open_lab):
     first = open_lab(journal="j.sqlite")
-    assert first.wait(20)
+    assert first.wait(60)
     again = open_lab(journal="j.sqlite", steps=8)
-    assert again.wait(20)
+    assert again.wait(60)
     assert again.results.iloc[-1]["created"] == first.results.iloc[-1]["created"]
     assert again.view.chart.moving.one_shot is not None
 
@@ -323,7 +323,7 @@ def test_fair_control_is_measured_at_the_same_setting_after_the_point(open_lab):
 @pytest.mark.usefixtures("undrawn")
 def test_pause_step_resume(open_lab):
     lab = open_lab(steps=30)
-    assert lab.wait(20)
+    assert lab.wait(60)
     lab.buttons["pause"].click()
     lab.controls["share"].value = 0.9
     until(lambda: lab.view.chart.moving.one_shot is not None)
@@ -333,7 +333,7 @@ def test_pause_step_resume(open_lab):
     lab.buttons["step"].click()
     assert lab.wait(0.2) is False
     lab.buttons["resume"].click()
-    assert lab.wait(20) is True
+    assert lab.wait(60) is True
     assert lab.results.iloc[-1]["share"] == 0.9
 
 
@@ -356,7 +356,7 @@ def test_state_reopens_the_lab(open_lab, technique, tiny_model, tiny_data):
     again = eval(lab.state, names)  # noqa: S307 - the line is meant to be run
     try:
         assert again.state == lab.state
-        assert again.wait(20)
+        assert again.wait(60)
         measured = ["limit", "accuracy", "file_bytes"]
         assert again.results.iloc[-1][measured].equals(lab.results.iloc[-1][measured])
     finally:
@@ -517,7 +517,7 @@ def test_a_control_with_a_name_that_the_lab_uses_is_refused(tiny_model, tiny_dat
 
 def test_a_closed_lab_keeps_its_results(open_lab):
     lab = open_lab()
-    assert lab.wait(20)
+    assert lab.wait(60)
     lab.close()
     assert len(lab.results) >= 2
 
