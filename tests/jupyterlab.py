@@ -27,17 +27,18 @@ NO_NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements"
 # Called for every frame that the browser paints: keeps when each image changed, and whether it was ever blank.
 WATCH = """
 () => {
-  window.watched = {changes: [], blanks: 0, frames: 0};
+  const watched = window.watched = {changes: [], blanks: 0, frames: 0};
   const sources = new Map();
   const look = () => {
-    window.watched.frames += 1;
+    if (window.watched !== watched) return;  // a later watch has begun
+    watched.frames += 1;
     document.querySelectorAll('img.widget-image').forEach((image, index) => {
       const box = image.getBoundingClientRect();
       const painted = image.complete && image.naturalWidth > 0;
       if (sources.has(index) && (box.height < 20 || (image.complete && image.naturalWidth === 0)))
-        window.watched.blanks += 1;
+        watched.blanks += 1;
       if (painted && sources.get(index) !== image.src) {
-        if (sources.has(index)) window.watched.changes.push([performance.now(), index]);
+        if (sources.has(index)) watched.changes.push([performance.now(), index]);
         sources.set(index, image.src);
       }
     });
@@ -91,6 +92,24 @@ def _address(process, runtime, log, patience=180):
     raise RuntimeError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
 
 
+def ask(address, token, path, content):
+    """Send a request to the server's REST interface; return its answer."""
+    headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}api/{path}", json.dumps(content).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def start_kernel(address, token):
+    """Start a kernel that several notebooks may use in turn; return its id."""
+    return ask(address, token, "kernels", {"name": "python3"})["id"]
+
+
+def use_kernel(address, token, kernel, name):
+    """Make a notebook use a running kernel when it is opened."""
+    ask(address, token, "sessions", {"path": name, "name": name, "type": "notebook", "kernel": {"id": kernel}})
+
+
 @contextlib.contextmanager
 def browser(width=1500, height=1100):
     """A page of a fresh Chromium."""
@@ -115,8 +134,15 @@ class Notebook:
         self.page, self.name, self.console = page, name, []
         page.on("console", lambda line: self.console.append(line.text) if line.type == "error" else None)
         page.on("pageerror", lambda error: self.console.append(str(error)))
-        page.goto(f"{address}lab/tree/{name}?reset&token={token}")  # not the notebook that was open before
+        if page.url.startswith(address):
+            self._open_tab()
+        else:
+            page.goto(f"{address}lab/tree/{name}?reset&token={token}")
         self._wait_until_open()
+
+    def _open_tab(self):
+        open_path = "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path}) }"
+        self.page.evaluate(open_path, self.name)
 
     def _wait_until_open(self):
         self.page.wait_for_selector(".jp-Notebook", timeout=180_000)
@@ -140,8 +166,15 @@ class Notebook:
         """Close the notebook's tab and open the notebook again; the kernel stays alive."""
         self.page.evaluate("() => window.jupyterapp.commands.execute('application:close')")
         self.page.wait_for_selector(".jp-Notebook", state="detached")
-        self.page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", self.name)
+        self._open_tab()
         self._wait_until_open()
+
+    def close(self):
+        """Close the notebook's tab without asking to save; forget all names and widgets of the kernel."""
+        self.execute("import ipywidgets; lab.discard(); ipywidgets.Widget.close_all()")
+        self.execute("%reset -f")
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.dispose()")
+        self.page.wait_for_selector(".jp-Notebook", state="detached")
 
     def open_output_view(self):
         """Show the selected cell's output a second time, in a view of its own beside the notebook."""

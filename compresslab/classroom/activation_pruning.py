@@ -7,7 +7,7 @@ from torch import nn
 
 from compresslab import data as datasets
 from compresslab import measure, models
-from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, require, split_answer
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, split_answer
 from compresslab.experiments.sweep import seed_global
 from compresslab.techniques import activation_pruning
 from compresslab.weights import layers
@@ -19,22 +19,25 @@ _COST = 0.004  # share of the validation images that it may cost, at most
 _SAME = 2e-4  # between two accuracies that are meant to be one
 
 
-@exercise(
-    "03.slice_channels",
-    "Write a function that takes channels out of a convolution and out of what reads them.",
-    points=3,
-)
+@exercise("03.slice_channels", points=3)
 def check_slice_channels(slice_channels: object) -> str:
-    """Check slice_channels(conv, linear, keep) -> both smaller; a Flatten, maybe a pooling, lies between."""
+    """Write a function that takes channels out of a convolution and out of what reads them."""
     for name, (conv, between, linear, images) in _convolutions().items():
-        for keep in _choices(conv.out_channels):
-            answer = require(call(slice_channels, conv, linear, keep))
+        places = torch.arange(conv.out_channels)
+        for keep in (places % 2 == 1, places > 0, places == len(places) - 1, places >= 0):
+            answer, width = call(slice_channels, conv, linear, keep), linear.in_features // len(keep)
+            _refuse_layers(name, answer, conv, linear, keep)
+            masked = layers.duplicate(linear)
             with torch.no_grad():
-                wanted = _without(linear, keep)(between(conv(images)))
-                _refuse_layers(name, answer, conv, linear, keep)
+                masked.weight[:, ~keep.repeat_interleave(width)] = 0
+                wanted = masked(between(conv(images)))
                 logits = answer[1](between(answer[0](images)))
-            if not torch.allclose(logits, wanted, rtol=0, atol=_ROUNDING * float(wanted.abs().max())):
-                raise NotYet(f"for {name} the shapes fit, but the logits differ; {_columns_hint(answer, linear, keep)}")
+            if torch.allclose(logits, wanted, rtol=0, atol=_ROUNDING * float(wanted.abs().max())):
+                continue
+            hint = "do rows, biases and columns belong to the same channels, those that stay?"
+            if torch.equal(answer[1].weight, linear.weight[:, keep.repeat(width)]):
+                hint = "Flatten lays all positions of one channel side by side, then those of the next"
+            raise NotYet(f"for {name} the shapes fit, but the logits differ; {hint}")
     return (
         "The logits are those of the network with a mask, and the matrices are smaller. A channel is a row of one "
         "weight and, behind a Flatten, a whole block of columns of the next."
@@ -53,19 +56,6 @@ def _convolutions():
         "a padded convolution with a stride": padded,
         "a convolution whose channels have one position each": single,
     }
-
-
-def _choices(channels):
-    """Choose channels to keep: every second, all but one, one, all."""
-    places = torch.arange(channels)
-    return [places % 2 == 1, places > 0, places == channels - 1, places >= 0]
-
-
-def _without(linear, keep):
-    """Return the linear layer with zeros where it reads the removed channels."""
-    masked = layers.duplicate(linear)
-    masked.weight[:, ~keep.repeat_interleave(linear.in_features // len(keep))] = 0
-    return masked
 
 
 def _refuse_layers(name, answer, conv, linear, keep):
@@ -88,28 +78,22 @@ def _refuse_layers(name, answer, conv, linear, keep):
         raise NotYet(f"for {name} the convolution has lost its stride or padding")
 
 
-def _columns_hint(answer, linear, keep):
-    width = linear.in_features // len(keep)
-    if torch.equal(answer[1].weight, linear.weight[:, keep.repeat(width)]):
-        return "Flatten lays all positions of one channel side by side, then those of the next"
-    return "do rows, biases and columns belong to the same channels, those that stay?"
-
-
-@exercise("03.score", "Write a function that scores neurons by how much the next layer misses them.", points=2)
+@exercise("03.score", points=2)
 def check_score(score: object) -> str:
-    """Check score(activations, linear) -> (neurons,), ordered as the error after removing each, its mean folded."""
+    """Write a function that scores neurons by how much the next layer misses them.
+
+    The scores must have the order of the error after removing each neuron, its mean folded into the bias.
+    """
     for name, (activations, linear) in _layers().items():
-        answer, missed = require(call(score, activations, linear)), _missed(activations, linear)
-        if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != tuple(missed.shape):
+        answer, missed = call(score, activations, linear), _missed(activations, linear)
+        if not isinstance(answer, torch.Tensor) or answer.shape != missed.shape:
             shape = f"({len(missed)},)"
             raise NotYet(f"for {name} give a tensor with one score a neuron, {shape}; this is {describe(answer)}")
-        order = answer.detach().double().argsort()
-        for first, second in itertools.pairwise(order.tolist()):
+        for first, second in itertools.pairwise(answer.detach().double().argsort().tolist()):
             if missed[second] < _TIE * missed[first]:
+                less = f"neuron {second} is missed less than neuron {first}"
                 errors = f"{missed[second]:.3g} against {missed[first]:.3g}"
-                raise NotYet(
-                    f"for {name}, neuron {second} is missed less than neuron {first} ({errors}), and scores higher"
-                )
+                raise NotYet(f"for {name}, {less} ({errors}), and scores higher")
     return (
         "Fold the mean, and what is left is w · (h − mean): its mean square is the variance times the squared "
         "outgoing norm, whatever the mean was and however the layer is scaled."
@@ -149,9 +133,9 @@ def _missed(activations, linear):
     return torch.stack(missed)
 
 
-@exercise("03.mean_fails", "Build a network that pruning by mean ruins and pruning by std does not hurt.", points=2)
+@exercise("03.mean_fails", points=2)
 def check_mean_fails(network: object) -> str:
-    """Check Linear(2, n) - ReLU - Linear(n, 2) with half of its neurons removed."""
+    """Build a network that pruning by mean ruins and pruning by std does not hurt."""
     kinds = [type(layer) for layer in network] if isinstance(network, nn.Sequential) else []
     if kinds != [nn.Linear, nn.ReLU, nn.Linear]:
         raise NotYet(f"give an nn.Sequential of Linear, ReLU and Linear; this is {describe(network)}")
@@ -177,9 +161,9 @@ def check_mean_fails(network: object) -> str:
     )
 
 
-@exercise("03.report", "Choose a pruned article_mlp on validation, report it on test: (model, interval).", points=3)
+@exercise("03.report", points=3)
 def check_report(answer: object) -> str:
-    """Check (model with 80% fewer parameters and 0.4 points lost, its test interval)."""
+    """Choose a pruned article_mlp on validation, report it on test: (model, interval)."""
     model, interval = split_answer(answer, "(model, interval)")
     if not isinstance(model, nn.Module):
         raise NotYet(f"the first of the two should be the model; this is {describe(model)}")
@@ -187,30 +171,28 @@ def check_report(answer: object) -> str:
     removed = 1 - layers.count_parameters(model) / layers.count_parameters(dense)
     if removed < _REMOVED:
         raise NotYet(f"{removed:.0%} of the parameters are gone, {_REMOVED:.0%} are asked for; a mask removes none")
-    cost = measure.accuracy(dense, data.validation) - measure.accuracy(model, data.validation)
+    right = measure.accuracy(model, data.validation)
+    cost = measure.accuracy(dense, data.validation) - right
     if cost > _COST:
-        raise NotYet(
-            f"on validation it costs {100 * cost:.2f} points, {100 * _COST:.1f} are allowed; "
-            "which statistic leaves the most, and how long was it retrained?"
-        )
-    _refuse_interval(interval, model, data)
+        hint = "which statistic leaves the most, and how long was it retrained?"
+        points = f"{100 * cost:.2f} points, {100 * _COST:.1f} are allowed"
+        raise NotYet(f"on validation it costs {points}; {hint}")
+    _refuse_interval(interval, measure.accuracy_interval(model, data.test), right)
     return (
         f"{removed:.0%} fewer parameters, {interval.accuracy:.2%} on test ({interval.low:.2%} to {interval.high:.2%}), "
         "looked at once. Chosen on the test images, it would be the best of many looks, and too high."
     )
 
 
-def _refuse_interval(interval, model, data):
-    if not all(hasattr(interval, name) for name in ("accuracy", "low", "high")):
+def _refuse_interval(interval, wanted, on_validation):
+    names = ("accuracy", "low", "high")
+    if not all(hasattr(interval, name) for name in names):
         raise NotYet(f"the second should be what cl.measure.accuracy_interval returns; this is {describe(interval)}")
-    wanted = measure.accuracy_interval(model, data.test)
-    accuracy, low, high = (
-        read_number(getattr(interval, name), f"the interval's {name}") for name in ("accuracy", "low", "high")
-    )
+    accuracy, low, high = (read_number(getattr(interval, name), f"the interval's {name}") for name in names)
     same_accuracy = abs(accuracy - wanted.accuracy) < _SAME
     if same_accuracy and abs(low - wanted.low) < _SAME and abs(high - wanted.high) < _SAME:
         return
-    if abs(accuracy - measure.accuracy(model, data.validation)) < _SAME / 2:
+    if abs(accuracy - on_validation) < _SAME / 2:
         raise NotYet("this is the accuracy on the validation images, on which the model was chosen; report test")
     if same_accuracy:
         raise NotYet(f"the accuracy is right, the ends are not those of a 95% interval: {low:.2%}, {high:.2%}")

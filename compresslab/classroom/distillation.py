@@ -1,7 +1,5 @@
 """Exercises of notebook 01: the loss, a setting in which a teacher gains nothing, a small fast student."""
 
-import functools
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,13 +16,9 @@ _LEARNS = 0.8  # accuracy that a student without a teacher must reach, or there 
 _LOST, _SMALL = 0.01, 0.5  # accuracy that the last exercise's student may lose; its file, in the teacher's
 
 
-@exercise(
-    "01.loss",
-    "Write the loss: distillation_loss(student_logits, teacher_logits, labels, temperature, alpha).",
-    points=3,
-)
+@exercise("01.loss", points=3)
 def check_loss(distillation_loss: object) -> str:
-    """Check distillation_loss(student_logits, teacher_logits, labels, temperature, alpha) and its gradient."""
+    """Write the loss: distillation_loss(student_logits, teacher_logits, labels, temperature, alpha)."""
     if not callable(distillation_loss):
         raise NotYet(f"give the function itself, without calling it; this is {describe(distillation_loss)}")
     for case in _cases():
@@ -33,8 +27,14 @@ def check_loss(distillation_loss: object) -> str:
         right, slope = _by_hand(*case)
         if gradient is None:
             raise NotYet("the loss cannot be differentiated; use torch all through, without .item() and .detach()")
-        if abs(value - right) > 1e-6 or not torch.allclose(gradient, slope, atol=1e-8):
-            raise NotYet(f"for temperature {case[3]:g} and alpha {case[4]:g}, {_loss_hint(value, case)}")
+        if abs(value - right) <= 1e-6 and torch.allclose(gradient, slope, atol=1e-8):
+            continue
+        mistakes = _make_mistakes(*case).items()
+        hint = f"the loss is {value:.4f}; by hand it is {right:.4f}"
+        hint = next((slip for slip, wrong in mistakes if abs(value - float(wrong)) < 1e-6), hint)
+        if abs(value - right) < 1e-6:
+            hint = "the value is right and its gradient is not; is a part of it detached?"
+        raise NotYet(f"for temperature {case[3]:g} and alpha {case[4]:g}, {hint}")
     return (
         "Its gradient is alpha * T * (student's soft answer - teacher's) + (1 - alpha) * (student's answer - label), "
         "over the batch: both parts are differences of probabilities, which is why they can be weighed against another."
@@ -73,61 +73,40 @@ def _by_hand(student, teacher, labels, temperature, alpha):
     return value.item(), slope / len(student)
 
 
-def _loss_hint(value, case):
-    """Return what is wrong with a loss, by trying usual mistakes."""
-    right = _by_hand(*case)[0]
-    if abs(value - right) < 1e-6:
-        return "the value is right and its gradient is not; is a part of it detached?"
-    for hint, wrong in _make_mistakes(*case).items():
-        if abs(value - float(wrong)) < 1e-6:
-            return hint
-    return f"the loss is {value:.4f}; by hand it is {right:.4f}"
-
-
 def _make_mistakes(student, teacher, labels, temperature, alpha):
     """Return hint -> value of the loss with a usual mistake in it."""
     hard, softened = functional.cross_entropy(student, labels), functional.cross_entropy(student / temperature, labels)
-    divergence = functools.partial(_divergence, student, teacher, temperature)
-    reversed_divergence = _divergence(teacher, student, temperature)
-    half_softened = temperature**2 * _divergence(student, teacher / temperature, 1.0)
-
-    def mix(soft: torch.Tensor) -> torch.Tensor:
-        """Weigh the teacher's part against the labels'."""
-        return alpha * soft + (1 - alpha) * hard
-
+    plain = _divergence(student / temperature, teacher / temperature)
+    soft = temperature**2 * plain
+    swapped = temperature**2 * _divergence(teacher / temperature, student / temperature)
+    half = temperature**2 * _divergence(student, teacher / temperature)
+    rest, (images, classes) = (1 - alpha) * hard, student.shape
     return {
-        "the divergence lacks T**2; without it the teacher's part fades as T grows": mix(divergence(power=0)),
-        "T appears once before the divergence; the gradient falls as 1 / T**2": mix(divergence(power=1)),
-        "the divergence is averaged over the classes as well; which reduction averages over the batch only?": mix(
-            divergence(share=student.shape[1])
+        "the divergence lacks T**2; without it the teacher's part fades as T grows": alpha * plain + rest,
+        "T appears once before the divergence; the gradient falls as 1 / T**2": alpha * temperature * plain + rest,
+        "the divergence is averaged over the classes as well; which reduction averages over the batch only?": (
+            alpha * soft / classes + rest
         ),
-        "the divergence is a sum over the batch; which reduction takes the mean?": mix(
-            divergence(share=1 / len(student))
-        ),
-        "the divergence is the wrong way round; the teacher's probabilities do the weighing": mix(reversed_divergence),
-        "only one of the two is softened; both logits are divided by T": mix(half_softened),
-        "alpha and 1 - alpha are exchanged; alpha weighs the teacher": (1 - alpha) * divergence() + alpha * hard,
-        "the labels are missing: they have the rest, 1 - alpha": alpha * divergence(),
-        "the labels' part counts in full; it is weighed by 1 - alpha": alpha * divergence() + hard,
+        "the divergence is a sum over the batch; which reduction takes the mean?": alpha * soft * images + rest,
+        "the divergence is the wrong way round; the teacher's probabilities do the weighing": alpha * swapped + rest,
+        "only one of the two is softened; both logits are divided by T": alpha * half + rest,
+        "alpha and 1 - alpha are exchanged; alpha weighs the teacher": (1 - alpha) * soft + alpha * hard,
+        "the labels are missing: they have the rest, 1 - alpha": alpha * soft,
+        "the labels' part counts in full; it is weighed by 1 - alpha": alpha * soft + hard,
         "the labels' part is softened too; the student answers for the labels at temperature 1": (
-            alpha * divergence() + (1 - alpha) * softened
+            alpha * soft + (1 - alpha) * softened
         ),
     }
 
 
-def _divergence(student, teacher, temperature, power=2, share=1):
-    """Return T**power times the divergence, divided by `share` times the batch size."""
-    answer, soft = (student / temperature).log_softmax(1), (teacher / temperature).softmax(1)
-    return temperature**power * functional.kl_div(answer, soft, reduction="sum") / (share * len(student))
+def _divergence(student, teacher):
+    """Return the mean divergence of the student's answers from the teacher's, from logits."""
+    return functional.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
 
 
-@exercise(
-    "01.gains_nothing",
-    "Give (setting, why): a setting in which a teacher gains nothing, and the control to blame.",
-    points=2,
-)
+@exercise("01.gains_nothing", points=2)
 def check_gains_nothing(answer: object) -> str:
-    """Check (setting, why): settings of distillation for article_mlp on MNIST, and the control to blame.
+    """Give (setting, why): a setting in which a teacher gains nothing, and the control to blame.
 
     Nothing is at most half a point over the student without a teacher, after 200 steps, in the mean of two seeds. The
     control is to blame if with its default instead the gain is a point or more.
@@ -142,15 +121,13 @@ def check_gains_nothing(answer: object) -> str:
     if gain > _NOTHING:
         raise NotYet(f"there, the teacher brings {gain:.1f} points; find a setting in which it brings none")
     back, _ = _gain({**full, why: _DEFAULTS[why]})
+    again = f"with {why} at {_DEFAULTS[why]!r}"
     if back < _AGAIN:
-        raise NotYet(
-            f"there, the teacher brings {gain:+.1f} points, and {back:+.1f} with {why} at {_DEFAULTS[why]!r} again; "
-            "which other control takes the gain away?"
-        )
+        hint = "which other control takes the gain away?"
+        raise NotYet(f"there, the teacher brings {gain:+.1f} points, and {back:+.1f} {again} again; {hint}")
     return (
-        f"The teacher brings {gain:+.1f} points there and {back:+.1f} with {why} at {_DEFAULTS[why]!r}, "
-        f"mean of {len(_SEEDS)} seeds. A teacher has something to add where the labels leave much unsaid, and the "
-        "student has time and room to listen."
+        f"The teacher brings {gain:+.1f} points there and {back:+.1f} {again}, mean of {len(_SEEDS)} seeds. A teacher "
+        "has something to add where the labels leave much unsaid, and the student has time and room to listen."
     )
 
 
@@ -178,11 +155,9 @@ def _gain(setting):
     return 100 * (taught - alone), alone
 
 
-@exercise(
-    "01.student", "Give a trained student of LeNet-300-100: half its file, faster, at most a point worse.", points=3
-)
+@exercise("01.student", points=3)
 def check_student(student: object) -> str:
-    """Check a trained network for MNIST against the pretrained LeNet-300-100 on the validation images."""
+    """Give a trained student of LeNet-300-100: half its file, faster, at most a point worse."""
     if not isinstance(student, nn.Module):
         raise NotYet(f"give the trained network itself; this is {describe(student)}")
     teacher, split = models.pretrained("lenet_300_100", "mnist"), datasets.load("mnist").validation
@@ -195,9 +170,8 @@ def check_student(student: object) -> str:
         raise NotYet(f"{accuracy:.2%} right, and {wanted:.2%} is asked for; {hint}")
     speed = measure.compare_latency(teacher, student, batch_size=256)
     if speed.verdict != "faster":
-        raise NotYet(
-            f"its file is small, its speed on 256 images {describe(speed.verdict)}: what makes matrices smaller?"
-        )
+        speed_words = f"its speed on 256 images {describe(speed.verdict)}"
+        raise NotYet(f"its file is small, {speed_words}: what makes matrices smaller?")
     return (
         f"{accuracy:.2%} right, {size:.0%} of the file, {speed.ratio:.1f} times as fast on batches of 256. Is it the "
         "teacher's merit? Only the same student without it, on several seeds, can tell."

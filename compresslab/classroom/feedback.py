@@ -1,9 +1,9 @@
 """Runs the checks of the exercises, and holds what they share.
 
-A check is a function of the learner's answer. It returns one sentence saying why the right answer matters, or raises
-`NotYet` with a hint. Whatever the answer does, only words come back: a function that fails, never returns or returns
-nonsense is described, never passed on as a traceback, so a notebook runs to its end with open exercises.
-Grading reads the points: nbgrader takes the number that a cell ends with.
+A check is a function of the learner's answer; the first line of its docstring is the question. It returns one sentence
+saying why the right answer matters, or raises `NotYet` with a hint. Whatever the answer does, only words come back: a
+function that fails, never returns or returns nonsense is described, never passed on as a traceback, so a notebook runs
+to its end with open exercises. Grading reads the points: nbgrader takes the number that a cell ends with.
 """
 
 import copy
@@ -82,11 +82,22 @@ def check(exercise: str, answer: object) -> Feedback:
               the solved notebooks, AssertionError for an answer that does not pass
     """
     checks.choice("exercise", exercise, sorted(_EXERCISES))
-    feedback = _run(exercise, answer)
-    display(_Box(feedback.message))
-    if os.environ.get("COMPRESSLAB_STRICT_CHECKS") and not feedback:
-        raise AssertionError(feedback.message)
-    return feedback
+    question, points, function = _EXERCISES[exercise]
+    passed = False
+    try:
+        message = f"✓ {exercise}: right. {function(require(answer))}"
+        passed = True
+    except NotYet as hint:
+        text = str(hint)
+        message = f"✗ {exercise}: not yet. {text[:1].upper()}{text[1:]}"
+    except _Nothing:
+        message = f"… {exercise}: not answered yet. {question}"
+    except (Exception, SystemExit) as error:
+        message = f"✗ {exercise}: not yet. This answer cannot be used: {describe_error(error)}"
+    display(_Box(message))
+    if os.environ.get("COMPRESSLAB_STRICT_CHECKS") and not passed:
+        raise AssertionError(message)
+    return Feedback(exercise, passed, message, points)
 
 
 def exercises() -> dict[str, str]:
@@ -94,25 +105,24 @@ def exercises() -> dict[str, str]:
     return {name: question for name, (question, _, _) in sorted(_EXERCISES.items())}
 
 
-def exercise(name: str, question: str, points: int) -> Callable:
-    """Register the decorated check: check(answer) -> why it matters; raises NotYet with a hint.
+def exercise(name: str, points: int) -> Callable:
+    """Register the decorated check under its name; the docstring's first line is the question.
 
     points  for a right answer, as in the metadata of the notebook's cell
     """
 
-    def register(function: Callable) -> Callable:
-        """Note the check under its name."""
-        _EXERCISES[name] = (question, points, function)
+    def _register(function):
+        _EXERCISES[name] = (function.__doc__.splitlines()[0], points, function)
         return function
 
-    return register
+    return _register
 
 
-def call(function: Callable, *arguments) -> object:
+def call(function: Callable, *arguments, none_allowed: bool = False) -> object:
     """Call the learner's function on copies of the arguments; turn errors into hints.
 
-    raises  NotYet if it is no function, fails, or never ends; _Nothing for NotImplementedError, and where it returns
-            `...` or another stub; None is passed on, since it may be the right answer
+    none_allowed  None may be the right answer, not only a function that is still empty
+    raises        NotYet if it is no function, fails, or never ends; _Nothing where it raises or returns a stub
     """
     if not callable(function) or isinstance(function, nn.Module):
         raise NotYet(f"give the function itself, without calling it; this is {describe(function)}")
@@ -125,7 +135,7 @@ def call(function: Callable, *arguments) -> object:
     except (Exception, SystemExit) as error:
         inputs = ", ".join(map(describe, arguments))
         raise NotYet(f"for ({inputs}) your function stopped with {describe_error(error)}") from error
-    return None if answer is None else require(answer)
+    return None if answer is None and none_allowed else require(answer)
 
 
 def require(answer: object) -> object:
@@ -141,6 +151,23 @@ def split_answer(answer: object, names: str) -> list:
     if not isinstance(answer, (tuple, list)) or len(answer) != count:
         raise NotYet(f"give {'two' if count == 2 else 'three'} things, {names}; this is {describe(answer)}")
     return list(answer)
+
+
+def read_tensors(answer: object, names: str, shapes: list, case: str) -> list:
+    """Return the tensors of an answer, detached, in single precision; NotYet for other shapes."""
+    tensors = split_answer(answer, names)
+    if strange := [part for part in tensors if not isinstance(part, torch.Tensor)]:
+        raise NotYet(f"your function should return tensors, {names}; one of them is {describe(strange[0])}")
+    actual, wanted = (
+        ", ".join(" × ".join(map(str, shape)) for shape in group)
+        for group in ([tensor.shape for tensor in tensors], shapes)
+    )
+    if actual != wanted:
+        raise NotYet(f"{case}, the shapes are {actual}; they should be {wanted}")
+    tensors = [tensor.detach().float() for tensor in tensors]
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise NotYet(f"{case}, some of the numbers are not finite; look for a division by zero, or a singular matrix")
+    return tensors
 
 
 def check_verdict(verdict: object, networks: list, split) -> tuple:
@@ -200,22 +227,6 @@ def describe_error(error: BaseException) -> str:
     """Return the type of an exception and the first line of its message."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
-
-
-def _run(name, answer):
-    question, points, function = _EXERCISES[name]
-    try:
-        if _is_stub(answer):
-            raise _Nothing
-        return Feedback(name, True, f"✓ {name}: right. {function(answer)}", points)
-    except NotYet as hint:
-        text = str(hint)
-        message = f"✗ {name}: not yet. {text[:1].upper()}{text[1:]}"
-    except _Nothing:
-        message = f"… {name}: not answered yet. {question}"
-    except (Exception, SystemExit) as error:
-        message = f"✗ {name}: not yet. This answer cannot be used: {describe_error(error)}"
-    return Feedback(name, False, message, points)
 
 
 def _is_stub(answer):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from compresslab import measure, models
-from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, read_truth, require
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, read_truth
 
 _TOLERANCE = 0.02  # of the file's real length
 _NETWORKS = {
@@ -29,11 +29,9 @@ _SLIPS = (  # (prediction / real length, what it looks like)
 )
 
 
-@exercise(
-    "00.file_bytes", "Write a function that predicts the bytes of a dense file from its tensors' shapes.", points=2
-)
+@exercise("00.file_bytes", points=2)
 def check_file_bytes(predict: object) -> str:
-    """Check predict(shapes) -> bytes of torch.save of fp32 tensors of these shapes, within 2%."""
+    """Write a function that predicts the bytes of a dense file from its tensors' shapes."""
     worst = 0.0
     for name, shapes in _NETWORKS.items():
         predicted, real = read_number(call(predict, shapes), f"the prediction for {name}"), _saved_bytes(shapes)
@@ -65,21 +63,28 @@ def _bytes_hint(predicted, real, shapes):
     return f"your number is {off}; how many numbers has a tensor?"
 
 
-@exercise(
-    "00.halving_batch_size",
-    "Write a function that finds the smallest batch size that halves latency per sample.",
-    points=2,
-)
+@exercise("00.halving_batch_size", points=2)
 def check_halving_batch_size(find: object) -> str:
-    """Check find(times) -> smallest batch size with half the latency per sample, or None."""
+    """Write a function that finds the smallest batch size that halves latency per sample.
+
+    find(times), with times a dict of batch size -> seconds; None where no batch size halves it.
+    """
     for name, times in _tables():
-        answer, right = call(find, times), _halving(times)
+        answer = call(find, times, none_allowed=True)
+        halving = [size for size, seconds in times.items() if seconds / size <= times[1] / 2]
+        right = min(halving, default=None)
         if right is None and answer is not None:
             raise NotYet(f"on a table {name}, no batch size halves it; return None there, not {describe(answer)}")
-        if right is not None and read_number(answer, f"the batch size on a table {name}") != right:
-            raise NotYet(f"on a table {name}, {_halving_hint(read_number(answer), times)}")
-    measured = _halving(times)
-    here = f"On this machine LeNet-300-100 gets there at batch size {measured}" if measured else "Here none gets there"
+        if right is None or (size := read_number(answer, f"the batch size on a table {name}")) == right:
+            continue
+        hint = f"{size:g} is not one of its batch sizes; give a key of the table"
+        if size in halving:
+            hint = f"batch size {size:g} does it, but a smaller one does too"
+        elif size in times:
+            share = f"{times[size] / size / times[1]:.0%} of the time per sample of batch size 1"
+            hint = f"batch size {size:g} takes {share}; divide by the batch size"
+        raise NotYet(f"on a table {name}, {hint}")
+    here = f"On this machine LeNet-300-100 gets there at batch size {right}" if right else "Here none gets there"
     return f"{here}. A latency says nothing without its batch size."
 
 
@@ -94,24 +99,12 @@ def _tables():
     yield "measured here", {size: measure.latency(model, size, runs=30, seconds=0.1).median for size in sizes}
 
 
-def _halving(times):
-    return min((size for size, seconds in times.items() if seconds / size <= times[1] / 2), default=None)
-
-
-def _halving_hint(size, times):
-    if size not in times:
-        return f"{size:g} is not one of its batch sizes; give a key of the table"
-    share = times[size] / size / times[1]
-    if share <= 0.5:
-        return f"batch size {size:g} does it, but a smaller one does too"
-    return f"batch size {size:g} takes {share:.0%} of the time per sample of batch size 1; divide by the batch size"
-
-
-@exercise(
-    "00.told_apart", "Write a function that says whether two models, timed in turns, can be told apart.", points=3
-)
+@exercise("00.told_apart", points=3)
 def check_told_apart(told_apart: object) -> str:
-    """Check told_apart(a, b) -> whether the quartiles of a / b exclude 1."""
+    """Write a function that says whether two models, timed in turns, can be told apart.
+
+    They can if the quartiles of a / b exclude 1.
+    """
     for name, (a, b, apart, hint) in _timings().items():
         answers = [read_truth(call(told_apart, *pair), f"the answer for {name}") for pair in ((a, b), (b, a))]
         if answers[0] != answers[1]:
@@ -148,13 +141,9 @@ def _timings():
     }
 
 
-@exercise(
-    "00.pareto",
-    "Write a function that keeps the points of an accuracy-versus-size plot that no other one beats.",
-    points=3,
-)
+@exercise("00.pareto", points=3)
 def check_pareto(pareto: object) -> str:
-    """Check pareto(points) -> the (bytes, accuracy) that no other point beats, in any order."""
+    """Write a function that keeps the points of an accuracy-versus-size plot that no other one beats."""
     noise, low, high = np.random.default_rng(1), (10, 0.9), (99, 1)
     clouds = {
         "three points, one of them beaten": [(100, 0.98), (50, 0.97), (80, 0.96)],
@@ -166,7 +155,12 @@ def check_pareto(pareto: object) -> str:
         "no points": [],
     }
     for name, points in clouds.items():
-        answer, front = _as_points(require(call(pareto, points)), name), _front(points)
+        answer = call(pareto, points)
+        try:
+            answer = {(float(size), float(right)) for size, right in answer}
+        except (TypeError, ValueError) as error:
+            raise NotYet(f"for {name}, give a list of (bytes, accuracy) pairs; this is {describe(answer)}") from error
+        front = {(s, a) for s, a in points if not any(t <= s and b >= a and (t, b) != (s, a) for t, b in points)}
         if beaten := sorted(answer & set(points) - front):
             raise NotYet(f"for {name}, {beaten[0]} is kept, but another point is no larger and no less accurate")
         if missing := sorted(front - answer):
@@ -174,14 +168,3 @@ def check_pareto(pareto: object) -> str:
         if strange := sorted(answer - front):
             raise NotYet(f"for {name}, {strange[0]} is not one of the points given")
     return "What is left is all that anyone needs to choose from: every other point is beaten on both axes at once."
-
-
-def _as_points(points, name):
-    try:
-        return {(float(size), float(right)) for size, right in points}
-    except (TypeError, ValueError) as error:
-        raise NotYet(f"for {name}, give a list of (bytes, accuracy) pairs; this is {describe(points)}") from error
-
-
-def _front(points):
-    return {(s, a) for s, a in points if not any(t <= s and b >= a and (t, b) != (s, a) for t, b in points)}

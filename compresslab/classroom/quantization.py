@@ -4,35 +4,33 @@ import math
 
 import torch
 
-from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, require
+from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number
 
 _SLACK = 1 + 1e-4  # of half a step, for rounding in float32
 _NEAR = 1.1  # of the least squared error that a fine search finds
 _LENGTHS = (0, 1, 2, 3, 8, 97, 1000)
 
 
-@exercise("06.affine_grid", "Write a function that lays an affine grid over any tensor.", points=3)
+@exercise("06.affine_grid", points=3)
 def check_affine_grid(affine_grid: object) -> str:
-    """Check affine_grid(weight, bits) -> (codes, scale, zero_point)."""
+    """Write a function that lays an affine grid over any tensor."""
     for name, weight in _tensors().items():
         for bits in (2, 4, 8):
-            _check_grid(require(call(affine_grid, weight, bits)), name, weight, bits)
+            _check_grid(call(affine_grid, weight, bits), f"for {name} and {bits} bits", weight, bits)
     return (
         "A range that is made to hold 0 gives 0 a code of its own, which padding and pruned weights need; "
         "and a constant is a grid of one step."
     )
 
 
-def _check_grid(answer, name, weight, bits):
-    what = f"for {name} and {bits} bits"
+def _check_grid(answer, what, weight, bits):
     if not isinstance(answer, tuple) or len(answer) != 3:
         raise NotYet(f"{what} your function returns {describe(answer)}; return codes, scale and zero point")
     codes, scale, zero_point = answer
     scale, zero_point = read_number(scale, f"the scale {what}"), read_number(zero_point, f"the zero point {what}")
     if not isinstance(codes, torch.Tensor) or codes.shape != weight.shape:
-        raise NotYet(
-            f"{what} the codes are {describe(codes)}; give a tensor of the weight's shape, {tuple(weight.shape)}"
-        )
+        wanted = f"a tensor of the weight's shape, {tuple(weight.shape)}"
+        raise NotYet(f"{what} the codes are {describe(codes)}; give {wanted}")
     if scale <= 0:
         raise NotYet(f"{what} the scale is {scale:g}; it is a distance, above 0: what if all weights are equal?")
     codes, most = codes.double(), 2**bits - 1
@@ -66,21 +64,21 @@ def _tensors():
     }
 
 
-@exercise("06.pack_int4", "Write the two functions that pack 4-bit codes into bytes and bring them back.", points=2)
+@exercise("06.pack_int4", points=2)
 def check_pack_int4(answer: object) -> str:
-    """Check (pack, unpack): pack(codes) -> bytes; unpack(bytes, count) -> codes."""
+    """Write the two functions that pack 4-bit codes into bytes and bring them back."""
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise NotYet(f"give both functions, (pack, unpack); this is {describe(answer)}")
     pack, unpack = answer
     drawn = torch.Generator().manual_seed(0)
     for length in _LENGTHS:
         codes = torch.randint(0, 16, (length,), generator=drawn, dtype=torch.uint8)
-        packed = require(call(pack, codes))
+        packed = call(pack, codes)
         if not isinstance(packed, torch.Tensor) or packed.dtype != torch.uint8 or packed.dim() != 1:
             raise NotYet(f"pack returns {describe(packed)} for {length} codes; give a uint8 tensor of one dimension")
         if len(packed) != (length + 1) // 2:
             raise NotYet(f"{length} codes are {len(packed)} bytes after pack; {(length + 1) // 2} are enough")
-        back = call(unpack, packed, length)
+        back = call(unpack, packed, length, none_allowed=True)
         if not isinstance(back, torch.Tensor) or back.shape != codes.shape:
             raise NotYet(f"unpack returns {describe(back)} for {length} codes")
         if not torch.equal(back.to(torch.int64), codes.to(torch.int64)):
@@ -89,19 +87,22 @@ def check_pack_int4(answer: object) -> str:
     return "A width below a byte exists only where somebody packs it; a tensor's dtype does not."
 
 
-@exercise("06.best_scale", "Write a function that chooses the scale of a symmetric grid, outlier or not.", points=3)
+@exercise("06.best_scale", points=3)
 def check_best_scale(best_scale: object) -> str:
-    """Check best_scale(weight, bits) -> scale with about the least squared error."""
+    """Write a function that chooses the scale of a symmetric grid, outlier or not."""
     for name, weight in _weights().items():
         for bits in (2, 3, 4):
             what = f"for {name} and {bits} bits"
             scale = read_number(call(best_scale, weight, bits), f"the scale {what}")
             if scale <= 0:
                 raise NotYet(f"{what} the scale is {scale:g}; it is a distance, above 0")
-            error, least = _error(weight, scale, bits), _least(weight, bits)
+            widest = 1.05 * weight.abs().max().item() / (2 ** (bits - 1) - 1)
+            error = _error(weight, scale, bits)
+            least = min(_error(weight, widest * 0.99**step, bits) for step in range(600))  # of a fine search
             if error > _NEAR * least:
-                coarse = "is it worth reaching for the largest weight?"
-                hint = "is the grid too fine, so that much is cut off?" if _cuts(weight, scale, bits) else coarse
+                hint = "is it worth reaching for the largest weight?"
+                if math.isfinite(scale) and (weight.abs() > scale * 2 ** (bits - 1)).float().mean() > 0.1:
+                    hint = "is the grid too fine, so that much is cut off?"
                 raise NotYet(f"{what} the squared error is {error / least:.2f} times the least one; {hint}")
     return "One number decides how far apart all values lie; give up the outlier, and the others are heard again."
 
@@ -122,13 +123,3 @@ def _weights():
 def _error(weight, scale, bits):
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     return ((weight / scale).round().clamp(low, high) * scale - weight).square().mean().item()
-
-
-def _least(weight, bits):
-    widest = 1.05 * weight.abs().max().item() / (2 ** (bits - 1) - 1)
-    return min(_error(weight, widest * 0.99**step, bits) for step in range(600))
-
-
-def _cuts(weight, scale, bits):
-    """Return whether a tenth of the weights lie outside the grid."""
-    return math.isfinite(scale) and (weight.abs() > scale * 2 ** (bits - 1)).float().mean() > 0.1

@@ -20,40 +20,26 @@ _SHARE = 0.25  # of the dense bytes, in the challenge
 _POINT = 0.01  # by how much an allocation has to be better
 
 
-@exercise(
-    "07.ranking",
-    "Predict in which order the layers of lenet_5 are sensitive, and write a function that ranks.",
-    points=2,
-)
+@exercise("07.ranking", points=2)
 def check_ranking(answer: object) -> str:
-    """Check (predicted, ranking): ranking(model, split, sparsity) -> names of layers, the most sensitive first."""
+    """Predict in which order the layers of lenet_5 are sensitive, and write a function that ranks."""
     predicted, ranking = split_answer(answer, "(predicted, ranking)")
     predicted = _names(predicted, ["conv1", "conv2", "fc1", "fc2"], "your prediction")
-    for (network, data), split in _ranked():
-        model = models.pretrained(network, data)
-        drops = _drops(model, split)
-        where = f"{network} on {data}"
-        order = _names(require(call(ranking, model, split, _SPARSITY)), list(drops), f"the ranking of {where}")
+    for network, data in ((_NETWORK, "mnist"), (_NETWORK, "fashion_mnist"), ("lenet_5", "mnist")):  # all rank otherwise
+        model, split, where = models.pretrained(network, data), datasets.load(data).validation, f"{network} on {data}"
+        split, drops = split[:_IMAGES], {}  # layer -> fraction of the images lost when it alone is pruned
+        dense = measure.accuracy(model, split)
+        for name in layers.weight_layers(model):
+            drops[name] = dense - measure.accuracy(zero_pruning.prune(model, _SPARSITY, layers=[name]), split)
+        order = _names(call(ranking, model, split, _SPARSITY), list(drops), f"the ranking of {where}")
         right = sorted(drops, key=drops.get, reverse=True)
         if order != right:
-            raise NotYet(f"for {where} you say {' > '.join(order)}; {_order_hint(order, right, drops)}")
-        if network == "lenet_5":
-            hits, measured = sum(map(str.__eq__, predicted, right)), " > ".join(right)
-    places = f"your prediction had {hits} of 4 places right"
-    return f"For lenet_5 measured: {measured}; {places}. It is not the order of size."
-
-
-def _ranked():
-    """Yield (network, data set), split, on which rankings are tried; their orders differ."""
-    for network, data in ((_NETWORK, "mnist"), (_NETWORK, "fashion_mnist"), ("lenet_5", "mnist")):
-        yield (network, data), datasets.load(data).validation[:_IMAGES]
-
-
-def _drops(model, split):
-    """Return layer -> fraction of the images lost when it alone is pruned."""
-    dense = measure.accuracy(model, split)
-    pruned = {name: zero_pruning.prune(model, _SPARSITY, layers=[name]) for name in layers.weight_layers(model)}
-    return {name: dense - measure.accuracy(small, split) for name, small in pruned.items()}
+            wrong = next(name for name, measured in zip(order, right, strict=True) if name != measured)
+            alone = f"{wrong} alone loses {100 * drops[wrong]:.1f} points; measure each layer alone"
+            hint = "the most sensitive comes first" if order == right[::-1] else f"at {_SPARSITY:.0%} sparsity {alone}"
+            raise NotYet(f"for {where} you say {' > '.join(order)}; {hint}")
+    places = f"your prediction had {sum(map(str.__eq__, predicted, right))} of 4 places right"
+    return f"For lenet_5 measured: {' > '.join(right)}; {places}. It is not the order of size."
 
 
 def _names(answer, allowed, what):
@@ -63,39 +49,22 @@ def _names(answer, allowed, what):
     return list(answer)
 
 
-def _order_hint(order, right, drops):
-    if order == right[::-1]:
-        return "the most sensitive comes first"
-    wrong = next(name for name, measured in zip(order, right, strict=True) if name != measured)
-    return f"at {_SPARSITY:.0%} sparsity {wrong} alone loses {100 * drops[wrong]:.1f} points; measure each layer alone"
-
-
-@exercise(
-    "07.lamp", "Write LAMP's score: the square of a weight by the sum of all squares that are no smaller.", points=2
-)
+@exercise("07.lamp", points=2)
 def check_lamp(lamp: object) -> str:
-    """Check lamp(weight) -> scores in the shape of `weight`."""
-    for weight in _tensors():
-        scores = require(call(lamp, weight))
+    """Write LAMP's score: the square of a weight by the sum of all squares that are no smaller."""
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    for weight in (torch.tensor([[3.0, -1.0], [2.0, -5.0]]), draw(6), draw(5, 7), draw(4, 3, 3, 3)):
+        scores, shape = call(lamp, weight), tuple(weight.shape)
         if not isinstance(scores, torch.Tensor) or scores.shape != weight.shape:
-            raise NotYet(
-                f"for a weight of shape {tuple(weight.shape)} you return {describe(scores)}; give its shape back"
-            )
+            raise NotYet(f"for a weight of shape {shape} you return {describe(scores)}; give its shape back")
         wanted = _lamp(weight)
         if not torch.allclose(scores.double(), wanted, rtol=1e-3, atol=1e-9):
-            raise NotYet(_score_hint(scores.double(), wanted, weight.double()))
+            raise NotYet(_score_hint(scores.double(), wanted, weight.double().square()))
     by_size, by_score = _count_left_at_scales(lamp)
     return (
         f"Of two layers that differ a thousandfold in scale, 80% sparse together, |w| leaves {by_size} weights in the "
         f"second and your score {by_score}: the largest weight of each layer has score 1, the top of the ranking."
     )
-
-
-def _tensors():
-    """Return weights without ties, of one to four dimensions."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((6,), (5, 7), (4, 3, 3, 3))
-    return [torch.tensor([[3.0, -1.0], [2.0, -5.0]]), *(torch.randn(shape, generator=generator) for shape in shapes)]
 
 
 def _lamp(weight):
@@ -104,8 +73,7 @@ def _lamp(weight):
     return torch.stack([square / squares[squares >= square].sum() for square in squares]).reshape(weight.shape)
 
 
-def _score_hint(scores, wanted, weight):
-    squares = weight.square()
+def _score_hint(scores, wanted, squares):
     if torch.allclose(scores, squares / squares.sum(), rtol=1e-3):
         return "each square is divided by the sum of all; only those that are no smaller count, itself among them"
     if torch.allclose(scores.flatten().sort().values, wanted.flatten().sort().values, rtol=1e-3):
@@ -127,25 +95,18 @@ def _count_left_at_scales(lamp):
     return left
 
 
-@exercise(
-    "07.challenge",
-    "Give a sparsity for each layer of lenet_300_100, Fashion-MNIST, for 25% of the dense bytes.",
-    points=3,
-)
+@exercise("07.challenge", points=3)
 def check_challenge(shares: object) -> str:
-    """Check a dict of layer -> sparsity by measurement, without retraining."""
+    """Give a sparsity for each layer of lenet_300_100, Fashion-MNIST, for 25% of the dense bytes."""
     model, split = models.pretrained(_NETWORK, "fashion_mnist"), datasets.load("fashion_mnist").validation
     small = _pruned(model, shares)
     size, room = storage.file_bytes(small), int(_SHARE * measure.sizes(model).dense_bytes)
     if size > room:
         raise NotYet(f"the file has {size:,} bytes, and {room:,} are 25% of the dense ones; something has to go")
-    right, uniform = measure.accuracy(small, split), measure.accuracy(_uniform(model, room), split)
+    right, uniform, dense = (measure.accuracy(net, split) for net in (small, _uniform(model, room), model))
     if right < uniform + _POINT:
-        raise NotYet(
-            f"{right:.2%} right with {size:,} bytes, {uniform:.2%} by the same sparsity everywhere; "
-            f"be {100 * _POINT:g} point better: which layer is dear, and how many bytes does it have?"
-        )
-    dense = measure.accuracy(model, split)
+        hint = f"be {100 * _POINT:g} point better: which layer is dear, and how many bytes does it have?"
+        raise NotYet(f"{right:.2%} right with {size:,} bytes, {uniform:.2%} by the same sparsity everywhere; {hint}")
     return f"Score: {right:.2%} right in {size:,} bytes, not retrained; uniform {uniform:.2%}, dense {dense:.2%}."
 
 
@@ -178,31 +139,26 @@ def _pruned(model, shares):
     return small
 
 
-@exercise(
-    "07.break_greedy", "Give a budget (bytes) and an allocation that beats the greedy one: (budget, shares).", points=3
-)
+@exercise("07.break_greedy", points=3)
 def check_break_greedy(answer: object) -> str:
-    """Check (budget, shares): lenet_300_100, MNIST, one-shot; a point better than greedy, no larger a file."""
+    """Give a budget (bytes) and an allocation that beats the greedy one: (budget, shares)."""
     budget, shares = split_answer(answer, "(budget, shares)")
-    data, model = datasets.load("mnist"), models.pretrained(_NETWORK, "mnist")
+    split, model = datasets.load("mnist").validation, models.pretrained(_NETWORK, "mnist")
     better = _pruned(model, require(shares))
     try:
-        greedy = allocation.allocate(_scan(), read_number(budget, "the budget"))
+        usual = allocation.apply(model, allocation.allocate(_scan(), read_number(budget, "the budget")))
     except ValueError as error:
         raise NotYet(f"{error}") from error
-    usual = allocation.apply(model, greedy)
-    sizes = [storage.file_bytes(network) for network in (better, usual)]
-    if sizes[0] > sizes[1]:
-        raise NotYet(f"your file has {sizes[0]:,} bytes and the greedy one {sizes[1]:,}; it may not be larger")
-    mine, theirs = (measure.accuracy(network, data.validation) for network in (better, usual))
+    my_size, greedy_size = (storage.file_bytes(network) for network in (better, usual))
+    if my_size > greedy_size:
+        raise NotYet(f"your file has {my_size:,} bytes and the greedy one {greedy_size:,}; it may not be larger")
+    mine, theirs = (measure.accuracy(network, split) for network in (better, usual))
     if mine < theirs + _POINT:
-        raise NotYet(
-            f"{mine:.2%} against {theirs:.2%} by greedy, in {sizes[0]:,} and {sizes[1]:,} bytes; be a point better: "
-            "where do losses that were measured alone not add up?"
-        )
+        hint = "be a point better: where do losses that were measured alone not add up?"
+        raise NotYet(f"{mine:.2%} against {theirs:.2%} by greedy, in {my_size:,} and {greedy_size:,} bytes; {hint}")
     return (
-        f"{mine:.2%} against {theirs:.2%}, in {sizes[0]:,} and {sizes[1]:,} bytes. The scan measured layers alone, at "
-        "few values, and adding up is an assumption: the whole has to be measured."
+        f"{mine:.2%} against {theirs:.2%}, in {my_size:,} and {greedy_size:,} bytes. The scan measured layers alone, "
+        "at few values, and adding up is an assumption: the whole has to be measured."
     )
 
 

@@ -8,9 +8,9 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from compresslab.lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, RED, TEXT, dress, limit_ticks
+from compresslab.lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, RED, TEXT, dress
 from compresslab.techniques import Picture
 
 BINS = 81
@@ -41,7 +41,7 @@ def histogram(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     ax.set(xlim=(low, high), ylim=(0.7, 2 * max(counts.max(initial=0), 1)), yscale="log" if counts.any() else "linear")
     ax.set_xlabel(picture.axis or "value", fontsize=TEXT)
     ax.set_ylabel("count", fontsize=TEXT)
-    limit_ticks(ax.xaxis)
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # so that large labels do not touch
     return ax
 
 
@@ -86,7 +86,7 @@ def spectrum(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
         ax.set_yscale("log")
         ax.set_ylim(max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)
     ax.set_xlabel(picture.axis or "number", fontsize=TEXT)
-    limit_ticks(ax.xaxis)
+    ax.xaxis.set_major_locator(MaxNLocator(5))  # so that large labels do not touch
     return ax
 
 
@@ -118,7 +118,7 @@ def bars(picture: Picture, ax: Axes, limits: tuple | None = None) -> Axes:
     if picture.cut is not None:
         ax.axvline(picture.cut, color=RED, linewidth=2.5)
     ax.set_xlim(*(limits or (ends.min(initial=0), ends.max(initial=1e-12) * 1.08)))
-    limit_ticks(ax.xaxis, 6)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
     if limits == FRACTIONS:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel(picture.axis, fontsize=TEXT)

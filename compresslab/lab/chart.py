@@ -42,13 +42,10 @@ class Chart:
         """Draw everything anew.
 
         subject  the dense model: its accuracy and sizes
-        groups   list of (label, rows): the settings chosen, then each fair control
+        groups   list of (label, DataFrame of points): the settings chosen, then each fair control
         """
-        self._subject = subject
-        columns = ["accuracy", "file_bytes", "stage", "on_curve"]
-        self._groups = [(label, pd.DataFrame(rows, columns=columns)) for label, rows in groups]
-        points = pd.concat([frame for _, frame in self._groups])
-        dense = subject.sizes
+        self._subject, self._groups = subject, groups
+        points, dense = pd.concat([frame for _, frame in groups]), subject.sizes
         sizes = [dense.file_bytes, dense.dense_bytes, dense.dense_bytes / 60, *points["file_bytes"]]
         self._draw(sizes, [0.6, *points["accuracy"]])
 
@@ -95,8 +92,15 @@ class Chart:
         point = moving.retrained or moving.one_shot
         if moving.guess:
             artists += plots.guess(ax, *moving.guess)
-        if moving.one_shot and moving.trail:
-            artists += plots.trail(ax, moving.one_shot[0], [moving.one_shot[1], *moving.trail])
+        if moving.one_shot and moving.trail:  # accuracies during the retraining climb at one size
+            heights = [100 * accuracy for accuracy in (moving.one_shot[1], *moving.trail)]
+            places = [moving.one_shot[0]] * len(heights), heights
+            artists += ax.plot(*places, ".-", color=plots.BLUE, alpha=0.35, markersize=9, linewidth=1.5)
         if moving.retrained and moving.longer:
-            artists += plots.longer(ax, moving.retrained, *moving.longer)
+            size, accuracy, steps = moving.longer
+            (start, height), end = moving.retrained, 100 * accuracy
+            artists += ax.plot([start, size], [100 * height, end], ":", color=plots.BLUE, linewidth=2)
+            artists += ax.plot([size], [end], "D", color=plots.BLUE, markersize=10, markeredgecolor="white")
+            style = {"fontsize": plots.TEXT - 1, "color": plots.BLUE, "textcoords": "offset points"}
+            artists.append(ax.annotate(f"{steps} steps", (size, end), xytext=(10, 4), **style))
         return [*artists, *plots.point(ax, *point, hollow=not moving.retrained)] if point else artists

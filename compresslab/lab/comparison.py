@@ -33,7 +33,10 @@ def compare(
     """
     checks.choice("stage", stage, ("retrained", "one-shot"))
     if not sources:
-        sources = _list_techniques(journal, model, data, stage)
+        measured = {result.technique for result in _read(journal, model=model, data=data, stage=stage)}
+        if not (sources := [name for name in techniques.names() if name in measured]):
+            hint = "open a lab, or run a sweep"
+            raise ValueError(f"the journal holds nothing for model {model!r} and data {data!r}; {hint}")
     loaded = [_load(source, model, data, stage, journal) for source in sources]
     subjects = {_name_subjects(results) for _, results, _ in loaded} - {""}
     for label, results, _ in loaded:
@@ -64,14 +67,6 @@ def find_front(points: pd.DataFrame, same: float = 0.005) -> pd.DataFrame:
 def _read(journal, **where):
     opened = journal if isinstance(journal, journals.Journal) else journals.open(journal)
     return opened.results(**where)
-
-
-def _list_techniques(journal, model, data, stage):
-    """List the techniques of which the journal holds something for a model and data."""
-    measured = {result.technique for result in _read(journal, model=model, data=data, stage=stage)}
-    if names := [name for name in techniques.names() if name in measured]:
-        return names
-    raise ValueError(f"the journal holds nothing for model {model!r} and data {data!r}; open a lab, or run a sweep")
 
 
 def _load(source, model, data, stage, journal):

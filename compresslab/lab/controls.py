@@ -24,55 +24,65 @@ class Controls:
     """
 
     def __init__(self, technique: Technique, setting: dict):
-        check_setting(technique, setting)
         self._declared = {control.name: control for control in technique.controls}
         self._active = {}  # alternative -> name of the control in use
         self._lock = threading.Lock()
         self.on_change = lambda: None
+        self._check(setting)
         self.widgets = {name: make_widget(control, setting.get(name)) for name, control in self._declared.items()}
         for name, control in self._declared.items():
             if control.alternative and (control.alternative not in self._active or name in setting):
                 self._active[control.alternative] = name
             self.widgets[name].observe(partial(self._handle_move, name), "value")
-        used = [name for name in self.widgets if self.in_use(name)]
+        used = list(self.values())
         self.moved = next((name for name in used if makes_curve(self._declared[name])), next(iter(used), None))
         self._dim()
-
-    def in_use(self, name: str) -> bool:
-        """Return whether a control takes part; False while an alternative to it does."""
-        alternative = self._declared[name].alternative
-        return not alternative or self._active[alternative] == name
 
     def values(self) -> dict:
         """Return name -> value of the controls in use: the setting of the technique's function."""
         with self._lock:
-            return {name: drop_dust(widget.value) for name, widget in self.widgets.items() if self.in_use(name)}
+            return {name: drop_dust(widget.value) for name, widget in self.widgets.items() if self._is_used(name)}
+
+    def _check(self, setting):
+        """Raise ValueError unless the setting fits the controls, with one of each alternative at most."""
+        used = {}  # alternative -> name
+        for name, value in setting.items():
+            checks.choice("setting", name, self._declared)
+            control = self._declared[name]
+            if control.choices:
+                checks.choice(name, value, control.choices)
+            elif not isinstance(control.default, bool):
+                checks.real(name, value, control.low, control.high)
+            if control.alternative and used.setdefault(control.alternative, name) != name:
+                raise ValueError(f"setting has both {used[control.alternative]} and {name}; give one of them")
+
+    def _is_used(self, name):
+        return self._active.get(self._declared[name].alternative, name) == name
 
     def _handle_move(self, name, change):
         if drop_dust(change["new"]) == drop_dust(change["old"]):  # a browser's own rounding, not a hand
             return
+        alternative, emptied = self._declared[name].alternative, change["new"] is None
         with self._lock:
-            if makes_curve(self._declared[name]) and change["new"] is not None:
+            if makes_curve(self._declared[name]) and not emptied:
                 self.moved = name
-            if self._declared[name].alternative:
-                self._choose_alternative(name, change["new"] is None)
+            if alternative and not emptied:
+                self._active[alternative] = name
+            elif alternative and self._active[alternative] == name:  # emptied: the first of the others is used
+                rivals = [rival for rival, control in self._declared.items() if control.alternative == alternative]
+                self._active[alternative] = next((rival for rival in rivals if rival != name), name)
         self._dim()
         self.on_change()
-
-    def _choose_alternative(self, name, emptied):
-        """Use a control instead of its alternatives, or the first of them if emptied."""
-        alternative = self._declared[name].alternative
-        rivals = [rival for rival, control in self._declared.items() if control.alternative == alternative]
-        if not emptied:
-            self._active[alternative] = name
-        elif self._active[alternative] == name:
-            self._active[alternative] = next((rival for rival in rivals if rival != name), name)
 
     def _dim(self):
         """Dim the controls out of use; empty their choosers, to be used again."""
         for name, widget in self.widgets.items():
-            (widget.remove_class if self.in_use(name) else widget.add_class)(UNUSED)
-            if not self.in_use(name) and isinstance(widget, widgets.Dropdown) and self._declared[name].default is None:
+            (widget.remove_class if self._is_used(name) else widget.add_class)(UNUSED)
+            if (
+                not self._is_used(name)
+                and isinstance(widget, widgets.Dropdown)
+                and self._declared[name].default is None
+            ):
                 widget.value = None
 
 
@@ -107,18 +117,3 @@ def choose_readout(control: Control) -> str:
 def drop_dust(value: object) -> object:
     """Return a slider's value without the dust of binary fractions: 0.7 for 0.7000000000000001."""
     return round(value, 10) if isinstance(value, float) else value
-
-
-def check_setting(technique: Technique, setting: dict) -> None:
-    """Raise ValueError unless `setting` (name -> value) fits the technique's controls."""
-    declared = {control.name: control for control in technique.controls}
-    used = {}  # alternative -> name
-    for name, value in setting.items():
-        checks.choice("setting", name, declared)
-        control = declared[name]
-        if control.choices:
-            checks.choice(name, value, control.choices)
-        elif not isinstance(control.default, bool):
-            checks.real(name, value, control.low, control.high)
-        if control.alternative and used.setdefault(control.alternative, name) != name:
-            raise ValueError(f"setting has both {used[control.alternative]} and {name}; give one of them")

@@ -30,18 +30,15 @@ class Gallery:
         self.panels = {}
         self._chart, self._shown, self._limits, self._waiting = chart, {}, {}, []
 
-    def empty(self) -> None:
-        """Close all pictures; the next ones keep the limits."""
+    def empty(self, forget_limits: bool = False) -> None:
+        """Close all pictures; for another model, forget the limits too."""
         self.arrange([])
         for panel in self.panels.values():
             close_widgets(panel.widget)
             panel.release()
         self.panels, self._shown = {}, {}
-
-    def reset(self) -> None:
-        """Close all pictures, and choose the limits anew: for another model."""
-        self.empty()
-        self._limits = {}
+        if forget_limits:
+            self._limits = {}
 
     def arrange(self, names: list) -> None:
         """Make room for the pictures of these names, in this order; nothing waits any more."""
@@ -55,10 +52,13 @@ class Gallery:
     def show(self, pictures: list[Picture]) -> None:
         """Move the cuts of pictures whose values stay; the others wait for `draw_next`."""
         for picture in pictures:
-            if not self._is_shown(picture):
+            shown, moves = self._shown.get(picture.name), picture.kind in MOVING
+            fields = ("kind", "title", "labels") if moves else ("kind", "title", "labels", "cut")
+            same = shown is not None and all(getattr(shown, name) == getattr(picture, name) for name in fields)
+            if not same or not np.array_equal(shown.values, picture.values):
                 self._waiting.append(picture)
                 continue
-            if picture.kind in MOVING:
+            if moves:
                 self.panels[picture.name].move(partial(anatomy.cut, picture))
             self._note_shown(picture)
 
@@ -76,10 +76,3 @@ class Gallery:
     def _note_shown(self, picture):
         self.panels[picture.name].say(picture.caption or picture.title)
         self._shown[picture.name] = picture
-
-    def _is_shown(self, picture):
-        """Return whether these values are on the page; a cut that moves may differ."""
-        shown = self._shown.get(picture.name)
-        names = ("kind", "title", "labels") if picture.kind in MOVING else ("kind", "title", "labels", "cut")
-        same = shown is not None and all(getattr(shown, name) == getattr(picture, name) for name in names)
-        return same and np.array_equal(shown.values, picture.values)

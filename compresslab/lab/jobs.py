@@ -75,8 +75,13 @@ def report(lab, choice: Choice) -> Iterator:
         yield
         dense = measures.accuracy_interval(subject.model, subject.data.test)
     _show_point(lab, choice)
-    trial = words.describe_trial(lab.measurements.technique, choice)
-    lab.view.note.value = words.describe_test(trial, compressed, dense, len(subject.data.test))
+    trial = html.escape(words.describe_trial(lab.measurements.technique, choice))
+    point, baseline = (
+        f"{interval.accuracy:.2%} (95% interval {interval.low:.2%} to {interval.high:.2%})"
+        for interval in (compressed, dense)
+    )
+    images = f"{len(subject.data.test):,} images"
+    lab.view.note.value = f"<b>Test</b> ({images}, {trial}): {point}; dense {baseline}."
     lab.settle(choice)
 
 
@@ -134,19 +139,21 @@ def fill(lab, choice: Choice, missing: Choice) -> Iterator:
 
 def _open(lab, choice):
     """Load what a choice needs; a new chart begins with the journal's points."""
-    view = lab.view
+    view, measurements = lab.view, lab.measurements
     if view.opened == choice.conditions:
         return
     view.note.value = ""
     try:
-        lab.measurements.subject(choice)
+        measurements.subject(choice)
     except Exception:
-        view.blank()
+        view.empty(forget_limits=True)
+        view.chart.panel.blank()
+        view.chart.panel.say("Nothing is measured yet.")
         raise
     yield
-    lab.measurements.recall(choice)
+    measurements.recall(choice)
     if view.opened is None or view.opened[:2] != (choice.model, choice.data):
-        view.reset()
+        view.empty(forget_limits=True)
     view.chart.show_point()
     view.opened = choice.conditions
     view.draw_chart(choice)

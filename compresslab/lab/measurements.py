@@ -4,7 +4,6 @@ A point is measured by `sweep.stages`, so that a curve drawn by hand and one mad
 """
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -88,7 +87,7 @@ class Measurements:
         self._subjects, self._blanks = {}, {}
         self._points = {}  # conditions of a chart -> {key: Result}, from the journal and measured here
         self._results, self._chosen, self._hidden = {}, (), set()  # on the page: key -> Result, keys, keys
-        self._models = OrderedDict()  # key -> measured model, the newest at the end
+        self._models = {}  # key -> measured model, the newest at the end
 
     def subject(self, choice: Choice) -> Subject:
         """Return the model and data of a choice, loaded and measured the first time."""
@@ -160,24 +159,23 @@ class Measurements:
         for stage in {"one-shot", choice.last_stage}:
             self.points(choice).update(self._read_journal(choice, stage, seed=choice.seed))
 
-    def along(self, choice: Choice) -> dict[str, Result]:
-        """Return the known points, by key, that differ from a choice in its control alone."""
+    def along(self, choice: Choice, points: dict | None = None) -> dict[str, Result]:
+        """Return the points (None: all known), by key, that differ in a choice's control alone."""
+        points = self.points(choice).copy() if points is None else points
         rest = self._drop_control(choice, choice.setting)
-        points = self.points(choice).copy().items()
-        return {key: result for key, result in points if rest == self._drop_control(choice, result.setting)}
+        return {key: result for key, result in points.items() if rest == self._drop_control(choice, result.setting)}
 
     def family(self, choice: Choice) -> list[Result]:
         """Return the points along a choice's control, with every seed in the journal."""
-        stage, rest = choice.last_stage, self._drop_control(choice, choice.setting)
-        points = self._read_journal(choice, stage)
+        points = self._read_journal(choice, choice.last_stage)
         for known in list(self._points.values()):  # what a journal that failed has lost
-            points |= self._select(known.copy(), choice, stage)
-        return [result for result in points.values() if rest == self._drop_control(choice, result.setting)]
+            points |= self._select(known.copy(), choice, choice.last_stage)
+        return list(self.along(choice, points).values())
 
-    def chart(self, choice: Choice) -> list[tuple[str, list[tuple]]]:
-        """Return (label, rows) of the technique's points and of each ticked fair control's.
+    def chart(self, choice: Choice) -> list[tuple[str, pd.DataFrame]]:
+        """Return (label, points) of the technique's points and of each ticked fair control's.
 
-        A row is (accuracy, file_bytes, stage, whether the point is on the curve through the choice).
+        The columns are accuracy, file_bytes, stage and on_curve, whether the point is on the curve through the choice.
         """
         curve, points = self.along(choice), self.points(choice).copy()
         fair = {label: self.along(self.fair(choice, label)) for label in self.technique.fair_controls}
@@ -185,8 +183,14 @@ class Measurements:
         for label, in_fair in fair.items():
             for key in in_fair.keys() if label in choice.compare else in_fair.keys() - curve.keys():
                 points.pop(key, None)
-        groups = [("", points, curve), *((label, fair[label], fair[label]) for label in choice.compare)]
-        return [(label, self._make_rows(points, curve)) for label, points, curve in groups]
+        frames = []
+        for label, group in [("", points), *((label, fair[label]) for label in choice.compare)]:
+            visible = [(key, point) for key, point in group.items() if key not in self._hidden]
+            rows = [
+                (point.accuracy, point.file_bytes, point.stage, bool(label) or key in curve) for key, point in visible
+            ]
+            frames.append((label, pd.DataFrame(rows, columns=["accuracy", "file_bytes", "stage", "on_curve"])))
+        return frames
 
     def missing(self, choice: Choice, longer: bool = False) -> Choice | None:
         """Return the next point that the chart lacks, with `longer` also the longer training."""
@@ -268,10 +272,6 @@ class Measurements:
         gap = find_widest_gap(control, [(point.setting[control.name], point.file_bytes) for point in points])
         return [choice.at(**{control.name: setting}) for setting in (*settings, gap) if setting is not None]
 
-    def _make_rows(self, points, curve):
-        visible = ((key, point) for key, point in points.items() if key not in self._hidden)
-        return [(point.accuracy, point.file_bytes, point.stage, key in curve) for key, point in visible]
-
     def _drop_control(self, choice, setting):
         """Split a complete setting: whether it has the curve's control, and the rest."""
         rest = trial.complete_setting(self.technique, setting)
@@ -280,14 +280,10 @@ class Measurements:
     def _keep(self, key, model):
         """Keep a measured model without its gradients; let the oldest go for room."""
         model.zero_grad(set_to_none=True)
-        self._models[key] = model
-        self._models.move_to_end(key)
-        while len(self._models) > 1 and sum(map(_count_bytes, self._models.values())) > MODEL_ROOM:
-            self._models.popitem(last=False)
-
-
-def _count_bytes(model):
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
+        self._models = {name: old for name, old in self._models.items() if name != key} | {key: model}
+        sizes = {name: sum(tensor.nbytes for tensor in old.state_dict().values()) for name, old in self._models.items()}
+        while len(self._models) > 1 and sum(sizes[name] for name in self._models) > MODEL_ROOM:
+            del self._models[next(iter(self._models))]
 
 
 def _catch_warnings(events, messages):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 GREY, LIGHT = "#555555", "#BBBBBB"
@@ -155,20 +155,6 @@ def point(ax: Axes, file_bytes: float, accuracy: float, color=BLUE, marker="o", 
     return [*halo, *ax.plot(*place, marker, color=color, markerfacecolor=face, markersize=13, markeredgewidth=2)]
 
 
-def trail(ax: Axes, file_bytes: float, accuracies: list, color=BLUE) -> list[Artist]:
-    """Draw accuracies during the retraining as faint dots climbing at one size; return the artists."""
-    places = [file_bytes] * len(accuracies), [100 * accuracy for accuracy in accuracies]
-    return ax.plot(*places, ".-", color=color, alpha=0.35, markersize=9, linewidth=1.5)
-
-
-def longer(ax: Axes, start: tuple, file_bytes: float, accuracy: float, steps: int, color=BLUE) -> list[Artist]:
-    """Draw where a point moves with more training steps; return the artists."""
-    line = ax.plot([start[0], file_bytes], [100 * start[1], 100 * accuracy], ":", color=color, linewidth=2)
-    end = ax.plot([file_bytes], [100 * accuracy], "D", color=color, markersize=10, markeredgecolor="white")
-    style = {"xytext": (10, 4), "textcoords": "offset points", "fontsize": TEXT - 1, "color": color}
-    return [*line, *end, ax.annotate(f"{steps} steps", (file_bytes, 100 * accuracy), **style)]
-
-
 def guess(ax: Axes, accuracy: float, file_bytes: float | None = None) -> list[Artist]:
     """Draw a guess: a star, or a line without a size; return the artists."""
     if file_bytes is None:
@@ -186,8 +172,3 @@ def dress(ax: Axes, title: str = "") -> Axes:
     if title:
         ax.set_title(title, fontsize=TEXT + 1, loc="left")
     return ax
-
-
-def limit_ticks(axis, most: int = 5) -> None:
-    """Set at most `most` ticks on an axis, so that large labels do not touch."""
-    axis.set_major_locator(MaxNLocator(most))

@@ -41,7 +41,11 @@ def write_code(technique: Technique, choice: Choice, result: journal.Result) -> 
         lines += [f"    small = recipe.apply(model, data, seed={result.seed}, bar=False)"]
     else:
         lines += [] if _is_packaged(technique) else ["technique = ...  # your Technique"]
-        lines += ["with cl.train.threads(1):", f"    small = {_write_call(technique, result)}"]
+        # The call of the technique's function, as the sweep makes it.
+        name = f"cl.{technique.name}.{technique.apply.__name__}" if _is_packaged(technique) else "technique.apply"
+        setting = ({"seed": result.seed} if trial.takes_seed(technique) else {}) | result.setting
+        images = f"data.train.images[:{technique.calibration}], " if technique.calibration else ""
+        lines += ["with cl.train.threads(1):", f"    small = {name}(model, {images}{_write_keywords(setting)})"]
         lines += _write_training(technique, result) if result.steps else []
     lines += ["    print(cl.measure.accuracy(small, data.validation), cl.storage.file_bytes(small))"]
     return "\n".join(lines)
@@ -50,14 +54,6 @@ def write_code(technique: Technique, choice: Choice, result: journal.Result) -> 
 def _is_packaged(technique):
     """Return whether the technique is the package's own, which its name finds again."""
     return technique.name in techniques.names() and techniques.get(technique.name) is technique
-
-
-def _write_call(technique, result):
-    """Return the call of the technique's function, as the sweep makes it."""
-    function = f"cl.{technique.name}.{technique.apply.__name__}" if _is_packaged(technique) else "technique.apply"
-    setting = ({"seed": result.seed} if trial.takes_seed(technique) else {}) | result.setting
-    images = f"data.train.images[:{technique.calibration}], " if technique.calibration else ""
-    return f"{function}(model, {images}{_write_keywords(setting)})"
 
 
 def _write_training(technique, result):

@@ -172,25 +172,18 @@ class View:
         self.ledger.value, self.weighed = size_table.make_table(sizes, title, dense_bytes), choice
         self.gallery.show([size_table.make_picture(sizes)])
 
-    def empty(self) -> None:
-        """Take off the page the point, its ledger, its pictures and the note."""
+    def empty(self, forget_limits: bool = False) -> None:
+        """Take off the page the point, its ledger, its pictures and the note.
+
+        forget_limits  also the limits of the pictures: for another model or other data
+        """
         self.ledger.value, self.note.value, self.weighed = "", "", None
         self.progress.value = 0
-        self.gallery.empty()
+        self.gallery.empty(forget_limits)
         self.chart.show_point()
-
-    def reset(self) -> None:
-        """Empty the page, with new limits of its pictures: for another model or other data."""
-        self.empty()
-        self.gallery.reset()
-        self.chart.reset()
-        self.opened = None
-
-    def blank(self) -> None:
-        """Show an empty page for a network that could not be loaded."""
-        self.reset()
-        self.chart.panel.blank()
-        self.chart.panel.say("Nothing is measured yet.")
+        if forget_limits:
+            self.chart.reset()
+            self.opened = None
 
     def release(self) -> None:
         """Let go of all pictures; nothing is drawn any more."""

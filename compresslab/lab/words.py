@@ -1,7 +1,5 @@
 """Numbers in words, for the status line and the captions: percent, KiB, times smaller."""
 
-import html
-
 from compresslab.experiments.journal import Result
 from compresslab.lab.settings import makes_curve
 from compresslab.techniques import Control, Technique
@@ -61,15 +59,6 @@ def describe_chart(subject, result: Result | None) -> str:
         size = format_size(result.file_bytes, subject.sizes.dense_bytes)
         text += f"; chosen point: {result.accuracy:.2%}, {size}"
     return f"{text}."
-
-
-def describe_test(trial_words: str, compressed, dense, images: int) -> str:
-    """Return the chosen point's and the dense model's intervals on the test images, as HTML."""
-    point, baseline = (
-        f"{interval.accuracy:.2%} (95% interval {interval.low:.2%} to {interval.high:.2%})"
-        for interval in (compressed, dense)
-    )
-    return f"<b>Test</b> ({images:,} images, {html.escape(trial_words)}): {point}; dense {baseline}."
 
 
 def describe_error(problem: BaseException) -> str:

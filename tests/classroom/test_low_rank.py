@@ -221,7 +221,7 @@ WRONG = {
         (lambda weight, inputs, rank: weight, "two things, (left, right)"),
         (lambda weight, inputs, rank: (weight[:, :rank], weight[:rank] / 0), "not finite"),
         (lambda weight, inputs, rank: (weight[:, :rank] * 0, weight[:rank]), "worse than the plain"),
-        (lambda weight, inputs, rank: (1, 2), "should be tensors"),
+        (lambda weight, inputs, rank: (1, 2), "should return tensors"),
     ],
 }
 

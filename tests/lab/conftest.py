@@ -6,6 +6,7 @@ from torch import nn
 
 import compresslab as cl
 from compresslab import techniques
+from compresslab.lab import canvas
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,13 @@ def open_lab(technique, tiny_model, tiny_data):
     yield open_one
     for lab in opened:
         lab.close()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the drawing, which takes most of the time, in tests that say nothing about pictures."""
+    for name in ("draw", "move"):
+        monkeypatch.setattr(canvas.Panel, name, lambda panel, *arguments, **options: None)
 
 
 def until(condition, seconds=30):

@@ -160,12 +160,14 @@ def test_another_network_takes_the_page_of_the_first_with_it(open_lab, tiny_data
     assert len(lab.view.gallery.widget.children) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_ledger_and_report_name_steps_and_seed(open_lab):
     lab = open_lab(threads=False, steps=8, seed=3)
     lab.buttons["report on test"].click()
     assert "8 steps, seed 3" in lab.view.note.value and "8 steps, seed 3" in lab.view.ledger.value
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_precision_is_on_the_page_and_in_the_journal(open_lab):
     lab = open_lab(threads=False, journal="j.sqlite")
     (kept,) = cl.journal.open("j.sqlite").results(stage="retrained")

@@ -73,6 +73,7 @@ def test_several_seeds_have_a_band_and_the_front_lies_under_all(ax):
     assert not lines(cl.lab.compare(seeds, front=False, ax=Figure().add_subplot()), "Pareto front")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_lab_gives_the_curve_of_its_slider_with_every_seed_of_the_journal(open_lab, ax):
     lab = open_lab(threads=False)
     for seed, share in ((0, 0.2), (0, 0.9), (1, 0.2)):
@@ -89,6 +90,7 @@ def test_a_lab_gives_the_curve_of_its_slider_with_every_seed_of_the_journal(open
     assert lines(ax, "zero") and [one for one in ax.lines if one.get_label().startswith("dense ")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_labs_of_one_technique_are_told_apart_by_their_settings(open_lab, ax):
     first, second = open_lab(threads=False), open_lab(threads=False, setting={"at_random": True})
     cl.lab.compare(first, second, ax=ax)

@@ -46,7 +46,7 @@ def pictures(lab):
 
 def test_a_lab_is_shown_by_ipython_and_measures_its_first_setting(open_lab):
     lab = open_lab()
-    assert lab.wait(20) is True
+    assert lab.wait(60) is True
     assert "application/vnd.jupyter.widget-view+json" in lab._repr_mimebundle_()
     assert lab.error is None
     last = lab.results.iloc[-1]
@@ -63,46 +63,50 @@ def test_its_controls_are_named_as_the_parameters(open_lab):
     assert isinstance(lab.controls["at_random"], widgets.Checkbox)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_point_is_the_one_a_sweep_measures(open_lab, technique, tiny_model, tiny_data):
     lab = open_lab(setting={"share": 0.8}, seed=3)
-    assert lab.wait(20)
+    assert lab.wait(60)
     settings = [{"share": 0.8}]
     (swept,) = cl.sweep.run(technique, tiny_model, tiny_data, settings, steps=8, seed=3, journal=False, bar=False)
     last = lab.results.iloc[-1]
     assert (last["accuracy"], last["file_bytes"], last["key"]) == (swept.accuracy, swept.file_bytes, swept.key)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_point_does_not_depend_on_the_way_the_slider_came(open_lab):
     first = open_lab(setting={"share": 0.8}, journal="a.sqlite")
-    assert first.wait(20)
+    assert first.wait(60)
     wandering = open_lab(journal="b.sqlite", compare=("random",))
     for value in (0.1, 0.95, 0.3, 0.8):
         wandering.controls["share"].value = value
         time.sleep(0.01)
-    assert wandering.wait(20)
+    assert wandering.wait(60)
     columns = ["share", "stage", "accuracy", "file_bytes"]
     pd.testing.assert_frame_equal(
         wandering.results.tail(2)[columns].reset_index(drop=True), first.results.tail(2)[columns].reset_index(drop=True)
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_threads_the_same_numbers_come_inside_the_callback(open_lab, tiny_model):
     threaded, direct = open_lab(journal="a.sqlite"), open_lab(journal="b.sqlite", threads=False)
     for lab in (threaded, direct):
         lab.controls["share"].value = 0.9
         lab.controls["share"].value = 0.7
     assert direct.wait(0) is True
-    assert threaded.wait(20) is True
+    assert threaded.wait(60) is True
     assert threaded.results.iloc[-1]["accuracy"] == direct.results.iloc[-1]["accuracy"]
     assert set(direct.results["share"]) == {0.5, 0.9, 0.7}
     assert "csr" in direct.view.ledger.value.lower()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_last_row_is_the_point_that_is_drawn(open_lab):
     lab = open_lab()
     for value in (0.9, 0.2, 0.9):
         lab.controls["share"].value = value
-        assert lab.wait(20)
+        assert lab.wait(60)
         last = lab.results.iloc[-1]
         assert last["share"] == value
         assert lab.view.chart.moving.retrained == (last["file_bytes"], last["accuracy"])
@@ -121,6 +125,7 @@ def test_every_control_works_at_both_ends(open_lab):
     assert lab.results["share"].dropna().isin([0.0, 1.0, 0.5]).all()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_of_alternatives_the_one_moved_last_counts_and_the_other_is_dimmed(open_lab):
     lab = open_lab(threads=False)
     assert UNUSED in lab.controls["limit"]._dom_classes
@@ -150,6 +155,7 @@ KINDS = techniques.Technique(
 )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_chooser_among_alternatives_is_empty_until_it_is_used(open_lab):
     lab = open_lab(KINDS, threads=False)
     assert lab.controls["kind"].value is None
@@ -164,6 +170,7 @@ def test_a_chooser_among_alternatives_is_empty_until_it_is_used(open_lab):
     assert lab.error is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_anatomy_that_takes_the_data_is_given_it(open_lab, technique, tiny_data):
     given = []
 
@@ -185,6 +192,7 @@ def distance(model, compressed, split, setting, seed):
     return split[: len(split) // 2], loss
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_code_reproduces_a_training_of_ones_own(open_lab, technique, tiny_model, tiny_data, capsys):
     own = replace(technique, training=distance, steps=17)
     lab = open_lab(own, steps=None, threads=False, setting={"share": 0.8}, seed=2)
@@ -229,33 +237,35 @@ def test_an_own_model_is_listed_beside_the_packaged_ones(open_lab):
 def test_an_error_is_shown_in_words_and_the_next_good_setting_clears_it(open_lab):
     lab = open_lab()
     lab.controls["share"].value = 0.75
-    assert lab.wait(20) is False
+    assert lab.wait(60) is False
     assert lab.error == "share is 0.75, which this technique cannot do"
     assert lab.error in text(lab)
     lab.controls["share"].value = 0.7
-    assert lab.wait(20) is True
+    assert lab.wait(60) is True
     assert lab.error is None
     assert "share 70%" in text(lab)
 
 
 def test_a_model_that_does_not_take_the_images_is_an_error_in_words(open_lab):
     lab = open_lab(model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(5, 3)))
-    assert lab.wait(20) is False
+    assert lab.wait(60) is False
     assert "(" in lab.error
     assert "images" in lab.error
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_setting_of_the_curve_that_fails_is_left_out_and_said(open_lab):
     lab = open_lab(setting={"share": 0.7})
-    assert lab.wait(20)
+    assert lab.wait(60)
     until(lambda: "lacks" in lab.view.note.value)
     assert "share 75%" in lab.view.note.value
     assert lab.error is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_idle_time_fills_in_the_curve_and_the_chosen_point_stays_last(open_lab):
     lab = open_lab()
-    assert lab.wait(20)
+    assert lab.wait(60)
     until(lambda: len(lab.results) >= 20)
     results = lab.results
     assert len(results) >= 20
@@ -263,6 +273,7 @@ def test_idle_time_fills_in_the_curve_and_the_chosen_point_stays_last(open_lab):
     assert results.iloc[-1]["share"] == 0.5
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_whole_curve_goes_from_one_end_to_the_other(open_lab, technique):
     lab = open_lab(threads=False, setting={"limit": 0.1}, steps=2)
     assert not lab.curve_is_complete
@@ -275,6 +286,7 @@ def test_whole_curve_goes_from_one_end_to_the_other(open_lab, technique):
     assert lab.results.iloc[-1]["limit"] == 0.1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_curve_of_a_journal_is_there_when_a_lab_is_opened_again(open_lab):
     first = open_lab(threads=False, journal="j.sqlite")
     first.buttons["whole curve"].click()
@@ -287,11 +299,12 @@ def test_the_curve_of_a_journal_is_there_when_a_lab_is_opened_again(open_lab):
     assert row["created"] == created.get(row["key"], row["created"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_setting_in_the_journal_is_not_trained_again(open_lab):
     first = open_lab(journal="j.sqlite")
-    assert first.wait(20)
+    assert first.wait(60)
     again = open_lab(journal="j.sqlite", steps=8)
-    assert again.wait(20)
+    assert again.wait(60)
     assert again.results.iloc[-1]["created"] == first.results.iloc[-1]["created"]
     assert again.view.chart.moving.one_shot is not None
 
@@ -307,9 +320,10 @@ def test_fair_control_is_measured_at_the_same_setting_after_the_point(open_lab):
     assert "compare=('random',)" in lab.state
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pause_step_resume(open_lab):
     lab = open_lab(steps=30)
-    assert lab.wait(20)
+    assert lab.wait(60)
     lab.buttons["pause"].click()
     lab.controls["share"].value = 0.9
     until(lambda: lab.view.chart.moving.one_shot is not None)
@@ -319,10 +333,11 @@ def test_pause_step_resume(open_lab):
     lab.buttons["step"].click()
     assert lab.wait(0.2) is False
     lab.buttons["resume"].click()
-    assert lab.wait(20) is True
+    assert lab.wait(60) is True
     assert lab.results.iloc[-1]["share"] == 0.9
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_steps_zero_ends_with_the_one_shot_point(open_lab):
     lab = open_lab(threads=False)
     lab.controls["steps"].value = 0
@@ -332,6 +347,7 @@ def test_steps_zero_ends_with_the_one_shot_point(open_lab):
     assert "KiB" in text(lab)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_state_reopens_the_lab(open_lab, technique, tiny_model, tiny_data):
     lab = open_lab(threads=False, setting={"limit": 0.2, "at_random": True}, steps=7, seed=5, journal="j.sqlite")
     lab.controls["mode"].value = "both"
@@ -340,13 +356,14 @@ def test_state_reopens_the_lab(open_lab, technique, tiny_model, tiny_data):
     again = eval(lab.state, names)  # noqa: S307 - the line is meant to be run
     try:
         assert again.state == lab.state
-        assert again.wait(20)
+        assert again.wait(60)
         measured = ["limit", "accuracy", "file_bytes"]
         assert again.results.iloc[-1][measured].equals(lab.results.iloc[-1][measured])
     finally:
         again.close()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_code_reproduces_the_point(open_lab, technique, tiny_model, tiny_data, capsys):
     lab = open_lab(threads=False, setting={"share": 0.8}, seed=2)
     measured = run_code(lab, technique, tiny_model, tiny_data, capsys)
@@ -363,6 +380,7 @@ def run_code(lab, technique, tiny_model, tiny_data, capsys):
     return float(accuracy), int(size)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_show_the_code_opens_and_closes(open_lab):
     lab = open_lab(threads=False)
     lab.buttons["show the code"].click()
@@ -374,6 +392,7 @@ def test_show_the_code_opens_and_closes(open_lab):
     assert lab.view.code.layout.display == "none"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_export_writes_a_file_and_never_over_an_older_one(open_lab, tmp_path):
     lab = open_lab(threads=False)
     lab.buttons["export CSV"].click()
@@ -386,6 +405,7 @@ def test_export_writes_a_file_and_never_over_an_older_one(open_lab, tmp_path):
     assert pd.read_csv(io.BytesIO(base64.b64decode(packed))).equals(second)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_that_cannot_be_written_is_an_error_in_words(open_lab, tmp_path, monkeypatch):
     lab = open_lab(threads=False)
     gone = tmp_path / "gone"
@@ -410,6 +430,7 @@ def test_clear_empties_the_lab_but_not_the_journal_and_can_be_undone(open_lab):
     assert (pixels(chart(lab)) == shown).all()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_after_clear_new_points_come_and_undo_keeps_them(open_lab):
     lab = open_lab(threads=False)
     lab.buttons["clear"].click()
@@ -438,6 +459,7 @@ def test_a_locked_guess_is_drawn_and_compared_with_the_measurement(open_lab):
     assert "guess" not in text(lab)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_shows_the_test_images_with_an_interval(open_lab, tiny_data):
     lab = open_lab(threads=False, setting={"share": 0.8})
     assert "est" not in lab.view.note.value
@@ -459,6 +481,7 @@ def test_a_technique_without_controls_or_pictures_still_has_a_lab(tiny_model, ti
     assert lab.error is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_setting_with_its_warning_is_said(open_lab):
     lab = open_lab(threads=False)
     lab.controls["share"].value = 1.0
@@ -494,11 +517,12 @@ def test_a_control_with_a_name_that_the_lab_uses_is_refused(tiny_model, tiny_dat
 
 def test_a_closed_lab_keeps_its_results(open_lab):
     lab = open_lab()
-    assert lab.wait(20)
+    assert lab.wait(60)
     lab.close()
     assert len(lab.results) >= 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_in_idle_time_the_chosen_point_is_trained_for_longer_where_the_technique_asks(open_lab, technique):
     lab = open_lab(replace(technique, longer=3), steps=5)
     assert lab.wait(30)
@@ -512,6 +536,7 @@ def test_in_idle_time_the_chosen_point_is_trained_for_longer_where_the_technique
     assert lab.error is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_steps_there_is_nothing_to_train_for_longer(open_lab, technique):
     lab = open_lab(replace(technique, longer=3), steps=0)
     assert lab.wait(30) and until(lambda: len(lab.results) > 3)

@@ -35,6 +35,7 @@ def no_home(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESSLAB_HOME", str(tmp_path / "file" / "home"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_home_a_lab_measures_and_says_that_nothing_is_kept(open_lab, no_home):
     lab = open_lab(threads=False, steps=2)
     lab.controls["share"].value = 0.9
@@ -45,10 +46,12 @@ def test_without_a_home_a_lab_measures_and_says_that_nothing_is_kept(open_lab, n
     assert compare(lab).get_legend_handles_labels()[1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_where_a_journal_can_be_written_the_page_says_nothing_of_it(open_lab):
     assert unkept(open_lab(threads=False)) == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_lab_goes_on_when_its_journal_can_be_written_no_longer(open_lab, tmp_path):
     lab = open_lab(threads=False, steps=2, journal=tmp_path / "gone" / "j.sqlite")
     assert unkept(lab) == ""
@@ -98,6 +101,7 @@ def run_cell(monkeypatch, open_lab):
     return run
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cell_run_again_closes_the_lab_that_it_opened_before_and_no_other(open_lab, run_cell):
     def open_two():
         return open_one(), open_one()
@@ -120,6 +124,7 @@ def test_a_cell_run_again_closes_the_lab_that_it_opened_before_and_no_other(open
         before[0].controls["seed"].value = 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_refused_call_closes_nothing(open_lab, run_cell):
     lab = run_cell("a", open_lab)
     with pytest.raises(ValueError, match="steps"):
@@ -179,6 +184,7 @@ def run_in_kernel(client, code, cell):
             return printed.strip()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_moves_keep_few_models_and_no_gradients(open_lab, monkeypatch):
     monkeypatch.setattr(measurements, "MODEL_ROOM", 4000)
     lab = open_lab(threads=False, steps=1)
