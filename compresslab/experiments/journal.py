@@ -311,7 +311,7 @@ def _to_results(rows):
 
 
 def _transact(path, statements, check=""):
-    """Run statements in a transaction, in a file with all tables; return the rows of the last.
+    """Run statements in a transaction, in a file with all tables; return the last rows.
 
     check   a pragma that looks the whole file over first: "quick_check", "integrity_check"
     raises  _UnusableError for a file that is damaged or old
