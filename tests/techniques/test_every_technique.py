@@ -58,6 +58,28 @@ class Tied(nn.Module):
         return self.head(self.fourth(hidden).relu())
 
 
+class Narrow(torchvision.models.resnet.ResNet):
+    """A ResNet of five blocks, with an eighth of the channels of resnet18."""
+
+    def __init__(self):
+        super().__init__(torchvision.models.resnet.BasicBlock, [2, 1, 1, 1])
+        self.fc = nn.Linear(64, 5)
+
+    def _make_layer(self, block, planes, *arguments, **options):
+        return super()._make_layer(block, planes // 8, *arguments, **options)
+
+
+def narrow_mobilenet():
+    """A MobileNetV3 of three blocks: squeeze and excitation, depthwise convolutions, a residual sum."""
+    blocks = [
+        (8, 3, 8, 8, True, "RE", 2, 1, 1.0),
+        (8, 3, 24, 16, False, "RE", 2, 1, 1.0),
+        (16, 5, 32, 16, True, "HS", 1, 1, 1.0),
+    ]
+    blocks = [torchvision.models.mobilenetv3.InvertedResidualConfig(*block) for block in blocks]
+    return torchvision.models.MobileNetV3(blocks, last_channel=64, num_classes=5)
+
+
 def vision_transformer():
     return torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=64, mlp_dim=128, num_classes=5
@@ -65,8 +87,8 @@ def vision_transformer():
 
 
 FOREIGN = {  # name: (network, shape of an image)
-    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (3, 32, 32)),
-    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), (3, 32, 32)),
+    "resnet": (Narrow, (3, 32, 32)),
+    "mobilenet_v3": (narrow_mobilenet, (3, 32, 32)),
     "vision_transformer": (vision_transformer, (3, 32, 32)),
     "lstm": (Rows, (1, 16, 16)),
     "words": (Words, (9,)),
@@ -117,9 +139,16 @@ def apply(technique, model, images, setting):
         return technique.apply(model, *([images] if technique.calibration else []), **setting)
 
 
-@pytest.fixture(params=techniques.names())
+@pytest.fixture(params=techniques.names(), scope="module")
 def technique(request):
     return techniques.get(request.param)
+
+
+@pytest.fixture(scope="module")
+def small(technique, foreign):
+    """The foreign network, compressed as a lab begins; not to be written to."""
+    model, images = foreign
+    return apply(technique, model, images, first_setting(technique))
 
 
 def same_state(one, other):
@@ -141,9 +170,8 @@ def test_a_foreign_network_is_compressed_and_left_as_it_was(technique, foreign):
     assert logits.shape == (24, 5) and logits.isfinite().all()
 
 
-def test_what_comes_of_a_foreign_network_trains_on_and_keeps_its_shape(technique, foreign):
-    model, images = foreign
-    small = apply(technique, model, images, first_setting(technique))
+def test_what_comes_of_a_foreign_network_trains_on_and_keeps_its_shape(small, foreign):
+    _, images = foreign
     count = cl.layers.count_parameters(small)
     trained = cl.train.finetune(small, (images, torch.arange(24) % 5), steps=2, precision="fp32", bar=False)
     assert cl.layers.count_parameters(trained) == count
@@ -151,9 +179,8 @@ def test_what_comes_of_a_foreign_network_trains_on_and_keeps_its_shape(technique
     assert cl.layers.count_nonzeros(trained) <= count
 
 
-def test_what_comes_of_a_foreign_network_is_saved_loaded_and_measured(technique, foreign):
-    model, images = foreign
-    small = apply(technique, model, images, first_setting(technique))
+def test_what_comes_of_a_foreign_network_is_saved_loaded_and_measured(small, foreign):
+    _, images = foreign
     again = cl.storage.loads(cl.storage.dumps(small))
     assert torch.equal(cl.train.evaluate(again, images), cl.train.evaluate(small, images))
     sizes = cl.measure.sizes(small)
