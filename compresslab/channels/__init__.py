@@ -1,6 +1,7 @@
 """Really removing neurons and channels: which of them go together, and slicing the layers."""
 
 from compresslab.channels.groups import OUTPUT, Consumer, Group, find_groups
+from compresslab.channels.replacing import replace
 from compresslab.channels.slicing import add_to_bias, remove, reset
 
-__all__ = ["OUTPUT", "Consumer", "Group", "add_to_bias", "find_groups", "remove", "reset"]
+__all__ = ["OUTPUT", "Consumer", "Group", "add_to_bias", "find_groups", "remove", "replace", "reset"]

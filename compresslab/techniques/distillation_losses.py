@@ -41,8 +41,7 @@ def loss(
 ) -> "Loss":
     """Return a loss for `train.fit` with a teacher: loss(model, images, labels) -> scalar tensor.
 
-    teacher          nn.Module that returns logits (N, classes); its copy answers in evaluation mode, without gradients,
-                     where the student is
+    teacher          nn.Module that returns logits (N, classes); its copy answers in evaluation mode, without gradients
     temperature      above 0 to 1000: both softmaxes of "response" are taken of logits / temperature
     alpha            0 to 1, the share of the teacher; at 0 it is not asked, at 1 the labels are not
     knowledge        "response": `response_loss` of the logits; "feature": `feature_loss` of the hint layers' features,
@@ -53,14 +52,16 @@ def loss(
     student, images  the network to be trained and a few images: given, everything is checked at once. "feature" needs
                      them, because the regressor's size depends on both networks
     seed             of the regressor's first weights
-    returns          an nn.Module; its only parameters are the regressor's, the teacher is no part of it
+    returns          an nn.Module whose only parameters are the regressor's
     raises           ValueError naming what is out of range, a teacher or student that does not return logits of the
                      same classes, and a hint layer that is not there
     """
     check_setting(temperature, alpha, knowledge, label_smoothing)
     checks.integer("seed", seed, 0)
     checks.module("teacher", teacher)
-    hints = _pair_of_hints(hint)
+    hints = tuple(hint) if isinstance(hint, (tuple, list)) else (hint, hint)
+    if len(hints) != 2 or not all(name is None or isinstance(name, str) for name in hints):
+        raise ValueError(f"hint is {checks.words(hint)}; give a layer's name, or a pair (the student's, the teacher's)")
     objective = Loss(teacher, float(temperature), float(alpha), knowledge, float(label_smoothing), hints)
     if student is not None:
         objective.prepare(student, images, seed)
@@ -127,14 +128,13 @@ class Loss(nn.Module):
     def prepare(self, student: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
         """Check that the two networks fit, find their hint layers, make the regressor between them."""
         checks.module("student", student)
-        images = calibration.checked_images(images)[:2]
+        images = calibration.checked_images(images, 2)
         self.classes = _check_answers(student, *self._teacher, images)
         self._find_places(student, images)
         if self.asks and self.knowledge == "feature":
-            student_place, teacher_place = self._places
-            features = _run_for_features(student, images, student_place)
-            features, teacher_features = _align(features, _run_for_features(*self._teacher, images, teacher_place))
-            self.regressor = _make_regressor(features.shape[-1], teacher_features.shape[-1], seed).to(features)
+            pairs = zip((student, *self._teacher), self._places, strict=True)
+            features, targets = _align(*[_run_for_features(network, images, place) for network, place in pairs])
+            self.regressor = _make_regressor(features.shape[-1], targets.shape[-1], seed).to(features)
 
     def remember(self, split: Split, most: int = REMEMBERED) -> Split:
         """Ask the teacher once about each image, where the images are few.
@@ -160,20 +160,17 @@ class Loss(nn.Module):
         """Return the loss of a batch, the model in whatever mode it is in."""
         if self._places is None:
             self._find_places(model, images[:2])
-        teacher_logits = teacher_features = None
         if self._table is not None:
-            labels, teacher_logits, teacher_features = self._look_up(labels)
-        elif self.asks:
-            teacher_logits, teacher_features = self._ask(images)
+            labels, *answers = self._look_up(labels)
+        else:
+            answers = self._ask(images) if self.asks else ()
         with _catch_features(model, self._places[0]) as features:
             logits = model(images)
-        if not self.asks:
-            return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        knowledge = self._compare(logits, features, teacher_logits, teacher_features)
+        knowledge = self._compare(logits, features, *answers) if self.asks else 0.0
         if self.alpha == 1:
             return knowledge
         task = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return self.alpha * knowledge + (1 - self.alpha) * task
+        return self.alpha * knowledge + (1 - self.alpha) * task if self.asks else task
 
     def _compare(self, logits, features, teacher_logits, teacher_features):
         """Return the part of the loss that alpha weighs."""
@@ -209,12 +206,10 @@ class Loss(nn.Module):
 
     def _find_places(self, student, images):
         """Find both hint layers."""
-        if not self.asks or self.knowledge == "response":
-            self._places = (None, None)
-        else:
-            networks = ((student, "student"), (*self._teacher, "teacher"))
-            pairs = zip(networks, self._hints, strict=True)
-            self._places = tuple(_find_place(network, images, hint, role) for (network, role), hint in pairs)
+        self._places = (None, None)
+        if self.asks and self.knowledge != "response":
+            places = zip((student, *self._teacher), self._hints, ("student", "teacher"), strict=True)
+            self._places = tuple(_find_place(network, images, hint, role) for network, hint, role in places)
 
 
 def ordinary(model: nn.Module) -> nn.Module:
@@ -241,14 +236,17 @@ def check_labels(split: Split, objective: Loss) -> None:
 
 def _check_answers(student, teacher, images):
     """Return the number of classes; refuse answers that are no logits, or do not match."""
-    with _named("student"):
-        logits = train.evaluate(student, images)
-        train.check_takes(student, images)
-    with _named("teacher"):
-        teacher_logits = train.evaluate(teacher, images)
-    for role, answer in (("student", logits), ("teacher", teacher_logits)):
-        if answer.shape[1] < 2:
+    answers = []
+    for role, network in (("student", student), ("teacher", teacher)):
+        try:
+            answers.append(train.evaluate(network, images))
+            if network is student:
+                train.check_takes(student, images)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
+        if answers[-1].shape[1] < 2:
             raise ValueError(f"{role} returns one number for each image; give logits of two classes or more")
+    logits, teacher_logits = answers
     if logits.shape != teacher_logits.shape:
         counts = f"{logits.shape[1]} classes and the teacher {teacher_logits.shape[1]}"
         raise ValueError(f"student has {counts}; give two networks with the same classes")
@@ -257,15 +255,6 @@ def _check_answers(student, teacher, images):
     if (teacher_logits >= 0).all() and (teacher_logits.sum(1) - 1).abs().max() < 1e-4:
         raise ValueError("teacher returns probabilities, which sum to 1; give logits, its outputs before the softmax")
     return logits.shape[1]
-
-
-@contextlib.contextmanager
-def _named(role) -> Iterator[None]:
-    """Say in a ValueError which of the two networks it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{role}: {error}") from error
 
 
 def _to_single(values):
@@ -313,14 +302,6 @@ def _align(features, teacher_features):
         if features.shape[1:-1] == teacher_features.shape[1:-1]:
             return features, teacher_features
     return features.flatten(1), teacher_features.flatten(1)
-
-
-def _pair_of_hints(hint):
-    """Return `hint` as two names, the student's and the teacher's, each a text or None."""
-    pair = tuple(hint) if isinstance(hint, (tuple, list)) else (hint, hint)
-    if len(pair) != 2 or not all(name is None or isinstance(name, str) for name in pair):
-        raise ValueError(f"hint is {checks.words(hint)}; give a layer's name, or a pair (the student's, the teacher's)")
-    return pair
 
 
 def _find_place(model, images, name, role):

@@ -32,22 +32,20 @@ def fit(
 ) -> tuple[dict[str, InputGrid], dict[str, str]]:
     """Fit an affine grid to the inputs of each layer over images.
 
-    names        qualified names of layers;  images  (N, …), as `calibration.watch` takes them
-    bits         1 to 16;  calibration  "minmax", or "percentile" or "mse" as in `ranges.fit`
-    percentile   fraction, for that calibration;  learned  as in `grids.InputGrid`
-    returns      dict of layer name -> InputGrid, and dict of layer name -> reason for the layers that no input reached
-    raises       ValueError for images that the model does not take, and inputs that are not finite
+    names     qualified names of layers;  images  (N, …), as `calibration.watch` takes them;  bits  1 to 16
+    calibration, percentile  "minmax", or "percentile" or "mse" as in `ranges.fit`;  learned  as in `grids.InputGrid`
+    returns   dict of layer name -> InputGrid, and dict of layer name -> reason for the layers that no input reached
+    raises    ValueError for images that the model does not take, and inputs that are not finite
     """
     seen = {name: _Seen(name, calibration != "minmax") for name in names}
     # Look at the inputs without the grids that are there already.
-    gates = [gate for name in names if (gate := _find_gate(model, name)) is not None]
-    before = [gate.input for gate in gates]
+    gates = {gate: gate.input for name in names if (gate := _find_gate(model, name)) is not None}
     try:
         for gate in gates:
             gate.input = nn.Identity()
         watch(model, images, seen)
     finally:
-        for gate, grid in zip(gates, before, strict=True):
+        for gate, grid in gates.items():
             gate.input = grid
     grids = {}
     for name, entry in seen.items():
@@ -67,26 +65,19 @@ def place(model: nn.Module, grids: dict[str, InputGrid], images: torch.Tensor) -
     returns  the model (a Sequential around it, where it is itself such a layer), and dict of layer name -> reason for
              the layers that have to stay as they are, because their model reads them instead of calling them
     """
-    root, layers = nn.ModuleList([model]), {name: model.get_submodule(name) for name in grids}
-    new = {}
-    for name, grid in grids.items():
-        gate = _find_gate(model, name)
-        if gate is None:
-            new[name] = nn.Sequential(OrderedDict(input=grid, layer=layers[name])).train(layers[name].training)
-        else:
-            gate.input = grid.train(gate.training)
-    for name, gate in new.items():
-        _replace(root, layers[name], gate)
-    # Where the model no longer runs, put the grids one by one, and take those back that stop it.
-    refused = {}
-    if new and not _runs(root[0], images):
-        for name, gate in new.items():
-            _replace(root, gate, layers[name])
-        for name, gate in new.items():
-            _replace(root, layers[name], gate)
-            if not _runs(root[0], images):
-                _replace(root, gate, layers[name])
-                refused[name] = "input of a layer whose weight is read elsewhere"
+    root, refused = nn.ModuleList([model]), {}
+    layers = {name: (model.get_submodule(name), _find_gate(model, name)) for name in grids}
+    for name, (layer, gate) in layers.items():
+        if gate is not None:
+            gate.input = grids[name].train(gate.training)
+            continue
+        gate = nn.Sequential(OrderedDict(input=grids[name], layer=layer)).train(layer.training)
+        _replace(root, layer, gate)
+        try:
+            watch(root[0], images[:1], {})
+        except (ValueError, AttributeError):
+            _replace(root, gate, layer)
+            refused[name] = "input of a layer whose weight is read elsewhere"
     return root[0], refused
 
 
@@ -153,11 +144,3 @@ def _replace(root, old, new):
         for name, child in module._modules.items():
             if child is old:
                 module._modules[name] = new
-
-
-def _runs(model, images):
-    try:
-        watch(model, images[:1], {})
-    except (ValueError, AttributeError):
-        return False
-    return True

@@ -12,7 +12,6 @@ step size).
 import numbers
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +19,6 @@ from compresslab import bars, checks
 from compresslab.calibration import checked_images
 from compresslab.data import Data, Split
 from compresslab.numerics import ranges
-from compresslab.numerics.rounding_noise import signal_to_noise
 from compresslab.techniques import base, input_grids
 from compresslab.techniques.base import Control, Picture, Technique
 from compresslab.techniques.input_grids import CALIBRATIONS
@@ -70,13 +68,13 @@ def quantize(
     calibration_size  use the first so many images, 1 or more; None for all
     learned      train the step sizes of grids along with the weights; frozen weights' not
     layers       names of the layers to quantize, as in model.named_modules(); None for all
-    returns      model whose quantized weights carry a grids.Grid or grids.Half, so that training keeps them on it
+    returns      model whose quantized weights carry a grids.Grid or grids.Half, so that training keeps them on it; a
+                 mask stays, an earlier grid is replaced
     raises       ValueError for a setting out of range, both bits and dtype, activations without images or images that
                  the model does not take, an unknown layer, a model without such layers, weights that are not finite
     warns        UserWarning that names what is left alone: embeddings, recurrent layers, attention's projections
 
-    Training the result is quantization-aware. At 1 and 2 bits it recovers most when it is trained towards the model
-    that it came from (distillation.distill). A masked model stays masked. Quantizing again replaces the grid.
+    At 1 and 2 bits training recovers most towards the model that this came from (distillation.distill).
     """
     checks.choice("clipping", clipping, CLIPPINGS)
     checks.choice("calibration", calibration, CALIBRATIONS)
@@ -195,15 +193,11 @@ def _check_finite(weight, values):
 
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data | None = None) -> list[Picture]:
-    """Picture a quantization: weights and clipping, the first layer now, noise by layer.
-
-    model, compressed  before and after;  setting  what `quantize` was called with;  data  as in `signal_to_noise`
-    returns            list of Picture, quick enough for every move of a slider
-    """
+    """Picture a quantization: weights and clipping, the first layer now, noise by layer."""
     layers = setting.get("layers")
     before = network.distinct_weights(model, layers)
     after = [weight for weight in network.distinct_weights(compressed) if not layers or _is_named(weight, layers)]
-    return [_histogram(before[0], after[0]), _weights_picture(after[0]), noise_picture(model, before, after, data)]
+    return [_histogram(before[0], after[0]), _weights_picture(after[0]), base.picture_noise(model, before, after, data)]
 
 
 def _is_named(weight, layers):
@@ -229,23 +223,13 @@ def _weights_picture(weight, most=64):
     value = weight.value.float().cpu()
     title = f"Weights of {weight.names[0].removesuffix('.layer')} after"
     hint = "count the shades, each is a value on the grid."
-    if side := base.square_side(value):
-        images = value[:25].reshape(-1, side, side)  # (neurons, height, width)
-        caption = f"The weights of the first 25 neurons, one image each: {hint}"
-        return Picture("values", "images", images.numpy(), title, caption)
-    if value.dim() > 3 and value[0, 0].numel() > 1:
-        images = value.flatten(0, -3)[:most]  # (filters times what they read, height, width)
-        return Picture("values", "images", images.numpy(), title, f"The first filters, one image each: {hint}")
-    return Picture("values", "matrix", value.flatten(1)[:most].numpy(), title, f"A row for each output: {hint}")
-
-
-def noise_picture(
-    model: nn.Module, before: list[network.Weight], after: list[network.Weight], data: Data | None
-) -> Picture:
-    """Picture the signal to noise of each layer's rounding; the arguments as in `rounding_noise.signal_to_noise`."""
-    ratios, caption = signal_to_noise(model, before, after, data)
-    names = tuple(weight.names[0] for weight in before)
-    return Picture("noise", "bars", np.array(ratios), "Signal to noise", caption, labels=names, axis="dB")
+    images = base.as_images(value)
+    if images is None:
+        return Picture("values", "matrix", value.flatten(1)[:most].numpy(), title, f"A row for each output: {hint}")
+    caption = f"The first filters, one image each: {hint}"
+    if value.dim() == 2:
+        most, caption = 25, f"The weights of the first 25 neurons, one image each: {hint}"
+    return Picture("values", "images", images.flatten(0, 1)[:most].numpy(), title, caption)
 
 
 TECHNIQUE = Technique(
