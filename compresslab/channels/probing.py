@@ -1,8 +1,7 @@
 """Trying a removal so that a mistake shows: patterns of channels, weights drawn anew, no chance.
 
 A wrong cut is hidden where every layer loses the same channels, and where neurons are dead, zero or copies of each
-other. So the layers lose different numbers of channels, and the weights are drawn anew. In training mode dropout would
-cover it, so every number that is drawn at random is the same.
+other. So the layers lose different numbers of channels, the weights are drawn anew, and all random numbers are alike.
 """
 
 import contextlib

@@ -2,8 +2,7 @@
 
 A grid has few values. Reaching for the largest number leaves them far apart; cutting the largest off (clipping) costs
 those and brings the rest closer. A good cut, by mean squared error, is found by trying ranges and refining the best:
-given the codes k (less the zero point) of the numbers w, the scale that fits best is <w, k> / <k, k>. Trying every
-range finds no better on average; in a row of few numbers (60) it may find a lucky scale that halves the error.
+given the codes k (less the zero point) of the numbers w, the scale that fits best is <w, k> / <k, k>.
 
 Jacob et al. 2018, arXiv:1712.05877, section 2 (scale, zero point); Rastegari et al. 2016, arXiv:1603.05279, section 3.1
 (one bit); Nagel et al. 2021, arXiv:2106.08295, section 3.1 (min-max, mean squared error); Nahshan et al. 2019,
@@ -42,11 +41,10 @@ def fit(
 
     rows        (channels, n) float32 or float64, finite, at most a quarter of the largest float
     bits        1 to 16;  symmetric  as in `code_range`
-    clipping    "none": the range holds every number, each half a step away from a value at most; "percentile": it holds
-                that share of them; "mse": it is the one with the least mean squared error of those tried;
-                "l4": with the least mean fourth power of the error, which spares large numbers.
-                1 bit has no range to choose: its two values are the mean size, negative and positive (affine: their
-                mean distance from their mean, below and above it)
+    clipping    "none": the range holds every number; "percentile": it holds that share of them; "mse": it has the least
+                mean squared error of those tried; "l4": the least mean fourth power of the error, which spares large
+                numbers. 1 bit has no range to choose: its two values are the mean size, negative and positive (affine:
+                the mean distance from the mean, below and above it)
     percentile  fraction above 0, to 1
     counts      (channels, n) how often each number occurs, 0 or more; None for once each
     returns     scale, zero_point: (channels, 1), of the dtype of `rows`. A row of equal numbers is kept exactly
@@ -54,7 +52,11 @@ def fit(
     smallest, largest = _ends(rows, counts)
     codes = code_range(bits, symmetric)
     if bits == 1:
-        scale, point = _fit_two_values(rows, counts, symmetric, _unit(smallest, largest))
+        # The mean size about 0, or the mean distance about the mean.
+        unit = _unit(smallest, largest)
+        middle = torch.zeros_like(unit) if symmetric else _mean(rows / unit, counts)
+        scale = 2 * _mean((rows / unit - middle).abs(), counts)
+        scale, point = scale * unit, 0.5 - middle / scale.masked_fill(scale == 0, 1.0)
     else:
         reach = _percentiles(rows, counts, percentile, symmetric) if clipping == "percentile" else (smallest, largest)
         scale, point = _lay(*reach, codes, symmetric)
@@ -68,14 +70,6 @@ def fit(
     if not symmetric:
         point = torch.where(constant, (largest < 0).to(point.dtype), point)
     return scale.masked_fill(scale == 0, 1.0), point
-
-
-def _fit_two_values(rows, counts, symmetric, unit):
-    """Fit one bit: the mean size about 0, or the mean distance about the mean."""
-    rows = rows / unit
-    middle = torch.zeros_like(unit) if symmetric else _mean(rows, counts)
-    scale = 2 * _mean((rows - middle).abs(), counts)
-    return scale * unit, 0.5 - middle / scale.masked_fill(scale == 0, 1.0)
 
 
 def _lay(smallest, largest, codes, symmetric):

@@ -163,7 +163,7 @@ def _to_double(tensor):
 
 
 def _measure(model, images, statistic, layers, calibration_size, seed, most=2**21):
-    """Return the groups whose neurons may go, their scores, the means of their consumers, and what is left alone."""
+    """Return groups, their scores, dict of consumer -> _Means, and reasons for layers left alone."""
     checks.choice("statistic", statistic, STATISTICS)
     checks.integer("seed", seed, 0)
     if calibration_size is not None:
@@ -253,7 +253,10 @@ def _choose(
         removed, emptied = _spare_best(scores, partial(_find_lowest, sparsity=sparsity, scope=scope))
     else:
         sizes = _score(model, groups, means, "mean", seed) if statistic == "random" else scores
-        removed, emptied = _spare_best(sizes, partial(_find_below, limits=_limits(sizes, threshold, scope)))
+        limits = _limits(sizes, threshold, scope)
+        removed, emptied = _spare_best(
+            sizes, lambda scores: {name: score < limits[name] for name, score in scores.items()}
+        )
         if statistic == "random":
             removed = {name: _mark_lowest(scores[name], int(which.sum())) for name, which in removed.items()}
     return _Removal(groups, scores, removed, {name: entry.mean for name, entry in means.items()}, emptied), left_alone
@@ -292,10 +295,6 @@ def _limits(scores, threshold, scope):
     return {name: threshold * (float(score.mean() / average) if average else 1.0) for name, score in scores.items()}
 
 
-def _find_below(scores, limits):
-    return {name: score < limits[name] for name, score in scores.items()}
-
-
 def _fold(twin, removal):
     """Add the means of removed neurons to the biases of their consumers."""
     removed_means = {}
@@ -306,16 +305,12 @@ def _fold(twin, removal):
             removed_means.setdefault(consumer.name, torch.zeros_like(mean))[places] = mean[places]
     for name, mean in removed_means.items():
         if mean.count_nonzero():
-            channels.add_to_bias(twin, name, _respond(twin.get_submodule(name), mean))
-
-
-def _respond(module, mean):
-    """Return a layer's answer, without its bias, to inputs that are everywhere `mean`.
-
-    Each pixel of a transposed convolution with a stride sees part of the kernel: the average of their answers.
-    """
-    taps = _inputs_first(module).flatten(2).sum(2) if module.weight.dim() > 2 else _inputs_first(module)
-    return mean @ taps / (math.prod(module.stride) if getattr(module, "transposed", False) else 1)
+            # Add what the layer answers, without its bias, to inputs that are everywhere the mean. A pixel of a
+            # transposed convolution with a stride sees part of the kernel: the average of their answers.
+            module = twin.get_submodule(name)
+            taps = _inputs_first(module).flatten(2).sum(2) if module.weight.dim() > 2 else _inputs_first(module)
+            parts = math.prod(module.stride) if getattr(module, "transposed", False) else 1
+            channels.add_to_bias(twin, name, mean @ taps / parts)
 
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
@@ -324,7 +319,11 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
     removal, _ = _choose(model, data.train.images[:CALIBRATION], **options)
     if not removal.groups:
         return []
-    return [_histogram(removal, setting), _bars(removal), *_receptive(model, removal)]
+    shares = np.array([1 - float(which.float().mean()) for which in removal.removed.values()])
+    caption = "At least one neuron stays. Parameters fall faster than neurons: a weight goes with either of its two."
+    names = tuple(removal.removed)
+    bars = Picture("layers", "bars", shares, "Neurons left", caption, labels=names, axis="share of neurons")
+    return [_histogram(removal, setting), bars, *_receptive(model, removal)]
 
 
 def _histogram(removal, setting):
@@ -340,14 +339,6 @@ def _histogram(removal, setting):
     elif removed.any():
         cut = float(values[removed].max())
     return Picture("neurons", "histogram", values.numpy(), "Neurons by statistic", caption, cut, axis=AXES[statistic])
-
-
-def _bars(removal):
-    """Picture the share of each layer's neurons that stays."""
-    shares = np.array([1 - float(which.float().mean()) for which in removal.removed.values()])
-    caption = "At least one neuron stays. Parameters fall faster than neurons: a weight goes with either of its two."
-    labels = tuple(removal.removed)
-    return Picture("layers", "bars", shares, "Neurons left", caption, labels=labels, axis="share of neurons")
 
 
 def _receptive(model, removal, most=12):

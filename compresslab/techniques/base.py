@@ -213,7 +213,7 @@ def amounts_by_layer(name: str, value: object, layers: Iterable[str] | None, mod
 
 
 def find_neurons(model: nn.Module, images: torch.Tensor, layers: Iterable[str] | None = None) -> tuple[list, dict]:
-    """Return the groups of neurons that may go, and layer name -> reason for what stays.
+    """Return the groups of neurons that may go, and reasons for layers that stay.
 
     layers  names of the layers whose neurons may go; None for all, the model's outputs being no news then
     """
@@ -227,7 +227,7 @@ def find_neurons(model: nn.Module, images: torch.Tensor, layers: Iterable[str] |
 
 
 def warn_left_alone(technique: str, reasons: Mapping[str, str]) -> None:
-    """Warn of the parts of a model that a technique leaves as they are, if any.
+    """Warn of the parts of a model that a technique leaves as they are.
 
     reasons  dict of qualified layer name -> reason ("it is an LSTM")
     """

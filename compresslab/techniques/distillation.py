@@ -123,22 +123,17 @@ def training(model: nn.Module, compressed: nn.Module, split: Split, setting: dic
     model, compressed  teacher and student;  setting  what `student` was called with; of its `share` of the images those
                        are taken that `seed` draws
     """
-    part = _draw_part(split, setting.get("share", 1.0), seed)
+    share, part = _check_image_share(setting.get("share", 1.0)), split
+    if share < 1:  # stratified, at least one image of each class
+        labels = split.labels.cpu().numpy()
+        count = max(len(np.unique(labels)), round(share * len(labels)))
+        _, positions = stratified(labels, count, seed, leave=0)
+        part = split[torch.from_numpy(positions).to(split.labels.device)]
     names = ("temperature", "alpha", "knowledge", "label_smoothing")
     options = {name: setting[name] for name in names if name in setting}
     objective = loss(model, student=compressed, images=part.images[:2], seed=seed, **options)
     check_labels(part, objective)
     return objective.remember(part), objective
-
-
-def _draw_part(split, share, seed):
-    """Return a share of a Split, stratified, at least one image of each class."""
-    if _check_image_share(share) == 1:
-        return split
-    labels = split.labels.cpu().numpy()
-    count = max(len(np.unique(labels)), round(share * len(labels)))
-    _, positions = stratified(labels, count, seed, leave=0)
-    return split[torch.from_numpy(positions).to(split.labels.device)]
 
 
 def _check_image_share(share):
@@ -147,7 +142,12 @@ def _check_image_share(share):
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
     """Picture the teacher's soft targets for a few test images, and the student's size."""
-    return [_targets(model, setting.get("temperature", 4.0), data), _size_bars(compressed)]
+    weights = layers.distinct_weights(compressed)
+    counts = np.array([weight.value.numel() for weight in weights], dtype=float)
+    title, names = "Weights in each layer of the student", tuple(weight.names[0] for weight in weights)
+    caption = "Weights of each layer of the student. Halving the width leaves a quarter of most layers."
+    bars = Picture("size", "bars", counts, title, caption, labels=names, axis="weights")
+    return [_targets(model, setting.get("temperature", 4.0), data), bars]
 
 
 def _targets(teacher, temperature, data):
@@ -194,17 +194,6 @@ def _thumbnails(images):
     grey = images.float().mean(1)
     low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
     return ((grey - low) / (high - low).clamp(min=1e-12)).numpy()
-
-
-def _size_bars(student):
-    """Picture the parameters of each weight layer of the student, shared ones once."""
-    weights = layers.distinct_weights(student)
-    counts = np.array([weight.value.numel() for weight in weights], dtype=float)
-    caption = "Weights of each layer of the student. Halving the width leaves a quarter of most layers."
-    names = tuple(weight.names[0] for weight in weights)
-    return Picture(
-        "size", "bars", counts, "Weights in each layer of the student", caption, labels=names, axis="weights"
-    )
 
 
 TECHNIQUE = Technique(

@@ -134,7 +134,13 @@ class Loss(nn.Module):
         if self.asks and self.knowledge == "feature":
             pairs = zip((student, *self._teacher), self._places, strict=True)
             features, targets = _align(*[_run_for_features(network, images, place) for network, place in pairs])
-            self.regressor = _make_regressor(features.shape[-1], targets.shape[-1], seed).to(features)
+            inputs, outputs = features.shape[-1], targets.shape[-1]
+            if inputs * outputs > LARGEST:
+                message = f"hint layers have {inputs} and {outputs} features; choose layers with fewer (hint=…)"
+                raise ValueError(message)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                self.regressor = nn.Linear(inputs, outputs).to(features)
 
     def remember(self, split: Split, most: int = REMEMBERED) -> Split:
         """Ask the teacher once about each image, where the images are few.
@@ -264,14 +270,6 @@ def _to_single(values):
 
 def _first_weight(model):
     return next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
-
-
-def _make_regressor(inputs, outputs, seed):
-    if inputs * outputs > LARGEST:
-        raise ValueError(f"hint layers have {inputs} and {outputs} features; choose layers with fewer (hint=…)")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return nn.Linear(inputs, outputs)
 
 
 def _distances(features):

@@ -306,18 +306,19 @@ def _warn(pairs, ranks):
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
     """Picture a factorization: the largest spectrum, each layer's rank, the first weights."""
     sites, _ = _find_sites(model, "energy", 1.0, None)
-    ranks = {site.name: _find_rank(compressed, site.name) for site in sites}
+    ranks = {site.name: None for site in sites}
+    for name in ranks:
+        if isinstance(pair := compressed.get_submodule(name), nn.Sequential):
+            ranks[name] = len(pair[0].weight)
     largest = max(sites, key=lambda site: site.weight.numel())
     images = data.train.images[:CALIBRATION] if setting.get("method") == "activation" else None
     values = singular_values(model, images, [largest.name])[largest.name]
     shown = max(sites, key=lambda site: (base.as_images(site.weight) is not None, site.break_even))
-    return [_spectrum(largest, values, ranks[largest.name]), _share_bars(sites, ranks), _weights(shown, compressed)]
-
-
-def _find_rank(compressed, name):
-    """Return the rank of a layer in the compressed model, or None."""
-    layer = compressed.get_submodule(name)
-    return len(layer[0].weight) if isinstance(layer, nn.Sequential) else None
+    shares = np.array([1.0 if ranks[site.name] is None else ranks[site.name] / site.break_even for site in sites])
+    caption = "Rank divided by break-even rank: at 100% two factors are as large as the layer, or it was left alone."
+    names, title = tuple(site.name for site in sites), "Weights left in each layer"
+    bars = Picture("layers", "bars", shares, title, caption, cut=1.0, labels=names, axis="rank / break-even")
+    return [_spectrum(largest, values, ranks[largest.name]), bars, _weights(shown, compressed)]
 
 
 def _spectrum(site, values, rank):
@@ -331,15 +332,6 @@ def _spectrum(site, values, rank):
     title = f"Spectrum of {site.name}, smaller below rank {site.break_even:.1f}"
     values = values.cpu().numpy()
     return Picture("spectrum", "spectrum", values, title, caption, cut=rank, axis="number of the singular value")
-
-
-def _share_bars(sites, ranks):
-    """Picture each layer's rank / break-even rank, the share of its weights."""
-    shares = [1.0 if ranks[site.name] is None else ranks[site.name] / site.break_even for site in sites]
-    caption = "Rank divided by break-even rank: at 100% two factors are as large as the layer, or it was left alone."
-    names = tuple(site.name for site in sites)
-    title = "Weights left in each layer"
-    return Picture("layers", "bars", np.array(shares), title, caption, cut=1.0, labels=names, axis="rank / break-even")
 
 
 def _weights(site, compressed, most=25):

@@ -19,6 +19,7 @@ from compresslab import bars, checks
 from compresslab.calibration import checked_images
 from compresslab.data import Data, Split
 from compresslab.numerics import ranges
+from compresslab.numerics.rounding_noise import channel_rows
 from compresslab.techniques import base, input_grids
 from compresslab.techniques.base import Control, Picture, Technique
 from compresslab.techniques.input_grids import CALIBRATIONS
@@ -118,8 +119,10 @@ def _fit_grid(weight, bits, symmetric, per_channel, clipping, percentile, learne
         return None
     layer = next(module for module, _ in weight.holders if isinstance(module, network.TYPES))
     transposed = isinstance(layer, network.TRANSPOSED)
-    rows = _rows(weight.value, transposed, per_channel)
-    counts = None if weight.mask is None else _rows(weight.mask, transposed, per_channel)
+    rows = channel_rows(weight.value, transposed)
+    counts = None if weight.mask is None else channel_rows(weight.mask, transposed)
+    if not per_channel:
+        rows, counts = rows.reshape(1, -1), None if counts is None else counts.reshape(1, -1)
     if clipping == "auto":  # the most accurate on the reference networks, and no search where it gains nothing
         clipping = "l4" if bits <= 2 else "mse" if bits < 8 else "none"
     scale, point = ranges.fit(rows, bits, symmetric, clipping, percentile, counts)
@@ -143,13 +146,6 @@ def _fit_half(weight, dtype):
         name = weight.names[0]
         raise ValueError(f"layer {name!r} has a weight of size {size:g}; {dtype} ends at {most:g}, use 'bf16'")
     return Half(dtype)
-
-
-def _rows(value, transposed, per_channel):
-    """Return a weight as a matrix, (output channels, n) or (1, n)."""
-    value = value.transpose(0, 1) if transposed else value
-    value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    return value.reshape(len(value) if per_channel else 1, -1)
 
 
 def _check_format(bits, dtype):
@@ -196,13 +192,12 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data |
     """Picture a quantization: weights and clipping, the first layer now, noise by layer."""
     layers = setting.get("layers")
     before = network.distinct_weights(model, layers)
-    after = [weight for weight in network.distinct_weights(compressed) if not layers or _is_named(weight, layers)]
+    after = [  # a layer may be behind an input grid
+        weight
+        for weight in network.distinct_weights(compressed)
+        if not layers or any(name in layers or name.removesuffix(".layer") in layers for name in weight.names)
+    ]
     return [_histogram(before[0], after[0]), _weights_picture(after[0]), base.picture_noise(model, before, after, data)]
-
-
-def _is_named(weight, layers):
-    """Return whether a Weight is of these layers, perhaps behind an input grid."""
-    return any(name in layers or name.removesuffix(".layer") in layers for name in weight.names)
 
 
 def _histogram(before, after):

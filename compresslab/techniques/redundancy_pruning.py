@@ -76,7 +76,16 @@ def prune(
     Which neurons go: see `clusters`. Where several layers read a neuron, the fits are made for each, and twins must be
     twins for all.
     """
-    _check_setting(similarity, sparsity, criterion, seed)
+    if similarity is not None and sparsity is not None:
+        raise ValueError(f"give similarity or sparsity, one of them; got {similarity!r} and {sparsity!r}")
+    if similarity is not None:
+        hint = " (0.95; at 0 all neurons would be twins)"
+        if checks.real("similarity", similarity, 0, 1, hint) == 0:
+            raise ValueError(f"similarity is {similarity!r}; give a number above 0, up to 1{hint}")
+    if sparsity is not None:
+        checks.fraction("sparsity", sparsity)
+    checks.choice("criterion", criterion, CRITERIA)
+    checks.integer("seed", seed, 0)
     base.check_flags(merge=merge, constant=constant, fresh=fresh)
     studies, left_alone = _studies(model, images, layers, calibration_size, merge)
     stands = _stands(studies, similarity, sparsity, criterion, constant, seed)
@@ -99,7 +108,7 @@ def similarities(
     layers: Iterable[str] | None = None,
     calibration_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return the correlation of every two neurons of a layer, as the next layers read them.
+    """Return the correlation of every two neurons of a layer.
 
     model, images, layers, calibration_size  as in `prune`; so are the errors
     returns  dict of layer name -> float32 tensor (neurons, neurons), -1 to 1, symmetric, 1 on the diagonal. A neuron
@@ -252,7 +261,13 @@ def _stands(studies, similarity, sparsity, criterion, constant, seed):
         stands = [clusters(study.correlation, cut, study.importance, constant) for study in studies]
     else:
         stands = _most_redundant(studies, sparsity, constant)
-    return stands if criterion == "correlation" else _draw_at_random(studies, stands, seed)
+    if criterion == "random":  # as many neurons of each layer
+        generator = torch.Generator().manual_seed(seed)
+        for number, stand in enumerate(stands):
+            stays = torch.ones(len(stand), dtype=torch.bool)
+            stays[torch.randperm(len(stand), generator=generator)[: int(_is_removed(stand).sum())]] = False
+            stands[number] = _assign(studies[number].correlation, stays)
+    return stands
 
 
 def _most_redundant(studies, sparsity, constant, rounds=12):
@@ -286,16 +301,6 @@ def _likeness(study, stand, constant):
     return likeness.masked_fill(~_is_removed(stand), -1)
 
 
-def _draw_at_random(studies, stands, seed):
-    """Remove as many neurons of each layer as in `stands`, but drawn at random."""
-    generator, drawn = torch.Generator().manual_seed(seed), []
-    for study, stand in zip(studies, stands, strict=True):
-        stays = torch.ones(len(stand), dtype=torch.bool)
-        stays[torch.randperm(len(stand), generator=generator)[: int(_is_removed(stand).sum())]] = False
-        drawn.append(_assign(study.correlation, stays))
-    return drawn
-
-
 def _merge(model, study, stand):
     """Add outgoing weights of removed neurons to those that stand for them."""
     removed = _is_removed(stand).nonzero().flatten()
@@ -327,19 +332,6 @@ def _merge(model, study, stand):
             channels.add_to_bias(model, consumer.name, amount)
 
 
-def _check_setting(similarity, sparsity, criterion, seed):
-    if similarity is not None and sparsity is not None:
-        raise ValueError(f"give similarity or sparsity, one of them; got {similarity!r} and {sparsity!r}")
-    if similarity is not None:
-        hint = " (0.95; at 0 all neurons would be twins)"
-        if checks.real("similarity", similarity, 0, 1, hint) == 0:
-            raise ValueError(f"similarity is {similarity!r}; give a number above 0, up to 1{hint}")
-    if sparsity is not None:
-        checks.fraction("sparsity", sparsity)
-    checks.choice("criterion", criterion, CRITERIA)
-    checks.integer("seed", seed, 0)
-
-
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
     """Picture a pruning: correlations ordered by clusters, each neuron's nearest twin, what is left.
 
@@ -351,17 +343,20 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
     if not studies:
         return []
     stands = _stands(studies, similarity, sparsity, "correlation", setting.get("constant", False), seed=0)
-    cut = similarity or _find_cut(studies, stands, sparsity)
+    cut = similarity or SIMILARITY
+    if sparsity is not None:  # the similarity at which a neuron went, or would go
+        likeness = torch.cat([torch.ones(1), *(_likeness(*pair, False) for pair in zip(studies, stands, strict=True))])
+        cut = float(likeness[likeness >= 0].min())
     shown = studies[int(np.argmax([int(_is_removed(stand).sum()) for stand in stands]))]
-    return [_matrix(shown, cut), _histogram(studies, cut, setting), _bars(model, compressed, studies)]
-
-
-def _find_cut(studies, stands, sparsity):
-    """Return the similarity at which a neuron went, or would go."""
-    if sparsity is None:
-        return SIMILARITY
-    likeness = torch.cat([torch.ones(1), *(_likeness(*pair, False) for pair in zip(studies, stands, strict=True))])
-    return float(likeness[likeness >= 0].min())
+    producers = [study.group.producers[0] for study in studies]
+    before, after = (
+        np.array([count_channels(network.get_submodule(name), "out") for name in producers])
+        for network in (model, compressed)
+    )
+    title, names = "Neurons left in each layer", tuple(study.group.name for study in studies)
+    caption = "Late layers are narrow and say the same in many ways; they lose most."
+    bars = Picture("layers", "bars", after / before, title, caption, labels=names, axis="neurons")
+    return [_matrix(shown, cut), _histogram(studies, cut, setting), bars]
 
 
 def _nearest_twin(study):
@@ -397,19 +392,6 @@ def _histogram(studies, cut, setting):
     title = "Each neuron's largest |correlation|"
     cut = None if is_random else cut
     return Picture("likeness", "histogram", values, title, caption, cut, axis="|correlation|", above=True)
-
-
-def _bars(model, compressed, studies):
-    """Picture the fraction of the neurons of each layer that is left."""
-    producers = [study.group.producers[0] for study in studies]
-    before, after = (
-        np.array([count_channels(network.get_submodule(name), "out") for name in producers])
-        for network in (model, compressed)
-    )
-    names = tuple(study.group.name for study in studies)
-    caption = "Late layers are narrow and say the same in many ways; they lose most."
-    title = "Neurons left in each layer"
-    return Picture("layers", "bars", after / before, title, caption, labels=names, axis="neurons")
 
 
 _TWINS = "Neurons with at least this |correlation| are twins."

@@ -57,7 +57,10 @@ def share(
     checks.choice("init", init, INITS)
     checks.integer("iterations", iterations, 0)
     generator = np.random.default_rng(checks.integer("seed", seed, 0))
-    _check_bits(bits, biases)
+    for name, value in bits.items() if isinstance(bits, Mapping) else [("", bits)]:
+        checks.integer(f"bits[{name!r}]" if name else "bits", value, 1, MOST_BITS)
+    if not isinstance(biases, bool):
+        checks.integer("biases", biases, 1, MOST_BITS)
     twin = network.duplicate(base.check_model(model, layers, "share the weights of"))
     wanted = base.amounts_by_layer("bits", bits, layers, twin)
     for tensor in ("weight", "bias") if biases else ("weight",):
@@ -109,13 +112,6 @@ def _find_bits(weight, wanted):
         pairs = ", ".join(f"{name!r}: {wanted[name]}" for name in weight.names)
         raise ValueError(f"bits has {pairs}, but these layers share their weight; give them one value")
     return values.pop()
-
-
-def _check_bits(bits, biases):
-    for name, value in bits.items() if isinstance(bits, Mapping) else [("", bits)]:
-        checks.integer(f"bits[{name!r}]" if name else "bits", value, 1, MOST_BITS)
-    if not isinstance(biases, bool):
-        checks.integer("biases", biases, 1, MOST_BITS)
 
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data | None = None) -> list[Picture]:

@@ -197,17 +197,13 @@ def _check_setting(sparsity, threshold, scope, criterion, seed):
     checks.integer("seed", seed, 0)
 
 
-def _refuse_nan(weights):
+def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criterion="magnitude", layers=None, seed=0):
+    """Rank the weights and mask those that go, in place; arguments as in `prune`."""
+    weights = distinct_weights(model, layers)
     for weight in weights:
         base.check_loaded(weight.names[0], weight.value)
         if weight.value.sum().isnan() and weight.value.isnan().any():  # the sum is 8 times faster
             raise ValueError(f"layer {weight.names[0]!r} has weights that are nan, which have no magnitude to rank")
-
-
-def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criterion="magnitude", layers=None, seed=0):
-    """Rank the weights and mask those that go, in place; arguments as in `prune`."""
-    weights = distinct_weights(model, layers)
-    _refuse_nan(weights)
     groups = [weights] if scope == "global" else [[weight] for weight in weights]
     if sparsity is None:
         counts = _counts_below(weights, groups, float(threshold), scope)
@@ -299,7 +295,11 @@ def _warn_emptied(weights, masks):
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict) -> list[Picture]:
     """Picture a pruning: weights and cut, the first mask, sparsity per layer."""
     before, after = distinct_weights(model, setting.get("layers")), distinct_weights(compressed, setting.get("layers"))
-    return [_histogram(before, after, setting), _mask_picture(after[0]), _sparsity_bars(after)]
+    zeros = [1 - int(weight.value.count_nonzero()) / max(1, weight.value.numel()) for weight in after]
+    caption = "A global cut takes most where weights are small; a layer near 100% is about to be emptied."
+    title, names = "Sparsity of each layer", tuple(weight.names[0] for weight in after)
+    bars = Picture("layers", "bars", np.array(zeros), title, caption, labels=names, axis="sparsity")
+    return [_histogram(before, after, setting), _mask_picture(after[0]), bars]
 
 
 def _histogram(before, after, setting, most=1_000_000):
@@ -331,14 +331,6 @@ def _mask_picture(weight, most=64):
     if mask.dim() == 2:
         most, caption = 25, "One image for each of the first 25 neurons, light where an input pixel is still connected."
     return Picture("mask", "images", images[:most].mean(1).numpy(), f"{title}, seen as images", caption)
-
-
-def _sparsity_bars(weights):
-    """Picture the fraction of zeros in each layer; shared weights once, under their first name."""
-    zeros = [1 - int(weight.value.count_nonzero()) / max(1, weight.value.numel()) for weight in weights]
-    caption = "A global cut takes most where weights are small; a layer near 100% is about to be emptied."
-    names = tuple(weight.names[0] for weight in weights)
-    return Picture("layers", "bars", np.array(zeros), "Sparsity of each layer", caption, labels=names, axis="sparsity")
 
 
 def _mask_of(weight):

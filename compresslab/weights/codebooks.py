@@ -1,9 +1,7 @@
 """Codebooks: every weight is one of few values, and the values are what trains.
 
-A parametrization like `grids.Grid`, but its values lie anywhere: weight = centroids[assignments]. The assignments are
-settled; training moves the centroids, each by the sum of the gradients of its weights.
-
-Han et al. 2016, arXiv:1510.00149, section 3.
+A parametrization like `grids.Grid`, but its values lie anywhere: weight = centroids[assignments]. Training moves the
+centroids, each by the sum of the gradients of its weights. Han et al. 2016, arXiv:1510.00149, section 3.
 """
 
 import torch
@@ -23,8 +21,7 @@ class Codebook(Rounding):
     zero         True where centroid 0 is exactly 0 and stays it: training leaves it alone
     raises       ValueError for tensors of another kind, and assignments without a centroid
 
-    The parameter behind the weight plays no part and gets no gradient. A tensor that is assigned to the weight takes,
-    number by number, the nearest centroids.
+    The parameter behind the weight gets no gradient. A tensor assigned to the weight takes the nearest centroids.
     """
 
     def __init__(self, centroids: torch.Tensor, assignments: torch.Tensor, zero: bool = False):
@@ -57,12 +54,10 @@ class Codebook(Rounding):
 def nearest(numbers: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Return the index of the nearest centroid to each number, the lesser at equal distance.
 
-    numbers    float tensor of any shape
-    centroids  (k,) float tensor, in any order
+    numbers    float tensor of any shape;  centroids  (k,) float tensor, in any order
     returns    int64 tensor of the shape of `numbers`
 
-    The middle between two centroids is rounded to the numbers' precision, but never up to the upper centroid: a number
-    that is a centroid takes it, even beside the next float.
+    The middle between two centroids is rounded to the numbers' precision, but never up to the upper centroid.
     """
     values, order = centroids.detach().cpu().double().sort(stable=True)
     lower, upper = values[:-1], values[1:]
