@@ -108,8 +108,15 @@ def _trace(model, images):
     """Return the units of any network, by way of Torch-Pruning's dependency graph."""
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # the tracer's own, about shapes that it guesses
-        links = [link for name, module in model.named_modules() for link in _link_groups(name, module)]
-        walk = _Walk(model, images)
+        links, walk = [], _Walk(model, images)
+        # Link the channels of each group of a grouped convolution.
+        for name, module in model.named_modules():
+            if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
+                for side in ("in", "out"):
+                    channels = np.arange(count_channels(module, side))
+                    links.append(
+                        ((name, side), channels, (name, "group"), channels // (len(channels) // module.groups))
+                    )
         for name, module in model.named_modules():
             if isinstance(module, layers.TYPES) and module in walk.graph.module2node:
                 links += walk.follow(name, module)
@@ -177,13 +184,6 @@ class _Walk:
     def _place(self, node, prune):
         side = "out" if self.graph.is_out_channel_pruning_fn(prune) else "in"
         return self.names.get(node.module, id(node)), side
-
-
-def _link_groups(name, module):
-    """Yield the links inside a grouped convolution, between the channels of each group."""
-    if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
-        for side, count in (("in", module.in_channels), ("out", module.out_channels)):
-            yield (name, side), np.arange(count), (name, "group"), np.arange(count) // (count // module.groups)
 
 
 def _connect(links):

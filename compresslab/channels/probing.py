@@ -95,7 +95,9 @@ def patterns(sizes: dict[str, int]) -> tuple[list, list]:
             for size, names in classes.items():
                 counts |= zip(names, steps[size][number % len(steps[size])][half], strict=True)
             if any(counts.values()):
-                trials.append({name: _draw(size, counts[name], generator) for name, size in sizes.items()})
+                trials.append({name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()})
+                for name, which in trials[-1].items():
+                    which[torch.randperm(len(which), generator=generator)[: counts[name]]] = True
     return halves
 
 
@@ -116,13 +118,6 @@ def _share_out(groups, most):
         pairs.append((counts, [most - count for count in counts]))
         unit *= base
     return pairs
-
-
-def _draw(size, count, generator):
-    """Return a bool tensor (size,) that is True at `count` places, drawn at random."""
-    which = torch.zeros(size, dtype=torch.bool)
-    which[torch.randperm(size, generator=generator)[:count]] = True
-    return which
 
 
 def disturb(network: nn.Module) -> None:

@@ -148,23 +148,17 @@ def _slice(module, side, keep):
 
 def _keep(module, name, axis, keep):
     """Keep some entries of one tensor of a module along a dimension, below its parametrizations."""
-    if not parametrize.is_parametrized(module, name):
-        _keep_tensor(module, name, axis, keep)
-        return
-    source = module.parametrizations[name]
-    for holder in (source, *source):
-        for tensor in [*holder._parameters, *holder._buffers]:
-            if tensor != "centroids":
-                _keep_tensor(holder, tensor, axis, keep)
-
-
-def _keep_tensor(module, name, axis, keep):
-    """Keep entries of a tensor; a tensor with a single entry stays as it is."""
-    tensor = getattr(module, name, None)
-    if tensor is None or tensor.dim() <= axis or tensor.shape[axis] != len(keep):
-        return
-    part = tensor.detach()[index_along(axis, keep, tensor)]
-    setattr(module, name, nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part)
+    holders = [(module, name)]
+    if parametrize.is_parametrized(module, name):
+        source = module.parametrizations[name]
+        holders = [(part, tensor) for part in (source, *source) for tensor in [*part._parameters, *part._buffers]]
+    for holder, tensor_name in holders:
+        tensor = getattr(holder, tensor_name, None)
+        if tensor is None or tensor_name == "centroids" or tensor.dim() <= axis or tensor.shape[axis] != len(keep):
+            continue  # it has a single entry for all channels
+        part = tensor.detach()[index_along(axis, keep, tensor)]
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(holder, tensor_name, nn.Parameter(part, tensor.requires_grad) if is_parameter else part)
 
 
 def index_along(axis: int, which: torch.Tensor, tensor: torch.Tensor) -> tuple:

@@ -60,12 +60,6 @@ def input_moments(
                 yield name, layer_sums.finish(name)
 
 
-def input_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return all rows that a Linear or ungrouped Conv layer is given, (rows, columns)."""
-    windows = _windows(module, inputs)
-    return torch.cat(list(_chosen(windows, torch.arange(_count(windows), device=inputs.device))))
-
-
 def split_by_size(items: Iterable, sizes: Iterable[int], room: int) -> list[list]:
     """Split items into lists whose sizes add up to `room` at most."""
     parts, left = [], 0

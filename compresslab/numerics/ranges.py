@@ -116,7 +116,13 @@ class _Search:
         self.codes, self.symmetric, self.quartic = codes, symmetric, quartic
         self.unit, self.mean_size = _unit(*_ends(rows, counts)), _mean_size(rows, counts)
         self.divides = bool((self.unit < 1e-25).any())  # the reciprocal of such a scale may be infinite
-        self.blocks = list(_split_blocks(rows, counts))
+        self.blocks = []  # a slice of the rows, their numbers, and counts or None
+        height = max(1, BLOCK // max(1, rows.shape[1]))
+        for top in range(0, len(rows), height):
+            for left in range(0, rows.shape[1], BLOCK):
+                part, columns = slice(top, top + height), slice(left, left + BLOCK)
+                weights = None if counts is None else counts[part, columns].to(rows.dtype)
+                self.blocks.append((part, rows[part, columns], weights))
         largest = max([numbers.numel() for _, numbers, _ in self.blocks], default=0)
         self.scratch = torch.empty(2, largest, dtype=rows.dtype).to(rows.device)
 
@@ -180,16 +186,6 @@ class _Search:
             yield part, scaled, codes, counts
 
 
-def _split_blocks(rows, counts):
-    """Yield blocks: a slice of the rows, their numbers and counts (or None)."""
-    height = max(1, BLOCK // max(1, rows.shape[1]))
-    for top in range(0, len(rows), height):
-        part = slice(top, top + height)
-        for left in range(0, rows.shape[1], BLOCK):
-            columns = slice(left, left + BLOCK)
-            yield part, rows[part, columns], None if counts is None else counts[part, columns].to(rows.dtype)
-
-
 def _between(size, reach, share):
     """Return a bound between the mean size and the largest, on a log scale."""
     start = torch.minimum(size, reach).clamp(min=0)
@@ -244,12 +240,7 @@ def _percentiles(rows, counts, percentile, symmetric):
 
 def _quantile(rows, counts, share):
     """Return the smallest number of each row with `share` of them at or below it."""
-    if counts is None or counts.dtype == torch.bool:  # where it is False the number is 0, and the range holds 0 anyway
-        total = rows.shape[1] if counts is None else counts.sum(1, keepdim=True)
-        place = torch.as_tensor((1 - share) * total, device=rows.device).floor().long().expand(len(rows), 1)
-        largest = rows.topk(min(rows.shape[1], int(place.max()) + 1), dim=1).values
-        return largest.gather(1, place.clamp(max=largest.shape[1] - 1))
     ordered, places = rows.sort(1)
-    reached = counts.gather(1, places).double().cumsum(1)
+    reached = (torch.ones_like(rows) if counts is None else counts.gather(1, places)).double().cumsum(1)
     place = torch.searchsorted(reached, reached[:, -1:] * share).clamp(max=rows.shape[1] - 1)
     return ordered.gather(1, place)

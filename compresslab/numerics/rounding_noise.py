@@ -29,7 +29,14 @@ def signal_to_noise(
         ratios = [_compare_channels(*pair) for pair in zip(before, after, strict=True)]
         subject = "each channel's weights rise above their"
     else:
-        ratios = _output_ratios(model, before, after, inputs)
+        twin, ratios = plain(model), []
+        expected = _answer(twin, inputs).double()
+        for original, rounded in zip(before, after, strict=True):
+            weight = twin.get_submodule(original.names[0]).weight
+            weight.data.copy_(rounded.value)
+            noise = (_answer(twin, inputs).double() - expected).square().sum()
+            weight.data.copy_(original.value)
+            ratios.append(_decibels(expected.square().sum(), noise))
         subject = "the network's answers rise above the error of a layer's"
     return ratios, f"How far {subject} rounding: about 6 dB for each bit. The lowest bar suffers most."
 
@@ -55,19 +62,6 @@ def _answer(model, inputs):
     """Return what a model answers in evaluation mode, without gradients."""
     with modes_kept(model), torch.no_grad():
         return run(model.eval(), as_inputs(model, inputs.clone()))
-
-
-def _output_ratios(model, before, after, inputs):
-    """Return the signal to noise of the outputs with each weight alone rounded, in dB."""
-    twin, ratios = plain(model), []
-    expected = _answer(twin, inputs).double()
-    for original, rounded in zip(before, after, strict=True):
-        weight = twin.get_submodule(original.names[0]).weight
-        weight.data.copy_(rounded.value)
-        noise = (_answer(twin, inputs).double() - expected).square().sum()
-        weight.data.copy_(original.value)
-        ratios.append(_decibels(expected.square().sum(), noise))
-    return ratios
 
 
 def _compare_channels(before, after):

@@ -120,25 +120,24 @@ class _Means:
 
     mean    (features,) float64, of the activations a;  second  the mean of what the statistic is about: (a - c)**2 of
             "std" and "variance", whether a is not 0 of "apoz", |a| of all others
-    centre  c, the first activations: a neuron that never varies has no rounding errors
+    centre  c, the first activations: a neuron that never varies has no rounding errors; 0 of the other statistics
     """
 
     def __init__(self, module, statistic):
         self.is_linear, self.statistic, self.count = isinstance(module, nn.Linear), statistic, 0
-        self.centre = self._first = self._second = 0.0
+        self.centre, self._first, self._second = torch.zeros(1), 0.0, 0.0
 
     def add(self, inputs: torch.Tensor, _: object) -> None:
         """Add a batch of inputs."""
         inputs = inputs.float().flatten(0, -2).unsqueeze(2) if self.is_linear else inputs.float().flatten(2)
-        if not self.count:  # (images, features, positions)
-            self.centre = inputs[:1, :, :1].clone()
-        away = inputs - self.centre
-        self.count += inputs.shape[0] * inputs.shape[2]
-        self._first = self._first + _to_double(away.sum((0, 2)))
-        if self.statistic in ("std", "variance"):
-            seconds = away.square_()
+        if self.statistic in ("std", "variance"):  # (images, features, positions)
+            self.centre = self.centre if self.count else inputs[:1, :, :1].clone()
+            inputs = inputs - self.centre
+            seconds = inputs.square()
         else:
             seconds = (inputs != 0).float() if self.statistic == "apoz" else inputs.abs()
+        self.count += inputs.shape[0] * inputs.shape[2]
+        self._first = self._first + _to_double(inputs.sum((0, 2)))
         self._second = self._second + _to_double(seconds.sum((0, 2)))
 
     @property
@@ -209,13 +208,9 @@ def _score_consumer(model, consumer, means, statistic):
         return means.second[places].mean(1)
     if statistic == "std":
         return (means.variance[places].mean(1) + means.mean[places].var(1, correction=0)).sqrt()
-    norms = _inputs_first(model.get_submodule(consumer.name)).square().flatten(1).sum(1)
+    module = model.get_submodule(consumer.name)
+    norms = base.inputs_first(_to_double(module.weight), module).square().flatten(1).sum(1)
     return (means.variance * norms)[places].sum(1)
-
-
-def _inputs_first(module):
-    """Return a layer's weight as (inputs, outputs, …), float64."""
-    return _to_double(module.weight).movedim(0 if getattr(module, "transposed", False) else 1, 0)
 
 
 @dataclass(frozen=True)
@@ -308,7 +303,8 @@ def _fold(twin, removal):
             # Add what the layer answers, without its bias, to inputs that are everywhere the mean. A pixel of a
             # transposed convolution with a stride sees part of the kernel: the average of their answers.
             module = twin.get_submodule(name)
-            taps = _inputs_first(module).flatten(2).sum(2) if module.weight.dim() > 2 else _inputs_first(module)
+            weight = base.inputs_first(_to_double(module.weight), module)  # (inputs, outputs, *kernel)
+            taps = weight.reshape(*weight.shape[:2], -1).sum(2)
             parts = math.prod(module.stride) if getattr(module, "transposed", False) else 1
             channels.add_to_bias(twin, name, mean @ taps / parts)
 

@@ -242,6 +242,11 @@ def warn_left_alone(technique: str, reasons: Mapping[str, str]) -> None:
         warnings.warn(f"{technique} leaves alone {'; '.join(parts)}", UserWarning, stacklevel=3)
 
 
+def inputs_first(weight: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """Return a layer's weight, or its mask, as a view (inputs, outputs, *kernel)."""
+    return weight if getattr(module, "transposed", False) else weight.transpose(0, 1)
+
+
 def thin_out(values: torch.Tensor, most: int = 1_000_000) -> np.ndarray:
     """Return every k-th number of a tensor, `most` of them at most, for a histogram."""
     step = -(-values.numel() // most) or 1

@@ -152,8 +152,12 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
 
 def _targets(teacher, temperature, data):
     """Picture the soft targets of test images: a usual one and the least sure."""
-    chosen, logits = _find_unsure(teacher, data.test)
-    targets = (logits / temperature).softmax(1)
+    # Of the first 500 images of 28 x 28, or fewer larger ones, take the median and those it is least sure of.
+    most = max(20, min(500, 500 * 784 // data.test.images[0].numel()))
+    logits = train.evaluate(teacher, data.test.images[:most])
+    order = logits.softmax(1).amax(1).nan_to_num(1.0).argsort(stable=True)
+    chosen = torch.cat([order[len(order) // 2 :][:1], order[: min(6, len(order) // 2)]])
+    targets = (logits[chosen] / temperature).softmax(1)
     classes = targets.sum(0).topk(min(10, targets.shape[1])).indices.sort().values  # of many, those that matter here
     caption = (
         "What the teacher answers for test images, the true class in orange: first a usual image, then those it is "
@@ -169,18 +173,6 @@ def _targets(teacher, temperature, data):
         classes=tuple(_class_name(data, label) for label in classes.tolist()),
         images=_thumbnails(data.test.images[chosen]),
     )
-
-
-def _find_unsure(teacher, split, count=6):
-    """Return positions and logits of the median image and the least sure ones.
-
-    Of the first 500 images of 28 x 28, or fewer larger ones.
-    """
-    most = max(20, min(500, 500 * 784 // split.images[0].numel()))
-    logits = train.evaluate(teacher, split.images[:most])
-    order = logits.softmax(1).amax(1).nan_to_num(1.0).argsort(stable=True)
-    chosen = torch.cat([order[len(order) // 2 :][:1], order[: min(count, len(order) // 2)]])
-    return chosen, logits[chosen]
 
 
 def _class_name(data, label):

@@ -6,9 +6,7 @@ Sources: Hinton, Vinyals, Dean 2015, arXiv:1503.02531 (responses, temperature); 
 (FitNets: features, through a hint layer); Park et al. 2019, arXiv:1904.05068 (relations).
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -133,7 +131,12 @@ class Loss(nn.Module):
         self._find_places(student, images)
         if self.asks and self.knowledge == "feature":
             pairs = zip((student, *self._teacher), self._places, strict=True)
-            features, targets = _align(*[_run_for_features(network, images, place) for network, place in pairs])
+            seen = []
+            for network, place in pairs:
+                with layers.modes_kept(network), torch.no_grad():
+                    inputs = layers.as_inputs(network, images.clone())
+                    seen.append(_run_to_features(network.eval(), inputs, place)[1])
+            features, targets = _align(*seen)
             inputs, outputs = features.shape[-1], targets.shape[-1]
             if inputs * outputs > LARGEST:
                 message = f"hint layers have {inputs} and {outputs} features; choose layers with fewer (hint=…)"
@@ -151,27 +154,27 @@ class Loss(nn.Module):
         if not self.asks or len(split) > most:
             return split
         device = _first_weight(*self._teacher).device
-        logits, features = [], []
+        answers = []
         for images in split.images.split(250):
-            answers, seen = self._ask(images.to(device))
-            logits.append(answers)
-            features += [] if self._places[1] is None else [_last(seen, self._places[1])]
-            if features and features[0][0].numel() * len(split) > LARGEST:
+            answers.append(self._ask(images.to(device)))
+            features = answers[0][1]
+            if features is not None and features[0].numel() * len(split) > LARGEST:
                 return split
-        features = torch.cat(features) if features else None
-        self._table = [split.labels.to(device), torch.cat(logits), features]
+        table = [torch.cat(parts) if parts[0] is not None else None for parts in zip(*answers, strict=True)]
+        self._table = [split.labels.to(device), *table]
         return Split(split.images, torch.arange(len(split), device=split.labels.device))
 
     def forward(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch, the model in whatever mode it is in."""
         if self._places is None:
             self._find_places(model, images[:2])
-        if self._table is not None:
-            labels, *answers = self._look_up(labels)
+        if self._table is not None:  # the labels are positions
+            if self._table[0].device != labels.device:
+                self._table = [None if values is None else values.to(labels.device) for values in self._table]
+            labels, *answers = [None if values is None else values[labels] for values in self._table]
         else:
             answers = self._ask(images) if self.asks else ()
-        with _catch_features(model, self._places[0]) as features:
-            logits = model(images)
+        logits, features = _run_to_features(model, images, self._places[0], nn.Module.__call__)
         knowledge = self._compare(logits, features, *answers) if self.asks else 0.0
         if self.alpha == 1:
             return knowledge
@@ -187,28 +190,20 @@ class Loss(nn.Module):
             if self.knowledge == "response":
                 logits = _to_single(logits)
                 return response_loss(logits, teacher_logits.to(logits), self.temperature)
-            features = _last(features, self._places[0])
-            teacher_features = _last(teacher_features, self._places[1]).to(features)
+            teacher_features = teacher_features.to(features)
             if self.knowledge == "relation":
                 return relation_loss(features, teacher_features)
             features, teacher_features = _align(features, teacher_features)
             return feature_loss(self.regressor(features), teacher_features)
 
-    def _look_up(self, positions):
-        """Return labels, the teacher's logits and list of features of remembered images."""
-        if self._table[0].device != positions.device:
-            self._table = [values if values is None else values.to(positions.device) for values in self._table]
-        labels, logits, features = self._table
-        return labels[positions], logits[positions], [] if features is None else [features[positions]]
-
     def _ask(self, images):
-        """Return the teacher's logits and list of features for a batch."""
+        """Return the teacher's logits and features, or None, for a batch."""
         (teacher,) = self._teacher
         if _first_weight(teacher).device != images.device:
             teacher.to(images.device)
         images = layers.as_inputs(teacher, images.clone(), images.device)  # its layers may write into them
-        with torch.no_grad(), _catch_features(teacher, self._places[1]) as features:
-            return calibration.run(teacher, images), features
+        with torch.no_grad():
+            return _run_to_features(teacher, images, self._places[1])
 
     def _find_places(self, student, images):
         """Find both hint layers."""
@@ -318,37 +313,22 @@ def _find_place(model, images, name, role):
     return order[-1], True
 
 
-def _run_for_features(model, images, place):
-    """Return the features of a few images, without gradients."""
-    with layers.modes_kept(model), torch.no_grad(), _catch_features(model, place) as features:
-        calibration.run(model.eval(), layers.as_inputs(model, images.clone()))
-    return _last(features, place)
-
-
-@contextlib.contextmanager
-def _catch_features(model, place) -> Iterator[list]:
-    """Yield a list that gets the features each time the hint layer runs."""
-    features = []
+def _run_to_features(model, images, place, run=calibration.run):
+    """Return what a model answers, and its features at a place, (batch, …); None without a place."""
     if place is None:
-        yield features
-        return
-    name, is_input = place
+        return run(model, images), None
+    (name, is_input), features = place, []
     handle = model.get_submodule(name).register_forward_hook(
         lambda _, inputs, output: features.append(inputs[0] if is_input and inputs else output)
     )
     try:
-        yield features
+        answer = run(model, images)
     finally:
         handle.remove()
-
-
-def _last(features, place):
-    """Return the last features of the hint layer, (batch, …)."""
     if not features:
-        raise ValueError(f"hint is {place[0]!r}, a layer that does not run when the model is called; choose another")
-    last = features[-1]
-    last = last[0] if isinstance(last, (tuple, list)) else last
+        raise ValueError(f"hint is {name!r}, a layer that does not run when the model is called; choose another")
+    last = features[-1][0] if isinstance(features[-1], (tuple, list)) else features[-1]
     if not isinstance(last, torch.Tensor) or last.dim() < 2 or not last.is_floating_point():
         actual = tuple(last.shape) if isinstance(last, torch.Tensor) else type(last).__name__
-        raise ValueError(f"hint is {place[0]!r}, a layer that gives {actual}; choose one with a tensor (batch, …)")
-    return _to_single(last)
+        raise ValueError(f"hint is {name!r}, a layer that gives {actual}; choose one with a tensor (batch, …)")
+    return answer, _to_single(last)

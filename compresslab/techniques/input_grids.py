@@ -65,19 +65,25 @@ def place(model: nn.Module, grids: dict[str, InputGrid], images: torch.Tensor) -
     returns  the model (a Sequential around it, where it is itself such a layer), and dict of layer name -> reason for
              the layers that have to stay as they are, because their model reads them instead of calling them
     """
-    root, refused = nn.ModuleList([model]), {}
-    layers = {name: (model.get_submodule(name), _find_gate(model, name)) for name in grids}
-    for name, (layer, gate) in layers.items():
+    root, new, refused = nn.ModuleList([model]), {}, {}
+    layers = {name: model.get_submodule(name) for name in grids}
+    for name, grid in grids.items():
+        gate = _find_gate(model, name)
         if gate is not None:
-            gate.input = grids[name].train(gate.training)
+            gate.input = grid.train(gate.training)
             continue
-        gate = nn.Sequential(OrderedDict(input=grids[name], layer=layer)).train(layer.training)
-        _replace(root, layer, gate)
-        try:
-            watch(root[0], images[:1], {})
-        except (ValueError, AttributeError):
-            _replace(root, gate, layer)
-            refused[name] = "input of a layer whose weight is read elsewhere"
+        new[name] = nn.Sequential(OrderedDict(input=grid, layer=layers[name])).train(layers[name].training)
+    for name, gate in new.items():
+        _replace(root, layers[name], gate)
+    # Where the model no longer runs, put the grids one by one, and take those back that stop it.
+    if new and not _runs(root[0], images):
+        for name, gate in new.items():
+            _replace(root, gate, layers[name])
+        for name, gate in new.items():
+            _replace(root, layers[name], gate)
+            if not _runs(root[0], images):
+                _replace(root, gate, layers[name])
+                refused[name] = "input of a layer whose weight is read elsewhere"
     return root[0], refused
 
 
@@ -144,3 +150,11 @@ def _replace(root, old, new):
         for name, child in module._modules.items():
             if child is old:
                 module._modules[name] = new
+
+
+def _runs(model, images):
+    try:
+        watch(model, images[:1], {})
+    except (ValueError, AttributeError):
+        return False
+    return True

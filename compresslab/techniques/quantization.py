@@ -83,8 +83,7 @@ def quantize(
     if calibration_size is not None:
         checks.integer("calibration_size", calibration_size, 1)
     percentile = base.check_share("percentile", percentile, "(0.999 for 99.9%)")
-    bits = _check_format(bits, dtype)
-    input_bits = _check_activations(activations, bits, images)
+    bits, input_bits = _check_formats(bits, dtype, activations, images)
     twin = network.duplicate(base.check_model(model, layers, "quantize"))
     for weight in bars.over(network.distinct_weights(twin, layers), "quantizing layers"):
         if dtype:
@@ -148,16 +147,6 @@ def _fit_half(weight, dtype):
     return Half(dtype)
 
 
-def _check_format(bits, dtype):
-    """Return the bits of a weight, or None for a dtype."""
-    if bits is not None and dtype is not None:
-        raise ValueError(f"bits is {checks.words(bits)} and dtype is {checks.words(dtype)}; give one of the two")
-    if dtype is not None:
-        checks.choice("dtype", dtype, DTYPES)
-        return None
-    return _check_bits("bits", DEFAULT_BITS if bits is None else bits, "32 for weights as they are")
-
-
 def _check_bits(name, bits, otherwise):
     is_integer = isinstance(bits, numbers.Integral) and not isinstance(bits, bool)
     if not is_integer or not (1 <= bits <= MOST_BITS or bits == FLOAT):
@@ -165,19 +154,25 @@ def _check_bits(name, bits, otherwise):
     return int(bits)
 
 
-def _check_activations(activations, bits, images):
-    """Return the bits of activations, "fp32", or None to leave them alone."""
-    if activations is None:
-        activations = None if images is None else bits or FLOAT
+def _check_formats(bits, dtype, activations, images):
+    """Return the bits of weights, None for a dtype, and of activations, "fp32" or None to leave them alone."""
+    if bits is not None and dtype is not None:
+        raise ValueError(f"bits is {checks.words(bits)} and dtype is {checks.words(dtype)}; give one of the two")
+    if dtype is not None:
+        checks.choice("dtype", dtype, DTYPES)
+    else:
+        bits = _check_bits("bits", DEFAULT_BITS if bits is None else bits, "32 for weights as they are")
+    if activations is None and images is not None:
+        activations = bits or FLOAT
     if activations is None or (isinstance(activations, str) and activations == "fp32"):
-        return activations
+        return bits, activations
     activations = _check_bits("activations", activations, "'fp32' for activations as they are")
     if activations == FLOAT:
-        return "fp32"
+        return bits, "fp32"
     if images is None:
         hint = "give images=data.train.images[:1000], or activations='fp32'"
         raise ValueError(f"activations is {activations} and images is None, but their range comes from images; {hint}")
-    return activations
+    return bits, activations
 
 
 def _check_finite(weight, values):

@@ -157,17 +157,13 @@ def _rank(correlation, importance, constant):
 
 
 def _stays(order, strength, similarity):
-    """Choose which of the neurons ranked by `_rank` stay, (neurons,) bool; see `clusters`.
-
-    The same as neuron by neuron, in a few rounds: neurons without a twin left before them stay, their twins go.
-    """
-    twins = (strength >= similarity * (1 - ROUNDING)).float()
-    left, stays = torch.ones(len(twins)), torch.zeros(len(twins), dtype=torch.bool)
-    while left.any():
-        leaders = left * (left @ twins == 0)
-        stays |= leaders > 0
-        left *= (leaders == 0) & (leaders @ twins == 0)
-    return torch.empty(len(order), dtype=torch.bool).scatter_(0, order, stays)
+    """Choose which of the neurons ranked by `_rank` stay, (neurons,) bool; see `clusters`."""
+    twins = (strength >= similarity * (1 - ROUNDING)).numpy()
+    goes = np.zeros(len(twins), bool)
+    for rank, later_twins in enumerate(twins):
+        if not goes[rank]:
+            goes |= later_twins
+    return torch.empty(len(order), dtype=torch.bool).scatter_(0, order, torch.from_numpy(~goes))
 
 
 def _assign(correlation, stays):
@@ -230,17 +226,12 @@ def _find_obstacle(model, group):
     return None
 
 
-def _inputs_first(weight, module):
-    """Return a weight, or its mask, as a view (inputs, outputs, *kernel)."""
-    return weight if getattr(module, "transposed", False) else weight.transpose(0, 1)
-
-
 def _importance(model, group):
     """Return the norm of all outgoing weights of each neuron, float64 (neurons,)."""
     squares = torch.zeros(group.size).double()
     for consumer in group.consumers:
         module = model.get_submodule(consumer.name)
-        weight = _inputs_first(module.weight.detach(), module)
+        weight = base.inputs_first(module.weight.detach(), module)
         norms = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), dtype=torch.float64)
         squares += norms.cpu()[consumer.inputs].square().sum(1)
     return squares.sqrt()
@@ -312,20 +303,20 @@ def _merge(model, study, stand):
         slope, offset = reading.fit(removed, stand[removed])
         # Move the outgoing weights, times the slope, and unmask where they go.
         sources, targets = consumer.inputs[removed], consumer.inputs[stand[removed]]
-        weight = _inputs_first(module.weight.detach(), module).cpu().double().clone()
+        weight = base.inputs_first(module.weight.detach(), module).cpu().double().clone()
         outgoing = weight[sources]  # (removed, inputs of a neuron, outputs, *kernel)
         moved = outgoing * slope.reshape(-1, *[1] * (outgoing.dim() - 1))
         weight.index_add_(0, targets.flatten(), moved.flatten(0, 1))
         if (mask := get_mask(module)) is not None:
             mask = mask.clone()
-            view = _inputs_first(mask, module)
+            view = base.inputs_first(mask, module)
             for source, target in zip(sources.flatten().tolist(), targets.flatten().tolist(), strict=True):
                 view[target] |= view[source]
             set_mask(module, mask)
         made = getattr(module, "parametrizations", {})
         holder = made["weight"].original if "weight" in made else module.weight
         with torch.no_grad():
-            _inputs_first(holder, module).copy_(weight)
+            base.inputs_first(holder, module).copy_(weight)
         # Move the offsets into the bias: what the layer answers to them.
         answer = outgoing.transpose(1, 2).flatten(2).sum(2)  # (removed, outputs): to an input of 1 everywhere
         if (amount := offset @ answer).any():

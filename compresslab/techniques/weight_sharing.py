@@ -66,24 +66,18 @@ def share(
     for tensor in ("weight", "bias") if biases else ("weight",):
         for weight in bars.over(network.distinct_weights(twin, list(wanted), tensor), "sharing weights"):
             width = _find_bits(weight, wanted) if tensor == "weight" or isinstance(biases, bool) else biases
-            _share(weight, width, init, iterations, generator)
+            base.check_weight(weight, "shared")
+            base.check_finite(weight.names[0], weight.value)
+            if weight.value.numel():
+                codebook = _make_codebook(weight.value, 2**width, init, iterations, generator)
+                trained = is_trained(*weight.holders[-1])
+                for module, name in weight.holders:
+                    network.set_rounding(module, codebook, name)
+                codebook.centroids.requires_grad_(trained)
     if layers is None and not isinstance(bits, Mapping):
         reasons = {name: f"weights of {kind}" for name, kind in network.unsupported(twin).items()}
         base.warn_left_alone("weight_sharing", reasons)
     return twin
-
-
-def _share(weight, bits, init, iterations, generator):
-    """Give a Weight its codebook, in every module that holds it."""
-    base.check_weight(weight, "shared")
-    base.check_finite(weight.names[0], weight.value)
-    if not weight.value.numel():
-        return
-    codebook = _make_codebook(weight.value, 2**bits, init, iterations, generator)
-    trained = is_trained(*weight.holders[-1])
-    for module, name in weight.holders:
-        network.set_rounding(module, codebook, name)
-    codebook.centroids.requires_grad_(trained)
 
 
 def _make_codebook(value, count, init, iterations, generator):

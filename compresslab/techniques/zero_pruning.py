@@ -205,53 +205,42 @@ def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criter
         if weight.value.sum().isnan() and weight.value.isnan().any():  # the sum is 8 times faster
             raise ValueError(f"layer {weight.names[0]!r} has weights that are nan, which have no magnitude to rank")
     groups = [weights] if scope == "global" else [[weight] for weight in weights]
-    if sparsity is None:
-        counts = _counts_below(weights, groups, float(threshold), scope)
-    else:
-        counts = _counts_of(groups, float(sparsity))
-    scores = _random_scores(weights, seed) if criterion == "random" else [weight.value for weight in weights]
-    masks, start = [], 0
-    for group, count in zip(groups, counts, strict=True):
-        part = slice(start, start + len(group))
-        masks += keep_largest(scores[part], [weight.mask for weight in group], count)
-        start = part.stop
-    _warn_emptied(weights, masks)
-    for weight, mask in bars.over(list(zip(weights, masks, strict=True)), "masking layers"):
+    spread = _spread(weights) if sparsity is None and scope == "layer" else 0.0
+    generator, masks = torch.Generator().manual_seed(seed), []
+    for group in groups:
+        # Count the weights that are to be zero, with those that are pruned already.
+        total, masked = _total(group), _count_masked(group)
+        if sparsity is None:
+            count = max(masked, _count_below(group, threshold * (_spread(group) / spread if spread else 1.0)))
+        else:
+            count = round(sparsity * total)
+        if count < masked:
+            where = "the model" if scope == "global" or len(weights) == 1 else f"layer {group[0].names[0]!r}"
+            message = f"sparsity is {sparsity:g}, but {where} is pruned to {masked / total:.4g} already; that stays"
+            warnings.warn(message, UserWarning, stacklevel=3)
+        # Rank them, in each layer or all together.
+        scores = [weight.value for weight in group] if criterion == "magnitude" else _random_scores(group, generator)
+        masks += keep_largest(scores, [weight.mask for weight in group], max(count, masked))
+    # Name the layers that lose all their weights here: nothing passes through such a layer.
+    pairs = list(zip(weights, masks, strict=True))
+    emptied = [pair[0] for pair in pairs if pair[1].numel() > _count_masked(pair[:1]) and not pair[1].any()]
+    if emptied:
+        names = ", ".join(repr(name) for weight in emptied for name in weight.names)
+        message = f"pruning leaves no weight in layer {names}; its output no longer depends on its input"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    for weight, mask in bars.over(pairs, "masking layers"):
         if weight.mask is not None or not mask.all():
             for module, name in weight.holders:
                 set_mask(module, mask, name)
 
 
-def _counts_of(groups, sparsity):
-    """Count the weights of each group that are to be zero, with pruned ones."""
-    counts = []
-    for group in groups:
-        total, masked = _total(group), _count_masked(group)
-        count = round(sparsity * total)
-        if count < masked:
-            where = f"layer {group[0].names[0]!r}" if len(groups) > 1 else "the model"
-            message = f"sparsity is {sparsity:g}, but {where} is pruned to {masked / total:.4g} already; that stays"
-            warnings.warn(message, UserWarning, stacklevel=4)
-        counts.append(max(count, masked))
-    return counts
-
-
-def _counts_below(weights, groups, threshold, scope):
-    """Count the weights of each group that are smaller than the threshold, or pruned already."""
-    spread = _spread(weights) if scope == "layer" else 0.0
-    factors = [_spread(group) / spread if spread else 1.0 for group in groups]
-    return [
-        sum(_count_below(weight, factor * threshold) for weight in group)
-        for group, factor in zip(groups, factors, strict=True)
-    ]
-
-
-def _count_below(weight, limit):
-    """Count the weights with |w| < limit; a masked weight counts, also for limit 0."""
-    if limit == 0:
-        return _count_masked([weight])
-    dtype = common_dtype([weight.value])
-    return sum(int((chunk.to(dtype).abs() < limit).sum()) for chunk in chunks(weight.value))
+def _count_below(weights, limit):
+    """Count the weights with |w| < limit."""
+    count = 0
+    for weight in weights:
+        dtype = common_dtype([weight.value])
+        count += sum(int((chunk.to(dtype).abs() < limit).sum()) for chunk in chunks(weight.value))
+    return count
 
 
 def _spread(weights):
@@ -272,24 +261,13 @@ def _count_masked(weights):
     return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
 
 
-def _random_scores(weights, seed):
+def _random_scores(weights, generator):
     """Draw a score for each weight, uniform in (0, 1), and 0 for zeros."""
-    generator, scores = torch.Generator().manual_seed(seed), []
+    scores = []
     for weight in weights:
         score = torch.rand(weight.value.shape, generator=generator, dtype=torch.float32).clamp_(min=2**-25)
         scores.append(score.to(weight.value.device).mul_(weight.value != 0))
     return scores
-
-
-def _warn_emptied(weights, masks):
-    """Name the layers that lose all their weights here: nothing passes through such a layer."""
-    emptied = []
-    for weight, mask in zip(weights, masks, strict=True):
-        if mask.numel() > _count_masked([weight]) and not mask.any():
-            emptied += map(repr, weight.names)
-    if emptied:
-        message = f"pruning leaves no weight in layer {', '.join(emptied)}; its output no longer depends on its input"
-        warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict) -> list[Picture]:
@@ -307,16 +285,12 @@ def _histogram(before, after, setting, most=1_000_000):
     step = -(-_total(before) // most) or 1
     sizes = torch.cat([weight.value.reshape(-1)[::step].abs().float().cpu() for weight in before])
     removed = ~torch.cat([_mask_of(weight).reshape(-1)[::step].cpu() for weight in after])
-    one_cut = setting.get("scope", "global") == "global" and setting.get("criterion", "magnitude") == "magnitude"
-    cut = None
-    if one_cut and setting.get("threshold") is not None:
-        cut = float(setting["threshold"])
-    elif one_cut and removed.any():
-        cut = float(sizes[removed].max())
-    caption = {
-        True: "Everything left of the cut is set to zero. Most weights are small: see how many go before it hurts.",
-        False: "No single cut: weights go at random, or each layer has a cut of its own.",
-    }[one_cut]
+    cut, caption = None, "No single cut: weights go at random, or each layer has a cut of its own."
+    if setting.get("scope", "global") == "global" and setting.get("criterion", "magnitude") == "magnitude":
+        caption = "Everything left of the cut is set to zero. Most weights are small: see how many go before it hurts."
+        cut = setting.get("threshold")
+        if cut is None and removed.any():
+            cut = float(sizes[removed].max())
     return Picture("weights", "histogram", sizes.numpy(), "Weights by size", caption, cut=cut, axis="|weight|")
 
 

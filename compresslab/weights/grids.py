@@ -136,9 +136,10 @@ class Half(Rounding):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Round a weight to 16 bits."""
+        rounded = weight.detach().to(self.dtype).to(weight.dtype)
         if torch.is_grad_enabled() and weight.requires_grad:
-            return _StraightHalf.apply(weight, self.dtype)
-        return weight.to(self.dtype).to(weight.dtype)
+            return rounded + (weight - weight.detach())  # the gradient of the identity
+        return rounded
 
     def extra_repr(self) -> str:
         """Describe the rounding by its dtype."""
@@ -173,15 +174,3 @@ class _Straight(torch.autograd.Function):
             factor = (largest.clamp(min=1) * ctx.grid.share(numbers)).rsqrt()
             to_step = (gradient * slope).sum_to_size(step.shape) * factor
         return (gradient * inside).to(gradient.dtype) if ctx.needs_input_grad[0] else None, to_step, None
-
-
-class _StraightHalf(torch.autograd.Function):
-    """Rounding to 16 bits with the gradient of the identity, kept in the weight's own width."""
-
-    @staticmethod
-    def forward(ctx, weight, dtype):
-        return weight.to(dtype).to(weight.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None

@@ -11,6 +11,7 @@ from torch import nn
 
 import compresslab as cl
 from compresslab import techniques
+from tests.techniques.samples import NarrowResNet, narrow_mobilenet
 
 pytestmark = pytest.mark.slow
 
@@ -58,28 +59,6 @@ class Tied(nn.Module):
         return self.head(self.fourth(hidden).relu())
 
 
-class Narrow(torchvision.models.resnet.ResNet):
-    """A ResNet of five blocks, with an eighth of the channels of resnet18."""
-
-    def __init__(self):
-        super().__init__(torchvision.models.resnet.BasicBlock, [2, 1, 1, 1])
-        self.fc = nn.Linear(64, 5)
-
-    def _make_layer(self, block, planes, *arguments, **options):
-        return super()._make_layer(block, planes // 8, *arguments, **options)
-
-
-def narrow_mobilenet():
-    """A MobileNetV3 of three blocks: squeeze and excitation, depthwise convolutions, a residual sum."""
-    blocks = [
-        (8, 3, 8, 8, True, "RE", 2, 1, 1.0),
-        (8, 3, 24, 16, False, "RE", 2, 1, 1.0),
-        (16, 5, 32, 16, True, "HS", 1, 1, 1.0),
-    ]
-    blocks = [torchvision.models.mobilenetv3.InvertedResidualConfig(*block) for block in blocks]
-    return torchvision.models.MobileNetV3(blocks, last_channel=64, num_classes=5)
-
-
 def vision_transformer():
     return torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=64, mlp_dim=128, num_classes=5
@@ -87,7 +66,7 @@ def vision_transformer():
 
 
 FOREIGN = {  # name: (network, shape of an image)
-    "resnet": (Narrow, (3, 32, 32)),
+    "resnet": (NarrowResNet, (3, 32, 32)),
     "mobilenet_v3": (narrow_mobilenet, (3, 32, 32)),
     "vision_transformer": (vision_transformer, (3, 32, 32)),
     "lstm": (Rows, (1, 16, 16)),
