@@ -81,7 +81,7 @@ def patterns(sizes: dict[str, int]) -> tuple[list, list]:
 
     sizes    dict of group name -> number of channels, those of a layer in their order
     returns  two lists of dicts of group name -> bool tensor (size,), True where a channel goes. Of two groups of one
-             size the second loses more in a trial of the first list, and the first in a trial of the second list: what
+             size the second loses more in a trial of the first list, and the first in one of the second list: what
              splits channels in equal parts finds the border in a wrong place
     """
     generator, classes = torch.Generator().manual_seed(0), {}

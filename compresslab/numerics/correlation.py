@@ -97,10 +97,8 @@ class _Moments:
     """
 
     def __init__(self, inputs, module):
-        size, width = inputs.shape
         self.inputs, self.module, self.count = inputs, module, 0.0
-        self.straight = width == 1 and torch.equal(inputs.flatten(), torch.arange(size))
-        self.total, self.outer = torch.zeros(size).double(), torch.zeros(size, size).double()
+        self.total, self.outer = torch.zeros(len(inputs)).double(), torch.zeros(len(inputs), len(inputs)).double()
 
     def __call__(self, value, _output):
         rows, padding = self._rows(value.detach())
@@ -116,10 +114,8 @@ class _Moments:
             value = value.movedim(1, -1)  # (N, *positions, channels)
         positions = math.prod(value.shape[1:-1])
         value = value.reshape(-1, value.shape[-1])[:: _stride(value.numel(), positions)]
-        value = value.cpu().double()
-        if not (self.straight and value.shape[1] == len(self.inputs)):
-            value = value[:, self.inputs].transpose(1, 2).reshape(-1, len(self.inputs))  # from (samples, neurons, k)
-        return value, padding
+        value = value.cpu().double()[:, self.inputs]  # (samples, neurons, k)
+        return value.transpose(1, 2).reshape(-1, len(self.inputs)), padding
 
     def reading(self, name: str) -> Reading:
         """Return the Reading of what was seen; refuse too few or infinite activations."""

@@ -80,8 +80,12 @@ def decompose(
     seed    of the random directions, used where the matrix has more than 512 rows and columns and a quarter of them is
             enough: the error is then above the best one of this rank by 3% at most; elsewhere the result is the best
     """
+    # Try so many directions before a complete decomposition.
+    full, sizes = min(matrix.shape), [rank]
+    if rank is None:
+        sizes = [] if energy in (None, 1) else [32 * 2**power for power in range(32)]
     partial = None
-    for size in _sizes(min(matrix.shape), rank, energy):
+    for size in [size for size in sizes if full > SMALL and SHARE * (size + OVERSAMPLE) <= full]:
         if partial is None or partial.may_reach(energy, size):
             partial = _project(matrix, _random_basis(matrix, moment, size + OVERSAMPLE, seed), moment)
             if rank is not None or partial.rank_for(energy) is not None:
@@ -89,13 +93,6 @@ def decompose(
     if max(matrix.numel(), 0 if moment is None else moment.numel()) > CACHED:
         return _decompose_completely(matrix, moment)
     return _look_up(_Key(matrix), None if moment is None else _Key(moment))
-
-
-def _sizes(full, rank, energy):
-    """Return the numbers of directions to try before a complete decomposition."""
-    doubled = [] if energy in (None, 1) else [32 * 2**power for power in range(32)]
-    sizes = [] if full <= SMALL else doubled if rank is None else [rank]
-    return [size for size in sizes if SHARE * (size + OVERSAMPLE) <= full]
 
 
 def _decompose_completely(matrix, moment):

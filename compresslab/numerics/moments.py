@@ -140,8 +140,4 @@ def _chosen(windows, places):
     sizes = _places(windows)
     columns = max(1, windows.shape[len(sizes) :].numel())
     for part in places.split(max(1, BYTES // (4 * columns))):
-        index = []
-        for size in reversed(sizes):
-            index.insert(0, part % size)
-            part = part // size
-        yield windows[tuple(index)].flatten(1).float()
+        yield windows[torch.unravel_index(part, sizes)].flatten(1).float()

@@ -65,7 +65,7 @@ def _answer(model, inputs):
 
 
 def _compare_channels(before, after):
-    """Return the signal to noise of a weight, the mean relative error of its nonzero output channels, in dB."""
+    """Return the mean signal to noise of a weight's nonzero output channels, in dB."""
     layer = next(module for module, _ in before.holders if isinstance(module, TYPES))
     pair = before.value, before.value - after.value
     value, error = (channel_rows(part, isinstance(layer, TRANSPOSED)) for part in pair)

@@ -156,10 +156,7 @@ def check_share(name: str, value: float, hint: str) -> float:
 
 
 def check_model(model: nn.Module, layers: Iterable[str] | None, action: str) -> nn.Module:
-    """Return a model after checking that it has layers for a technique.
-
-    layers  names of the layers that are asked for, or None;  action  what the technique does to them ("prune")
-    """
+    """Return a model after checking that it has layers for a technique to `action` ("prune")."""
     checks.module("model", model)
     if not network.weight_layers(model, layers):
         kinds = ", ".join(kind.__name__ for kind in network.TYPES)

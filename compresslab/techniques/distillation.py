@@ -2,12 +2,10 @@
 
     loss = alpha * knowledge + (1 - alpha) * cross entropy with the labels
 
-What knowledge is can be chosen: the teacher's softened responses, the features of one of its layers, or the relations
-between images that those features express. The student is a network of its own, of any shape; `student_of` makes a
-narrower one of the teacher's architecture.
+What knowledge is can be chosen: see `distillation_losses`. The student is a network of its own, of any shape;
+`student_of` makes a narrower one of the teacher's architecture.
 
-Sources: Hinton, Vinyals, Dean 2015, arXiv:1503.02531 (responses, temperature); Romero et al. 2014, arXiv:1412.6550
-(FitNets: features, through a hint layer); Park et al. 2019, arXiv:1904.05068 (relations).
+Source: Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
 """
 
 import numpy as np

@@ -146,9 +146,8 @@ class Loss(nn.Module):
                 self.regressor = nn.Linear(inputs, outputs).to(features)
 
     def remember(self, split: Split, most: int = REMEMBERED) -> Split:
-        """Ask the teacher once about each image, where the images are few.
+        """Ask the teacher once about each image, where the images are few, `most` at most.
 
-        most     images that count as few
         returns  the Split to train on: its labels are the positions of the images, by which the answers are looked up
         """
         if not self.asks or len(split) > most:
@@ -286,8 +285,7 @@ def _cosines(features):
 def _align(features, teacher_features):
     """Return two layers' features with what a linear layer can map, the channels, last.
 
-    The same positions in both ((batch, channels, height, width), or (batch, tokens, channels)) are mapped alike;
-    where they differ, everything is flattened.
+    The same positions in both (of pixels or tokens) are mapped alike; where they differ, everything is flattened.
     """
     if features.dim() == teacher_features.dim() > 2:
         if features.shape[2:] == teacher_features.shape[2:]:
@@ -314,7 +312,7 @@ def _find_place(model, images, name, role):
 
 
 def _run_to_features(model, images, place, run=calibration.run):
-    """Return what a model answers, and its features at a place, (batch, …); None without a place."""
+    """Return what a model answers, and its features at a place, (batch, …), if any."""
     if place is None:
         return run(model, images), None
     (name, is_input), features = place, []

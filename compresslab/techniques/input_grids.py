@@ -62,8 +62,8 @@ def place(model: nn.Module, grids: dict[str, InputGrid], images: torch.Tensor) -
     """Put grids before their layers, in place; a grid that is there already is replaced.
 
     grids    dict of layer name -> InputGrid;  images  one or more, to see that the model still runs
-    returns  the model (a Sequential around it, where it is itself such a layer), and dict of layer name -> reason for
-             the layers that have to stay as they are, because their model reads them instead of calling them
+    returns  the model, or a Sequential around it, and dict of layer name -> reason for the layers that stay as they
+             are, because their model reads them instead of calling them
     """
     root, new, refused = nn.ModuleList([model]), {}, {}
     layers = {name: model.get_submodule(name) for name in grids}
@@ -98,8 +98,7 @@ def remove(model: nn.Module, names: list[str]) -> nn.Module:
 class _Seen:
     """A watcher of a layer's inputs: their range and, where `counted`, the count of each number, to 8 significant bits.
 
-    The upper 16 bits of a float32 are its sign, its exponent and 7 bits of its fraction: counting them takes one pass
-    over the images and as much memory for one number as for all, however far apart they lie.
+    The upper 16 bits of a float32 are its sign, its exponent and 7 bits of its fraction: counting takes one pass.
     """
 
     def __init__(self, name, counted):

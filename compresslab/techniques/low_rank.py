@@ -59,16 +59,15 @@ def factorize(
              what is lost added to the bias, and energy a fraction of the outputs' variance
     layers   names of the layers to factorize, as in model.named_modules(); None for all
     fresh    True draws all weights of the factorized model anew: the same shape, trained from scratch, is the control
-    seed     whole number, 0 or more, for `fresh` and for the random directions by which large layers are decomposed;
-             the global random state is not touched
+    seed     whole number, 0 or more, for `fresh` and for the random directions by which large layers are decomposed
     returns  the model; frozen weights stay frozen
-    raises   ValueError for a setting out of range, both or neither of rank and energy, a rank above the full rank of
-             the named layer or of all layers, an unknown layer name, a named layer in a dict that cannot be
-             factorized, a model without such layers, weights that are not finite, no images for "activation", and,
-             where images are given, a model that no longer runs because its own code reads the weight of a layer
+    raises   ValueError for a setting out of range, both or neither of rank and energy, a rank above the full rank, an
+             unknown layer name, a dict that names a layer which cannot be factorized, a model without such layers,
+             weights that are not finite, no images for "activation", and, where images are given, a model that no
+             longer runs because its own code reads the weight of a layer
     warns    UserWarning that names the layers left alone and why: those that two factors of this rank would not make
-             smaller (never done unless a dict asks for it, which is warned of too), grouped and transposed
-             convolutions, weights that are shared, or read by attention; and layers whose mask or grid is lost
+             smaller (done only where a dict asks for it, with a warning), grouped and transposed convolutions, weights
+             that are shared, or read by attention; and layers whose mask or grid is lost
     """
     kind, value = _check_setting(images, rank, energy, method, fresh, seed)
     checks.module("model", model)

@@ -155,7 +155,7 @@ def _check_bits(name, bits, otherwise):
 
 
 def _check_formats(bits, dtype, activations, images):
-    """Return the bits of weights, None for a dtype, and of activations, "fp32" or None to leave them alone."""
+    """Return the bits of weights (None for a dtype) and of activations ("fp32", or None)."""
     if bits is not None and dtype is not None:
         raise ValueError(f"bits is {checks.words(bits)} and dtype is {checks.words(dtype)}; give one of the two")
     if dtype is not None:

@@ -1,6 +1,6 @@
 """Finding and counting the layers of a model, their effective tensors, and copies of the model.
 
-The masks and roundings that the tensors may carry are in `masks`; they can be called from here as well.
+The masks and roundings of `masks` can be called from here as well.
 """
 
 import contextlib
@@ -108,10 +108,7 @@ def plain_weight_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def distinct_weights(model: nn.Module, layers: Iterable[str] | None = None, tensor: str = "weight") -> list[Weight]:
-    """Return the weights of `weight_layers(model, layers)`, shared ones once; same errors.
-
-    tensor  name of the layers' tensor: "bias" for the biases of those that have one
-    """
+    """Return the weights of `weight_layers(model, layers)`, or their "bias" tensors, shared ones once."""
     chosen, holders, names = weight_layers(model, layers), {}, {}
     for _, module in _walk(model):
         for name, source in find_sources(module).items():

@@ -129,7 +129,7 @@ def get_rounding(module: nn.Module, name: str = "weight") -> Rounding | None:
 
 
 def set_rounding(module: nn.Module, rounding: Rounding | None, name: str = "weight") -> None:
-    """Keep a module's tensor on few values, in place, from the values of an earlier rounding.
+    """Keep a module's tensor on few values, in place; an earlier rounding is replaced.
 
     rounding  a `Rounding` that fits the tensor, the same object for all layers that share it; None takes it away
     raises    ValueError if `rounding` is no Rounding, or the module has no such parameter
