@@ -318,8 +318,8 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
     shares = np.array([1 - float(which.float().mean()) for which in removal.removed.values()])
     caption = "At least one neuron stays. Parameters fall faster than neurons: a weight goes with either of its two."
     names = tuple(removal.removed)
-    bars = Picture("layers", "bars", shares, "Neurons left", caption, labels=names, axis="share of neurons")
-    return [_histogram(removal, setting), bars, *_receptive(model, removal)]
+    layer_bars = Picture("layers", "bars", shares, "Neurons left", caption, labels=names, axis="share of neurons")
+    return [_histogram(removal, setting), layer_bars, *_receptive(model, removal)]
 
 
 def _histogram(removal, setting):

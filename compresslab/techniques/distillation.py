@@ -144,8 +144,8 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
     counts = np.array([weight.value.numel() for weight in weights], dtype=float)
     title, names = "Weights in each layer of the student", tuple(weight.names[0] for weight in weights)
     caption = "Weights of each layer of the student. Halving the width leaves a quarter of most layers."
-    bars = Picture("size", "bars", counts, title, caption, labels=names, axis="weights")
-    return [_targets(model, setting.get("temperature", 4.0), data), bars]
+    layer_bars = Picture("size", "bars", counts, title, caption, labels=names, axis="weights")
+    return [_targets(model, setting.get("temperature", 4.0), data), layer_bars]
 
 
 def _targets(teacher, temperature, data):

@@ -316,8 +316,8 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
     shares = np.array([1.0 if ranks[site.name] is None else ranks[site.name] / site.break_even for site in sites])
     caption = "Rank divided by break-even rank: at 100% two factors are as large as the layer, or it was left alone."
     names, title = tuple(site.name for site in sites), "Weights left in each layer"
-    bars = Picture("layers", "bars", shares, title, caption, cut=1.0, labels=names, axis="rank / break-even")
-    return [_spectrum(largest, values, ranks[largest.name]), bars, _weights(shown, compressed)]
+    layer_bars = Picture("layers", "bars", shares, title, caption, cut=1.0, labels=names, axis="rank / break-even")
+    return [_spectrum(largest, values, ranks[largest.name]), layer_bars, _weights(shown, compressed)]
 
 
 def _spectrum(site, values, rank):

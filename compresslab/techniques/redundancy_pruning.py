@@ -346,8 +346,8 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
     )
     title, names = "Neurons left in each layer", tuple(study.group.name for study in studies)
     caption = "Late layers are narrow and say the same in many ways; they lose most."
-    bars = Picture("layers", "bars", after / before, title, caption, labels=names, axis="neurons")
-    return [_matrix(shown, cut), _histogram(studies, cut, setting), bars]
+    layer_bars = Picture("layers", "bars", after / before, title, caption, labels=names, axis="neurons")
+    return [_matrix(shown, cut), _histogram(studies, cut, setting), layer_bars]
 
 
 def _nearest_twin(study):

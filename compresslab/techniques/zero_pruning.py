@@ -276,8 +276,8 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict) -> list[Pict
     zeros = [1 - int(weight.value.count_nonzero()) / max(1, weight.value.numel()) for weight in after]
     caption = "A global cut takes most where weights are small; a layer near 100% is about to be emptied."
     title, names = "Sparsity of each layer", tuple(weight.names[0] for weight in after)
-    bars = Picture("layers", "bars", np.array(zeros), title, caption, labels=names, axis="sparsity")
-    return [_histogram(before, after, setting), _mask_picture(after[0]), bars]
+    layer_bars = Picture("layers", "bars", np.array(zeros), title, caption, labels=names, axis="sparsity")
+    return [_histogram(before, after, setting), _mask_picture(after[0]), layer_bars]
 
 
 def _histogram(before, after, setting, most=1_000_000):
