@@ -8,6 +8,7 @@ cl.measure.measure(small, data.test)
 """
 
 import importlib
+import importlib.util
 
 _PARTS = {
     "compresslab": "calibration channels classroom data export lab measure models storage techniques train".split(),
@@ -28,6 +29,8 @@ def __getattr__(name: str) -> object:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in _MODULES:
         return importlib.import_module(_MODULES[name])
+    if importlib.util.find_spec(f"{__name__}.{name}"):  # `from compresslab import checks`: Python imports it itself
+        raise AttributeError(f"compresslab.{name} is not imported yet")
     techniques = importlib.import_module("compresslab.techniques")
     if name in techniques.names():
         return importlib.import_module(f"compresslab.techniques.{name}")

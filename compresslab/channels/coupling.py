@@ -2,9 +2,8 @@
 
 A chain of plain layers (nn.Sequential) is walked directly. Torch-Pruning traces any other network: its dependency
 graph follows autograd through residual sums, concatenations, gates and depthwise convolutions. Channels that the graph
-links are connected components. Components that occupy the same layers in the same numbers are put together as a unit;
-a part of a component cannot be removed. A grouped convolution links all channels of one of its groups: it loses whole
-groups.
+links are connected components. Components that occupy the same layers in the same numbers make up a unit; a grouped
+convolution loses whole groups.
 
 Fang et al. 2023, arXiv:2301.12900 (DepGraph).
 """
@@ -12,7 +11,6 @@ Fang et al. 2023, arXiv:2301.12900 (DepGraph).
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -46,8 +44,7 @@ class Cut:
 def find_units(model: nn.Module, images: torch.Tensor) -> tuple[list[tuple[Cut, ...]], bool]:
     """Find the units of channels that can only be removed together, in module order.
 
-    model   a plain copy, in evaluation mode, every parameter asking for a gradient (no parametrizations)
-    images  a batch that the model takes
+    model   a plain copy, in evaluation mode, every parameter asking for a gradient;  images  a batch that it takes
     returns  tuples of Cut, and whether the model is a chain
     raises  any error of the tracer where the network cannot be traced; where it loses the channels of a single layer,
             the unit has a Cut of side "lost"
@@ -111,8 +108,15 @@ def _trace(model, images):
     """Return the units of any network, by way of Torch-Pruning's dependency graph."""
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # the tracer's own, about shapes that it guesses
-        links = [link for name, module in model.named_modules() for link in _link_groups(name, module)]
-        walk = _Walk(model, images)
+        links, walk = [], _Walk(model, images)
+        # Link the channels of each group of a grouped convolution.
+        for name, module in model.named_modules():
+            if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
+                for side in ("in", "out"):
+                    channels = np.arange(count_channels(module, side))
+                    links.append(
+                        ((name, side), channels, (name, "group"), channels // (len(channels) // module.groups))
+                    )
         for name, module in model.named_modules():
             if isinstance(module, layers.TYPES) and module in walk.graph.module2node:
                 links += walk.follow(name, module)
@@ -170,48 +174,34 @@ class _Walk:
                 origins, targets = [int(index.root_idx) for index in indices], [index.idx for index in indices]
                 if max(targets, default=0) >= self.widest:
                     raise ValueError("the tracer goes round in circles, to channels that no layer has")
-                yield from self._link(self._place(node, prune), origins, dependency, targets)
+                origin = self._place(node, prune)
+                if self._ops.module2type(dependency.target.module) == self._ops.OPTYPE.OUTPUT:
+                    yield origin, origins, ("", "output"), [0] * len(origins)
+                elif origins:
+                    yield origin, origins, self._place(dependency.target, dependency.handler), targets
                 waiting.append((dependency.target, dependency.handler, targets))
-
-    def _link(self, origin, origins, dependency, targets):
-        if self._ops.module2type(dependency.target.module) == self._ops.OPTYPE.OUTPUT:
-            yield origin, origins, ("", "output"), [0] * len(origins)
-        elif origins:
-            yield origin, origins, self._place(dependency.target, dependency.handler), targets
 
     def _place(self, node, prune):
         side = "out" if self.graph.is_out_channel_pruning_fn(prune) else "in"
         return self.names.get(node.module, id(node)), side
 
 
-def _link_groups(name, module):
-    """Yield the links inside a grouped convolution, between the channels of each group."""
-    if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
-        for side, count in (("in", module.in_channels), ("out", module.out_channels)):
-            yield (name, side), np.arange(count), (name, "group"), np.arange(count) // (count // module.groups)
-
-
 def _connect(links):
     """Return the connected components of (place, channel), as dicts of place -> list of channels."""
-    sizes = {}
-    for origin, origins, target, targets in links:
-        for place, channels in ((origin, origins), (target, targets)):
-            if len(channels):
-                sizes[place] = max(sizes.get(place, 0), int(max(channels)) + 1)
     # Number all channels of all places, and connect the numbers.
-    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
-    pairs = []
+    numbers, rows, columns = {}, [], []
     for origin, origins, target, targets in links:
-        if len(origins):
-            pairs.append((np.asarray(origins) + starts[origin], np.asarray(targets) + starts[target]))
-    rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True)) if pairs else ([], [])
-    total = sum(sizes.values())
-    _, labels = connected_components(coo_array((np.ones(len(rows)), (rows, columns)), (total, total)), directed=False)
+        rows += [numbers.setdefault((origin, int(channel)), len(numbers)) for channel in origins]
+        columns += [numbers.setdefault((target, int(channel)), len(numbers)) for channel in targets]
+    pairs = coo_array((np.ones(len(rows)), (rows, columns)), (len(numbers), len(numbers)))
+    _, labels = connected_components(pairs, directed=False)
+    # List the channels of each component, layer by layer as the links name them.
+    ranks = {place: rank for rank, place in enumerate(dict.fromkeys(place for place, _ in numbers))}
     components = {}
-    for place, start in starts.items():
+    for place, channel in sorted(numbers, key=lambda key: (ranks[key[0]], key[1])):
         if isinstance(place[0], str):
-            for channel, label in enumerate(labels[start : start + sizes[place]].tolist()):
-                components.setdefault(label, {}).setdefault(place, []).append(channel)
+            component = components.setdefault(labels[numbers[place, channel]], {})
+            component.setdefault(place, []).append(channel)
     return list(components.values())
 
 
@@ -226,9 +216,5 @@ def _collect_units(components, order):
         places = [place for place, _ in signature if place[1] != "group"]
         places.sort(key=lambda place: order.get(place[0], len(order)))
         units.append(tuple(Cut(*place, torch.tensor([member[place] for member in members])) for place in places))
-    return sorted(units, key=partial(_position, order))
-
-
-def _position(order, unit):
-    first = next(cut for cut in unit if cut.side == "out")
-    return order[first.name], int(first.channels.min())
+    firsts = {unit: next(cut for cut in unit if cut.side == "out") for unit in units}
+    return sorted(units, key=lambda unit: (order[firsts[unit].name], int(firsts[unit].channels.min())))

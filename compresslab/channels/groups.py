@@ -7,22 +7,23 @@ must be those of the network whose consumers read zeros there.
 Fang et al. 2023, arXiv:2301.12900 (dependency graphs).
 """
 
+import dataclasses
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from compresslab import checks
 from compresslab.calibration import checked_images
 from compresslab.channels import coupling, probing
-from compresslab.channels.slicing import CHANNELWISE, count_channels, index_along, locate, remove
+from compresslab.channels.slicing import CHANNELWISE, count_channels, index_along, locate, remove, replace
 from compresslab.data import Split
 from compresslab.weights import grids
 from compresslab.weights.codebooks import Codebook
 from compresslab.weights.layers import TYPES, InputRounding, Mask, as_inputs, duplicate, plain, weight_layers
+from compresslab.weights.masks import find_sources, list_parametrizations
 
 OUTPUT = "its outputs are the model's outputs"
 
@@ -65,8 +66,7 @@ def find_groups(model: nn.Module, images: torch.Tensor | Split) -> tuple[list[Gr
     """Find the groups of channels that can be removed, and the layers that must stay.
 
     model    any nn.Module; it is not changed
-    images   (N, …) images that it takes; the first is run, or the first two where it does not take one alone, and
-             small ones together, up to 32 of them
+    images   (N, …) images that it takes; the first, or the first two, and small ones together, up to 32, are run
     returns  list of Group in module order, and dict of layer name -> reason for every layer of
              `layers.weight_layers` whose outputs are in no group; OUTPUT is the reason of the last layer
     raises   ValueError for no images or images that the model does not take
@@ -102,16 +102,18 @@ def find_groups(model: nn.Module, images: torch.Tensor | Split) -> tuple[list[Gr
     reasons |= {name: reason for group, reason in failed for name in group.producers}
     free = {name for group in groups for name in group.producers}
     names = [name for name in weight_layers(model) if name not in free]
-    return groups, {name: reasons.get(name) or _explain_unread(model, name) for name in names}
+    for name in names:
+        parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        is_inside = parent == "MultiheadAttention"
+        reasons.setdefault(name, f"it is part of a {parent}" if is_inside else "nothing is known to read its outputs")
+    return groups, {name: reasons[name] for name in names}
 
 
 def _make_bare(model):
     """Return a plain float32 copy in evaluation mode, without rounding, with gradients."""
     twin = plain(model).eval().float()
-    for parent in twin.modules():
-        for name, child in parent._modules.items():
-            if isinstance(child, InputRounding):
-                parent._modules[name] = nn.Identity()  # rounding errors would be steps of the grid
+    roundings = [part for part in twin.modules() if isinstance(part, InputRounding)]
+    twin = replace(twin, {part: nn.Identity() for part in roundings})  # rounding errors would be steps
     for weight in twin.parameters():
         weight.requires_grad_(weight.is_floating_point())
     return twin
@@ -147,10 +149,10 @@ def _find_blocked(model, calls):
                 blocked[name] = "shares its weight"
             if calls[name] > 1:
                 blocked[name] = "is used more than once"
-            lists = module.parametrizations.values() if parametrize.is_parametrized(module) else []
-            strange = [type(part).__name__ for parts in lists for part in parts if not isinstance(part, _SLICEABLE)]
-            if strange:
-                blocked[name] = f"has a weight made by {strange[0]}"
+            for source in find_sources(module).values():
+                for part in list_parametrizations(source):
+                    if not isinstance(part, _SLICEABLE):
+                        blocked.setdefault(name, f"has a weight made by {type(part).__name__}")
     return blocked
 
 
@@ -182,12 +184,6 @@ def _reason(unit, parts, blocked):
     return None
 
 
-def _explain_unread(model, name):
-    """Return why the readers of a layer's outputs are unknown."""
-    parent = type(model.get_submodule(name.rpartition(".")[0])).__name__
-    return f"it is part of a {parent}" if parent == "MultiheadAttention" else "nothing is known to read its outputs"
-
-
 def _name_distinctly(groups):
     """Give parts of one layer that different layers read names of their own."""
     counts = Counter(group.name for group in groups)
@@ -196,7 +192,7 @@ def _name_distinctly(groups):
         if counts[group.name] > 1:
             cut = next(cut for cut in group.cuts if cut.name == group.name and cut.side == "out")
             name = f"{group.name}[{int(cut.channels.min())}:{int(cut.channels.max()) + 1}]"
-            group = replace(group, name=name)
+            group = dataclasses.replace(group, name=name)
         named.append(group)
     return named
 

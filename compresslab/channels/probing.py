@@ -1,8 +1,7 @@
 """Trying a removal so that a mistake shows: patterns of channels, weights drawn anew, no chance.
 
 A wrong cut is hidden where every layer loses the same channels, and where neurons are dead, zero or copies of each
-other. So the layers lose different numbers of channels, and the weights are drawn anew. In training mode dropout would
-cover it, so every number that is drawn at random is the same.
+other. So the layers lose different numbers of channels, the weights are drawn anew, and all random numbers are alike.
 """
 
 import contextlib
@@ -82,7 +81,7 @@ def patterns(sizes: dict[str, int]) -> tuple[list, list]:
 
     sizes    dict of group name -> number of channels, those of a layer in their order
     returns  two lists of dicts of group name -> bool tensor (size,), True where a channel goes. Of two groups of one
-             size the second loses more in a trial of the first list, and the first in a trial of the second list: what
+             size the second loses more in a trial of the first list, and the first in one of the second list: what
              splits channels in equal parts finds the border in a wrong place
     """
     generator, classes = torch.Generator().manual_seed(0), {}
@@ -96,7 +95,9 @@ def patterns(sizes: dict[str, int]) -> tuple[list, list]:
             for size, names in classes.items():
                 counts |= zip(names, steps[size][number % len(steps[size])][half], strict=True)
             if any(counts.values()):
-                trials.append({name: _draw(size, counts[name], generator) for name, size in sizes.items()})
+                trials.append({name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()})
+                for name, which in trials[-1].items():
+                    which[torch.randperm(len(which), generator=generator)[: counts[name]]] = True
     return halves
 
 
@@ -117,13 +118,6 @@ def _share_out(groups, most):
         pairs.append((counts, [most - count for count in counts]))
         unit *= base
     return pairs
-
-
-def _draw(size, count, generator):
-    """Return a bool tensor (size,) that is True at `count` places, drawn at random."""
-    which = torch.zeros(size, dtype=torch.bool)
-    which[torch.randperm(size, generator=generator)[:count]] = True
-    return which
 
 
 def disturb(network: nn.Module) -> None:

@@ -15,6 +15,10 @@ from compresslab.weights.codebooks import Codebook
 from compresslab.weights.layers import BATCH_NORMS, Mask, get_mask, get_rounding, plain, set_mask, set_rounding
 
 CHANNELWISE = (*BATCH_NORMS, nn.PReLU)  # layers with an entry for each channel
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
+    *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
+)
 
 
 def remove(model: nn.Module, groups: Iterable, removed: Mapping[str, torch.Tensor]) -> None:
@@ -74,66 +78,51 @@ def reset(model: nn.Module, seed: int = 0) -> None:
                 for weight in module.parameters(recurse=False):
                     spread, mean = torch.std_mean(weight, correction=0)
                     weight.copy_(torch.randn_like(weight) * spread + mean)
-        _copy_into(model, dict(fresh.named_parameters(remove_duplicate=False)) | dict(fresh.named_buffers()))
-
-
-def _copy_into(model, values):
-    """Give every tensor, also below parametrizations, the value of its plain name."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name in values:
-            tensor.copy_(values[name])
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            for tensor, source in module.parametrizations.items():
-                value = values[f"{name}.{tensor}" if name else tensor].to(source.original.device)
-                source.original.copy_(value)
-                for part in source:
-                    if isinstance(part, Mask):
-                        source.original.masked_fill_(~part.mask, 0.0)
-                    elif isinstance(part, Codebook):
-                        part.right_inverse(value.detach())
+        # Give every tensor, also below parametrizations, the value of its plain name.
+        values = dict(fresh.named_parameters(remove_duplicate=False)) | dict(fresh.named_buffers())
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name in values:
+                tensor.copy_(values[name])
+        for name, module in model.named_modules():
+            if parametrize.is_parametrized(module):
+                for tensor, source in module.parametrizations.items():
+                    value = values[f"{name}.{tensor}" if name else tensor].to(source.original.device)
+                    source.original.copy_(value)
+                    for part in source:
+                        if isinstance(part, Mask | Codebook):
+                            part.right_inverse(source.original if isinstance(part, Mask) else value.detach())
 
 
 def locate(model: nn.Module, groups: Iterable, removed: Mapping[str, torch.Tensor]) -> dict:
     """Return the channels to remove, (layer, side) -> bool tensor, after checking the request."""
     known, located = {group.name: group for group in groups}, {}
     for name, which in removed.items():
-        group = _check_removal(known, name, which)
-        for cut in group.cuts:
-            place = cut.name, cut.side
-            if place not in located:
-                located[place] = torch.zeros(count_channels(model.get_submodule(cut.name), cut.side), dtype=torch.bool)
-            located[place][cut.channels[which.cpu()].flatten()] = True
+        if name not in known:
+            raise ValueError(f"removed has {name!r}; choose from {', '.join(known) or 'none'}")
+        size = known[name].size
+        if not isinstance(which, torch.Tensor) or which.dtype != torch.bool or which.shape != (size,):
+            is_tensor = isinstance(which, torch.Tensor)
+            actual = f"{which.dtype} of shape {tuple(which.shape)}" if is_tensor else repr(which)
+            raise ValueError(f"removed[{name!r}] is {actual}; give a torch.bool tensor of shape ({size},)")
+        if which.all():
+            raise ValueError(f"removed[{name!r}] takes all {size} channels; at least one must stay")
+        for cut in known[name].cuts:
+            count = count_channels(model.get_submodule(cut.name), cut.side)
+            goes = located.setdefault((cut.name, cut.side), torch.zeros(count, dtype=torch.bool))
+            goes[cut.channels[which.cpu()].flatten()] = True
     return located
 
 
-def _check_removal(known, name, which):
-    if name not in known:
-        raise ValueError(f"removed has {name!r}; choose from {', '.join(known) or 'none'}")
-    group = known[name]
-    if not isinstance(which, torch.Tensor) or which.dtype != torch.bool or which.shape != (group.size,):
-        actual = f"{which.dtype} of shape {tuple(which.shape)}" if isinstance(which, torch.Tensor) else repr(which)
-        raise ValueError(f"removed[{name!r}] is {actual}; give a torch.bool tensor of shape ({group.size},)")
-    if which.all():
-        raise ValueError(f"removed[{name!r}] takes all {group.size} channels; at least one must stay")
-    return group
-
-
-def _axis(module, side):
-    """Return the dimension of a layer's weight that its outputs or inputs lie along."""
-    transposed = getattr(module, "transposed", False)
-    return int((side == "in") != transposed)
+def _size_name(module, side):
+    """Return the name of the attribute that counts the channels a layer makes or reads."""
+    if isinstance(module, CHANNELWISE):
+        return "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+    return f"{side}_{'features' if isinstance(module, nn.Linear) else 'channels'}"
 
 
 def count_channels(module: nn.Module, side: str) -> int:
     """Return the number of channels that a layer makes or reads."""
-    if isinstance(module, nn.Linear):
-        return module.out_features if side == "out" else module.in_features
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters
-    if isinstance(module, CHANNELWISE):
-        return module.num_features
-    return module.out_channels if side == "out" else module.in_channels
+    return getattr(module, _size_name(module, side))
 
 
 def _slice(module, side, keep):
@@ -141,46 +130,52 @@ def _slice(module, side, keep):
 
     A convolution with groups loses whole ones; its weight has a dimension for one side only, the rest are groups.
     """
-    count = int(keep.sum())
+    transposed, is_grouped = getattr(module, "transposed", False), getattr(module, "groups", 1) > 1
+    axes = {"bias": 0} if side == "out" else {}
     if isinstance(module, CHANNELWISE):
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _keep(module, name, 0, keep)
-        setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", count)
-        return
-    grouped = getattr(module, "groups", 1) > 1
-    if not grouped or side == ("in" if module.transposed else "out"):
-        _keep(module, "weight", 0 if grouped else _axis(module, side), keep)
-    if side == "out":
-        _keep(module, "bias", 0, keep)
-    if isinstance(module, nn.Linear):
-        setattr(module, "out_features" if side == "out" else "in_features", count)
-        return
-    if grouped and side == "out":
+        axes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0)
+    elif not is_grouped:
+        axes["weight"] = int((side == "in") != transposed)
+    elif side == ("in" if transposed else "out"):
+        axes["weight"] = 0
+    for name, axis in axes.items():
+        _keep(module, name, axis, keep)
+    count = int(keep.sum())
+    if is_grouped and side == "out":
         module.groups = count // (module.out_channels // module.groups)
-    setattr(module, "out_channels" if side == "out" else "in_channels", count)
+    setattr(module, _size_name(module, side), count)
 
 
 def _keep(module, name, axis, keep):
     """Keep some entries of one tensor of a module along a dimension, below its parametrizations."""
-    if not parametrize.is_parametrized(module, name):
-        _keep_tensor(module, name, axis, keep)
-        return
-    source = module.parametrizations[name]
-    for holder in (source, *source):
-        for tensor in [*holder._parameters, *holder._buffers]:
-            if tensor != "centroids":
-                _keep_tensor(holder, tensor, axis, keep)
-
-
-def _keep_tensor(module, name, axis, keep):
-    """Keep entries of a tensor; a tensor with a single entry stays as it is."""
-    tensor = getattr(module, name, None)
-    if tensor is None or tensor.dim() <= axis or tensor.shape[axis] != len(keep):
-        return
-    part = tensor.detach()[index_along(axis, keep, tensor)]
-    setattr(module, name, nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part)
+    holders = [(module, name)]
+    if parametrize.is_parametrized(module, name):
+        source = module.parametrizations[name]
+        holders = [(part, tensor) for part in (source, *source) for tensor in [*part._parameters, *part._buffers]]
+    for holder, tensor_name in holders:
+        tensor = getattr(holder, tensor_name, None)
+        if tensor is None or tensor_name == "centroids" or tensor.dim() <= axis or tensor.shape[axis] != len(keep):
+            continue  # it has a single entry for all channels
+        part = tensor.detach()[index_along(axis, keep, tensor)]
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(holder, tensor_name, nn.Parameter(part, tensor.requires_grad) if is_parameter else part)
 
 
 def index_along(axis: int, which: torch.Tensor, tensor: torch.Tensor) -> tuple:
     """Return an index that takes the entries `which` (bool) of a tensor along a dimension."""
     return (slice(None),) * axis + (which.to(tensor.device),)
+
+
+def replace(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Replace layers by other modules everywhere; return the model, or its replacement.
+
+    model      changed in place;  stand_ins  dict of module -> module, which takes over its mode and its hooks
+    """
+    for old, new in stand_ins.items():
+        new.train(old.training)
+        vars(new).update({name: vars(old)[name] for name in _HOOKS if name in vars(old)})
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in stand_ins:
+                parent._modules[name] = stand_ins[child]
+    return stand_ins.get(model, model)

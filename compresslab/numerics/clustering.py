@@ -1,8 +1,7 @@
 """k-means of numbers on a line, by Lloyd's algorithm.
 
-On a line a cluster is a stretch of the sorted numbers, from one middle between two centroids to the next: its mean is
-a difference of two running sums, and a round takes a few searches, not a distance for each number and centroid. The
-centroids are those of scikit-learn's KMeans from the same start, in a hundredth of the time.
+On a line a cluster is a stretch of the sorted numbers: its mean is a difference of two running sums, and a round takes
+a few searches. The centroids are those of scikit-learn's KMeans from the same start, in a hundredth of the time.
 
 Lloyd 1982, doi:10.1109/TIT.1982.1056489; initialisations of Han et al. 2016, arXiv:1510.00149, section 3.2.
 """
@@ -37,14 +36,10 @@ def kmeans(
     distinct = ordered[np.flatnonzero(np.diff(ordered, prepend=np.nan))]
     if len(distinct) <= count:
         return distinct.astype(np.float64)
-    ordered, edges = _average_neighbours(ordered)
-    return np.unique(_lloyd(ordered, edges, _begin(ordered, count, init, generator), rounds))
-
-
-def _average_neighbours(ordered):
-    """Return sorted numbers as float64, of too many the means of neighbours, and their edges."""
+    # Of too many numbers, take the means of neighbours.
     edges = np.append(np.arange(0, len(ordered), -(-len(ordered) // MOST)), len(ordered))
-    return np.add.reduceat(ordered, edges[:-1], dtype=np.float64) / np.diff(edges), edges
+    ordered = np.add.reduceat(ordered, edges[:-1], dtype=np.float64) / np.diff(edges)
+    return np.unique(_lloyd(ordered, edges, _begin(ordered, count, init, generator), rounds))
 
 
 def _begin(ordered, count, init, generator):
@@ -60,7 +55,8 @@ def _lloyd(ordered, edges, centroids, rounds):
     sums, before = np.concatenate([[0.0], np.cumsum(ordered * np.diff(edges))]), None
     for _ in range(rounds):
         # Each number goes to the nearest centroid: a cluster is a stretch of the sorted numbers.
-        ends = _ends(ordered, centroids)
+        middles = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
+        ends = np.concatenate([[0], middles, [len(ordered)]])
         if before is not None and np.array_equal(ends, before):
             break
         # Each centroid goes to the mean of its cluster, a difference of running sums.
@@ -75,9 +71,3 @@ def _lloyd(ordered, edges, centroids, rounds):
             means = np.sort(np.append(means, ordered[np.argpartition(far, -missing)[-missing:]]))
         centroids = means
     return centroids
-
-
-def _ends(ordered, centroids):
-    """Return where clusters begin and end in sorted numbers, (centroids + 1,)."""
-    middles = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
-    return np.concatenate([[0], middles, [len(ordered)]])

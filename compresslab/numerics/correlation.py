@@ -1,8 +1,7 @@
 """Correlations and affine fits of the activations of a layer's neurons over calibration images.
 
 Activations are taken where the next layers read them, behind nonlinearity, normalisation and pooling. A channel counts
-as one neuron, its images and positions as samples. First and second moments are gathered batch by batch in double
-precision, so memory does not grow with the number of images.
+as one neuron, its images and positions as samples. Moments are gathered batch by batch in double precision.
 """
 
 import math
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from compresslab.calibration import watch
+from compresslab.numerics.moments import find_padding, split_by_size
 
 ROUNDING = 1e-6  # relative: what float32 activations cannot tell apart
 BATCH = 256  # images at a time, at most
@@ -53,13 +53,13 @@ def readings(model: nn.Module, images: torch.Tensor, groups: list) -> Iterator[t
     """Yield each group of neurons and a tuple of Reading, for its consumers.
 
     images  (N, …) tensor;  groups  list of channels.Group whose consumers are Linear and ungrouped Conv layers
-    raises  ValueError as `activations.watch` does, and for activations that are not finite
+    raises  ValueError as `calibration.watch` does, and for activations that are not finite
 
-    Of large feature maps every k-th position is taken, k sharing no factor with the number of positions. Zero padding
-    is part of what a convolution reads, so its zeros count as samples.
+    Of large feature maps every k-th position is taken. The zeros of a padded convolution count as samples.
     """
     batch_size = max(1, min(BATCH, INPUT_LIMIT // max(1, images[0].numel())))
-    for part in _split_by_memory(groups):
+    sizes = [group.size**2 * len(group.consumers) for group in groups]
+    for part in split_by_size(groups, sizes, MOMENTS_LIMIT):
         moments, watchers = {}, {}
         for group in part:
             for consumer in group.consumers:
@@ -85,19 +85,6 @@ def weakest(parts: tuple[Reading, ...]) -> torch.Tensor:
     return matrix
 
 
-def _split_by_memory(groups):
-    """Return the groups in lists whose moments fit into memory together."""
-    parts, room = [], 0
-    for group in groups:
-        numbers = group.size**2 * len(group.consumers)
-        if not parts or numbers > room:
-            parts.append([])
-            room = MOMENTS_LIMIT
-        parts[-1].append(group)
-        room -= numbers
-    return parts
-
-
 def _call_all(watchers, inputs, output):
     for watcher in watchers:
         watcher(inputs, output)
@@ -110,10 +97,8 @@ class _Moments:
     """
 
     def __init__(self, inputs, module):
-        size, width = inputs.shape
         self.inputs, self.module, self.count = inputs, module, 0.0
-        self.straight = width == 1 and torch.equal(inputs.flatten(), torch.arange(size))
-        self.total, self.outer = torch.zeros(size).double(), torch.zeros(size, size).double()
+        self.total, self.outer = torch.zeros(len(inputs)).double(), torch.zeros(len(inputs), len(inputs)).double()
 
     def __call__(self, value, _output):
         rows, padding = self._rows(value.detach())
@@ -129,10 +114,8 @@ class _Moments:
             value = value.movedim(1, -1)  # (N, *positions, channels)
         positions = math.prod(value.shape[1:-1])
         value = value.reshape(-1, value.shape[-1])[:: _stride(value.numel(), positions)]
-        value = value.cpu().double()
-        if not (self.straight and value.shape[1] == len(self.inputs)):
-            value = value[:, self.inputs].transpose(1, 2).reshape(-1, len(self.inputs))  # from (samples, neurons, k)
-        return value, padding
+        value = value.cpu().double()[:, self.inputs]  # (samples, neurons, k)
+        return value.transpose(1, 2).reshape(-1, len(self.inputs)), padding
 
     def reading(self, name: str) -> Reading:
         """Return the Reading of what was seen; refuse too few or infinite activations."""
@@ -158,7 +141,7 @@ def _correlation(second, mean, std):
 def _stride(numbers, positions):
     """Return the stride at which samples stay below ROWS_LIMIT.
 
-    It shares no factor with the positions of an image, which would take the same columns in every row.
+    A factor in common with the positions of an image would take the same columns in every row.
     """
     stride = -(-numbers // ROWS_LIMIT) or 1
     while stride > 1 and math.gcd(stride, positions) > 1:
@@ -171,10 +154,5 @@ def _padded(value, conv):
     if conv.padding_mode != "zeros" or conv.transposed:
         return 0.0
     spatial = value.shape[2:]
-    if isinstance(conv.padding, str):  # "same" or "valid"
-        reach = zip(conv.dilation, conv.kernel_size, strict=True)
-        added = [dilation * (kernel - 1) if conv.padding == "same" else 0 for dilation, kernel in reach]
-    else:
-        added = [2 * side for side in conv.padding]
-    padded = [length + more for length, more in zip(spatial, added, strict=True)]
+    padded = [length + sum(pair) for length, pair in zip(spatial, find_padding(conv), strict=True)]
     return math.prod(padded) / math.prod(spatial) - 1

@@ -2,9 +2,9 @@
 
 Of all matrices of rank r, A' = U U^T A is nearest to A, where U holds the r eigenvectors of A A^T with the largest
 eigenvalues (Eckart and Young 1936): the truncated SVD. Where A meets inputs x with second moment C = E[x x^T],
-E|A x - A' x|^2 is least for the eigenvectors of A C A^T (Zhang et al. 2015, arXiv:1505.06798, section 3.1, without its
-nonlinearity; the same optimum as whitening by a Cholesky factor of C, SVD-LLM, arXiv:2403.07378). A large matrix is
-first projected on a few directions, found with random test vectors: Halko, Martinsson and Tropp 2011, arXiv:0909.4061.
+E|A x - A' x|^2 is least for the eigenvectors of A C A^T (Zhang et al. 2015, arXiv:1505.06798, section 3.1; SVD-LLM,
+arXiv:2403.07378). A large matrix is first projected on a few directions, found with random test vectors: Halko,
+Martinsson and Tropp 2011, arXiv:0909.4061.
 """
 
 import functools
@@ -60,9 +60,7 @@ class Decomposition:
 def break_even(rows: int, columns: int) -> float:
     """Return the rank below which two factors are smaller than the matrix.
 
-    rows, columns  size of the matrix, 1 or more each;  returns  a float: 85.33 for 256 x 128
-
-    Rank r takes r * (rows + columns) numbers in place of rows * columns.
+    Rank r takes r * (rows + columns) numbers in place of rows * columns: 85.33 for 256 x 128.
     """
     return rows * columns / (rows + columns)
 
@@ -78,28 +76,23 @@ def decompose(
 
     matrix  (rows, columns), floating point, finite
     rank    whole number, 1 to min(rows, columns);  energy  fraction, above 0 to 1
-    moment  (columns, columns) float64, positive definite: E[x x^T] of what the matrix is multiplied with; None for the
-            plain SVD
-    seed    of the random directions, which are used where the matrix is large (more than 512 rows and columns) and a
-            quarter of them is enough. The error is then above the best one of this rank by 3% at most, for numbers
-            that are pure noise, and by less the faster the spectrum falls; elsewhere the result is the best, rounded
+    moment  (columns, columns) float64, positive definite: E[x x^T] of what the matrix is multiplied with, or None
+    seed    of the random directions, used where the matrix has more than 512 rows and columns and a quarter of them is
+            enough: the error is then above the best one of this rank by 3% at most; elsewhere the result is the best
     """
+    # Try so many directions before a complete decomposition.
+    full, sizes = min(matrix.shape), [rank]
+    if rank is None:
+        sizes = [] if energy in (None, 1) else [32 * 2**power for power in range(32)]
     partial = None
-    for size in _sizes(min(matrix.shape), rank, energy):
+    for size in [size for size in sizes if full > SMALL and SHARE * (size + OVERSAMPLE) <= full]:
         if partial is None or partial.may_reach(energy, size):
             partial = _project(matrix, _random_basis(matrix, moment, size + OVERSAMPLE, seed), moment)
             if rank is not None or partial.rank_for(energy) is not None:
                 return partial
     if max(matrix.numel(), 0 if moment is None else moment.numel()) > CACHED:
         return _decompose_completely(matrix, moment)
-    return _look_up(_Key(matrix.clone(), None if moment is None else moment.clone()))
-
-
-def _sizes(full, rank, energy):
-    """Return the numbers of directions to try before a complete decomposition."""
-    doubled = [] if energy in (None, 1) else [32 * 2**power for power in range(32)]
-    sizes = [] if full <= SMALL else doubled if rank is None else [rank]
-    return [size for size in sizes if SHARE * (size + OVERSAMPLE) <= full]
+    return _look_up(_Key(matrix), None if moment is None else _Key(moment))
 
 
 def _decompose_completely(matrix, moment):
@@ -116,51 +109,42 @@ def _project(matrix, basis, moment):
     vectors = vectors.flip(1).to(core.dtype)
     left, right = vectors if basis is None else basis @ vectors, vectors.T @ core
     values = eigenvalues.flip(0).clamp(min=0).sqrt()
-    total = float(values.square().sum()) if len(values) == min(matrix.shape) else _total(matrix, moment)
+    # The sum of all squared singular values, also of those that a partial decomposition leaves out.
+    if len(values) == min(matrix.shape):
+        total = float(values.square().sum())
+    elif moment is None:
+        total = float(torch.linalg.vector_norm(matrix)) ** 2
+    else:
+        total = float((matrix @ moment.to(matrix.dtype)).mul_(matrix).sum())
     return Decomposition(left.to(matrix.dtype), right.to(matrix.dtype), values, total)
-
-
-def _total(matrix, moment):
-    """Return the sum of all squared singular values of the (weighted) matrix, without computing them."""
-    if moment is None:
-        return float(torch.linalg.vector_norm(matrix)) ** 2
-    return float((matrix @ moment.to(matrix.dtype)).mul_(matrix).sum())
 
 
 def _random_basis(matrix, moment, size, seed):
     """Return orthonormal (rows, size) directions that hold most of the matrix's range (subspace iteration)."""
     generator = torch.Generator().manual_seed(seed)
-    moment = None if moment is None else moment.to(matrix.dtype)
     sample = torch.randn(matrix.shape[1], size, generator=generator).to(matrix)  # (columns, size)
-    for _ in range(ITERATIONS):
-        basis = torch.linalg.qr(matrix @ _times(moment, sample)).Q
-        sample = (basis.T @ matrix).T  # on a CPU several times faster than matrix.T @ basis
-    return torch.linalg.qr(matrix @ _times(moment, sample)).Q
-
-
-def _times(moment, sample):
-    return sample if moment is None else moment @ sample
+    for step in range(ITERATIONS + 1):
+        sample = sample if moment is None else moment.to(matrix.dtype) @ sample
+        basis = torch.linalg.qr(matrix @ sample).Q
+        if step < ITERATIONS:
+            sample = (basis.T @ matrix).T  # on a CPU several times faster than matrix.T @ basis
+    return basis
 
 
 class _Key:
-    """A matrix and its moment as a key of the cache: equal where all their numbers are."""
+    """A tensor as a key of the cache: equal where dtype, device and all numbers are."""
 
-    def __init__(self, matrix, moment):
-        self.matrix, self.moment = matrix, moment
+    def __init__(self, tensor):
+        self.tensor = tensor.clone()
 
     def __hash__(self):
-        return hash((self.matrix.shape, self.moment is None, float(self.matrix.sum())))
+        return hash((self.tensor.shape, float(self.tensor.sum())))
 
     def __eq__(self, key):
-        return _is_equal(self.matrix, key.matrix) and _is_equal(self.moment, key.moment)
-
-
-def _is_equal(first, second):
-    if first is None or second is None:
-        return first is second
-    return (first.dtype, first.device) == (second.dtype, second.device) and torch.equal(first, second)
+        first, second = self.tensor, key.tensor
+        return (first.dtype, first.device) == (second.dtype, second.device) and torch.equal(first, second)
 
 
 @functools.lru_cache(ENTRIES)
-def _look_up(key):
-    return _decompose_completely(key.matrix, key.moment)
+def _look_up(matrix, moment):
+    return _decompose_completely(matrix.tensor, None if moment is None else moment.tensor)

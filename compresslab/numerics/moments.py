@@ -1,10 +1,10 @@
 """Mean and second moment of what the layers of a model get as inputs, over calibration images.
 
-A Linear layer's input is a row of features, a convolution's is a window of its image, unrolled as its weight is. The
-output is linear in that row, so these two moments tell the mean squared output of any change of the weight.
+A Linear layer's input is a row of features, a convolution's is a window of its image, unrolled as its weight is. These
+two moments tell the mean squared change of the output for any change of the weight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,20 +40,19 @@ class Moments:
 def input_moments(
     model: nn.Module, images: torch.Tensor | Split, names: list[str], seed: int = 0
 ) -> Iterator[tuple[str, Moments]]:
-    """Yield (name, Moments) for Linear and ungrouped Conv1d, Conv2d and Conv3d layers over calibration images.
+    """Yield (name, Moments) for Linear and ungrouped Conv layers over calibration images.
 
-    names    qualified names of the layers; one that the model does not run, or runs without a tensor as its first
-             positional argument, is left out
+    names    qualified names; a layer that the model does not run with a tensor as its first argument is left out
     seed     of the choice of rows where there are too many: up to 32,768 are taken, fewer where that would be over 4e9
              multiplications, but 4 * columns at least; at random, the same share of every batch
-    raises   ValueError as `activations.watch` does, and for inputs that are not finite
+    raises   ValueError as `calibration.watch` does, and for inputs that are not finite
 
     Memory: at most 512 MiB of moments at a time, or those of one layer.
     """
     images = calibration.checked_images(images)
     batch_size = max(1, min(BATCH, VALUES // max(1, images[0].numel())))
     modules = dict(model.named_modules(remove_duplicate=False))
-    for group in _groups(modules, names):
+    for group in split_by_size(names, [8 * modules[name].weight[0].numel() ** 2 for name in names], TOGETHER):
         sums = {name: _Sums(modules[name], -(-len(images) // batch_size), seed) for name in group}
         calibration.watch(model, images, {name: layer_sums.add for name, layer_sums in sums.items()}, batch_size)
         for name, layer_sums in bars.over(sums.items(), "factorizing layers"):
@@ -61,31 +60,16 @@ def input_moments(
                 yield name, layer_sums.finish(name)
 
 
-def columns_of(module: nn.Module) -> int:
-    """Return the length of a layer's input row: features, or channels times kernel places."""
-    return module.weight[0].numel()
-
-
-def input_rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return all input rows of a layer as one tensor, (rows, columns) float32.
-
-    module  Linear or ungrouped Conv1d, Conv2d, Conv3d;  inputs  what its forward is given
-    """
-    windows = _windows(module, inputs)
-    return torch.cat(list(_chosen(windows, torch.arange(_count(windows), device=inputs.device))))
-
-
-def _groups(modules, names):
-    """Return names in lists whose moments fit into memory together."""
-    groups, room = [[]], TOGETHER
-    for name in names:
-        needed = 8 * columns_of(modules[name]) ** 2
-        if needed > room and groups[-1]:
-            groups.append([])
-            room = TOGETHER
-        groups[-1].append(name)
-        room -= needed
-    return [group for group in groups if group]
+def split_by_size(items: Iterable, sizes: Iterable[int], room: int) -> list[list]:
+    """Split items into lists whose sizes add up to `room` at most."""
+    parts, left = [], 0
+    for item, size in zip(items, sizes, strict=True):
+        if not parts or size > left:
+            parts.append([])
+            left = room
+        parts[-1].append(item)
+        left -= size
+    return parts
 
 
 class _Sums:
@@ -93,7 +77,7 @@ class _Sums:
 
     def __init__(self, module, batches, seed):
         self._module, self._generator = module, torch.Generator().manual_seed(seed)
-        columns = columns_of(module)
+        columns = module.weight[0].numel()  # features, or channels times kernel places
         self._wanted, self._share = max(4 * columns, min(ROWS, WORK / columns**2)) / batches, None
         self.rows, self.first, self.second = 0, 0.0, 0.0
 
@@ -127,20 +111,19 @@ def _windows(module, inputs):
     dimensions = len(module.kernel_size)
     inputs = inputs if inputs.dim() == dimensions + 2 else inputs[None]  # without a batch dimension
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    windows = functional.pad(inputs, _padding(module), mode=mode)
+    padding = [side for pair in reversed(find_padding(module)) for side in pair]
+    windows = functional.pad(inputs, padding, mode=mode)
     for axis, (size, stride, gap) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
         windows = windows.unfold(axis + 2, gap * (size - 1) + 1, stride)[..., ::gap]
     return windows.movedim(1, dimensions + 1)
 
 
-def _padding(module):
-    """Return a convolution's padding in the order of functional.pad."""
-    if isinstance(module.padding, str):
-        spans = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
-        sides = [(span // 2, span - span // 2) if module.padding == "same" else (0, 0) for span in spans]
-    else:
-        sides = [(size, size) for size in module.padding]
-    return [side for pair in reversed(sides) for side in pair]
+def find_padding(module: nn.Module) -> list[tuple[int, int]]:
+    """Return the padding of a convolution before and after each dimension."""
+    if not isinstance(module.padding, str):
+        return [(size, size) for size in module.padding]
+    spans = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return [(span // 2, span - span // 2) if module.padding == "same" else (0, 0) for span in spans]
 
 
 def _places(windows):
@@ -157,8 +140,4 @@ def _chosen(windows, places):
     sizes = _places(windows)
     columns = max(1, windows.shape[len(sizes) :].numel())
     for part in places.split(max(1, BYTES // (4 * columns))):
-        index = []
-        for size in reversed(sizes):
-            index.insert(0, part % size)
-            part = part // size
-        yield windows[tuple(index)].flatten(1).float()
+        yield windows[torch.unravel_index(part, sizes)].flatten(1).float()

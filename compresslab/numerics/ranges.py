@@ -2,8 +2,7 @@
 
 A grid has few values. Reaching for the largest number leaves them far apart; cutting the largest off (clipping) costs
 those and brings the rest closer. A good cut, by mean squared error, is found by trying ranges and refining the best:
-given the codes k (less the zero point) of the numbers w, the scale that fits best is <w, k> / <k, k>. Trying every
-range finds no better on average; in a row of few numbers (60) it may find a lucky scale that halves the error.
+given the codes k (less the zero point) of the numbers w, the scale that fits best is <w, k> / <k, k>.
 
 Jacob et al. 2018, arXiv:1712.05877, section 2 (scale, zero point); Rastegari et al. 2016, arXiv:1603.05279, section 3.1
 (one bit); Nagel et al. 2021, arXiv:2106.08295, section 3.1 (min-max, mean squared error); Nahshan et al. 2019,
@@ -42,11 +41,10 @@ def fit(
 
     rows        (channels, n) float32 or float64, finite, at most a quarter of the largest float
     bits        1 to 16;  symmetric  as in `code_range`
-    clipping    "none": the range holds every number, each half a step away from a value at most; "percentile": it holds
-                that share of them; "mse": it is the one with the least mean squared error of those tried;
-                "l4": with the least mean fourth power of the error, which spares large numbers.
-                1 bit has no range to choose: its two values are the mean size, negative and positive (affine: their
-                mean distance from their mean, below and above it)
+    clipping    "none": the range holds every number; "percentile": it holds that share of them; "mse": it has the least
+                mean squared error of those tried; "l4": the least mean fourth power of the error, which spares large
+                numbers. 1 bit has no range to choose: its two values are the mean size, negative and positive (affine:
+                the mean distance from the mean, below and above it)
     percentile  fraction above 0, to 1
     counts      (channels, n) how often each number occurs, 0 or more; None for once each
     returns     scale, zero_point: (channels, 1), of the dtype of `rows`. A row of equal numbers is kept exactly
@@ -54,7 +52,11 @@ def fit(
     smallest, largest = _ends(rows, counts)
     codes = code_range(bits, symmetric)
     if bits == 1:
-        scale, point = _fit_two_values(rows, counts, symmetric, _unit(smallest, largest))
+        # The mean size about 0, or the mean distance about the mean.
+        unit = _unit(smallest, largest)
+        middle = torch.zeros_like(unit) if symmetric else _mean(rows / unit, counts)
+        scale = 2 * _mean((rows / unit - middle).abs(), counts)
+        scale, point = scale * unit, 0.5 - middle / scale.masked_fill(scale == 0, 1.0)
     else:
         reach = _percentiles(rows, counts, percentile, symmetric) if clipping == "percentile" else (smallest, largest)
         scale, point = _lay(*reach, codes, symmetric)
@@ -68,14 +70,6 @@ def fit(
     if not symmetric:
         point = torch.where(constant, (largest < 0).to(point.dtype), point)
     return scale.masked_fill(scale == 0, 1.0), point
-
-
-def _fit_two_values(rows, counts, symmetric, unit):
-    """Fit one bit: the mean size about 0, or the mean distance about the mean."""
-    rows = rows / unit
-    middle = torch.zeros_like(unit) if symmetric else _mean(rows, counts)
-    scale = 2 * _mean((rows - middle).abs(), counts)
-    return scale * unit, 0.5 - middle / scale.masked_fill(scale == 0, 1.0)
 
 
 def _lay(smallest, largest, codes, symmetric):
@@ -122,7 +116,13 @@ class _Search:
         self.codes, self.symmetric, self.quartic = codes, symmetric, quartic
         self.unit, self.mean_size = _unit(*_ends(rows, counts)), _mean_size(rows, counts)
         self.divides = bool((self.unit < 1e-25).any())  # the reciprocal of such a scale may be infinite
-        self.blocks = list(_split_blocks(rows, counts))
+        self.blocks = []  # a slice of the rows, their numbers, and counts or None
+        height = max(1, BLOCK // max(1, rows.shape[1]))
+        for top in range(0, len(rows), height):
+            for left in range(0, rows.shape[1], BLOCK):
+                part, columns = slice(top, top + height), slice(left, left + BLOCK)
+                weights = None if counts is None else counts[part, columns].to(rows.dtype)
+                self.blocks.append((part, rows[part, columns], weights))
         largest = max([numbers.numel() for _, numbers, _ in self.blocks], default=0)
         self.scratch = torch.empty(2, largest, dtype=rows.dtype).to(rows.device)
 
@@ -186,16 +186,6 @@ class _Search:
             yield part, scaled, codes, counts
 
 
-def _split_blocks(rows, counts):
-    """Yield blocks: a slice of the rows, their numbers and counts (or None)."""
-    height = max(1, BLOCK // max(1, rows.shape[1]))
-    for top in range(0, len(rows), height):
-        part = slice(top, top + height)
-        for left in range(0, rows.shape[1], BLOCK):
-            columns = slice(left, left + BLOCK)
-            yield part, rows[part, columns], None if counts is None else counts[part, columns].to(rows.dtype)
-
-
 def _between(size, reach, share):
     """Return a bound between the mean size and the largest, on a log scale."""
     start = torch.minimum(size, reach).clamp(min=0)
@@ -250,12 +240,7 @@ def _percentiles(rows, counts, percentile, symmetric):
 
 def _quantile(rows, counts, share):
     """Return the smallest number of each row with `share` of them at or below it."""
-    if counts is None or counts.dtype == torch.bool:  # where it is False the number is 0, and the range holds 0 anyway
-        total = rows.shape[1] if counts is None else counts.sum(1, keepdim=True)
-        place = torch.as_tensor((1 - share) * total, device=rows.device).floor().long().expand(len(rows), 1)
-        largest = rows.topk(min(rows.shape[1], int(place.max()) + 1), dim=1).values
-        return largest.gather(1, place.clamp(max=largest.shape[1] - 1))
     ordered, places = rows.sort(1)
-    reached = counts.gather(1, places).double().cumsum(1)
+    reached = (torch.ones_like(rows) if counts is None else counts.gather(1, places)).double().cumsum(1)
     place = torch.searchsorted(reached, reached[:, -1:] * share).clamp(max=rows.shape[1] - 1)
     return ordered.gather(1, place)

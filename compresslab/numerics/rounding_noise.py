@@ -17,18 +17,26 @@ SIDES = (8, 16, 28, 32, 64, 12, 24, 48, 96, 128, 224)  # of images that are trie
 def signal_to_noise(
     model: nn.Module, before: list[Weight], after: list[Weight], data: Data | None = None
 ) -> tuple[list[float], str]:
-    """Measure signal to noise of the model's outputs, in dB, with each layer alone rounded.
+    """Measure signal to noise of the outputs with each layer alone rounded, in dB.
 
     before, after  lists of Weight, of `model` and of what a technique made of it
     data           Data, whose first training images are run; random ones where the model takes only other shapes. None
                    compares the weights instead, each output channel for itself, for a later layer may scale them
+    returns        a ratio for each layer, and a sentence on what they are
     """
     inputs = None if data is None else _find_inputs(model, data.train.images, len(before))
     if inputs is None:
-        ratios = [_decibels(*_channel_powers(*pair)) for pair in zip(before, after, strict=True)]
+        ratios = [_compare_channels(*pair) for pair in zip(before, after, strict=True)]
         subject = "each channel's weights rise above their"
     else:
-        ratios = _output_ratios(model, before, after, inputs)
+        twin, ratios = plain(model), []
+        expected = _answer(twin, inputs).double()
+        for original, rounded in zip(before, after, strict=True):
+            weight = twin.get_submodule(original.names[0]).weight
+            weight.data.copy_(rounded.value)
+            noise = (_answer(twin, inputs).double() - expected).square().sum()
+            weight.data.copy_(original.value)
+            ratios.append(_decibels(expected.square().sum(), noise))
         subject = "the network's answers rise above the error of a layer's"
     return ratios, f"How far {subject} rounding: about 6 dB for each bit. The lowest bar suffers most."
 
@@ -56,27 +64,13 @@ def _answer(model, inputs):
         return run(model.eval(), as_inputs(model, inputs.clone()))
 
 
-def _output_ratios(model, before, after, inputs):
-    """Return the signal to noise of the outputs with each weight alone rounded, in dB."""
-    twin, ratios = plain(model), []
-    expected = _answer(twin, inputs).double()
-    for original, rounded in zip(before, after, strict=True):
-        weight = twin.get_submodule(original.names[0]).weight
-        weight.data.copy_(rounded.value)
-        noise = (_answer(twin, inputs).double() - expected).square().sum()
-        weight.data.copy_(original.value)
-        ratios.append(_decibels(expected.square().sum(), noise))
-    return ratios
-
-
-def _channel_powers(before, after):
-    """Return the number of nonzero output channels, and the sum of their relative errors."""
+def _compare_channels(before, after):
+    """Return the mean signal to noise of a weight's nonzero output channels, in dB."""
     layer = next(module for module, _ in before.holders if isinstance(module, TYPES))
-    value, error = (
-        _channels(part, isinstance(layer, TRANSPOSED)) for part in (before.value, before.value - after.value)
-    )
+    pair = before.value, before.value - after.value
+    value, error = (channel_rows(part, isinstance(layer, TRANSPOSED)) for part in pair)
     power, noise = (part.abs().double().square().sum(1) for part in (value, error))
-    return (power > 0).sum(), (noise / power)[power > 0].sum()
+    return _decibels((power > 0).sum(), (noise / power)[power > 0].sum())
 
 
 def _decibels(signal, noise):
@@ -86,7 +80,7 @@ def _decibels(signal, noise):
     return 10 * math.log10(min(max(float(signal / noise), 10 ** (-CLEAR / 10)), 10 ** (CLEAR / 10)))
 
 
-def _channels(value, transposed):
+def channel_rows(value: torch.Tensor, transposed: bool) -> torch.Tensor:
     """Return a weight as a matrix (output channels, n), in single precision at least."""
     value = value.transpose(0, 1) if transposed else value
     value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value

@@ -1,8 +1,7 @@
 """Selecting the smallest of many numbers: exact, over many tensors together, without sorting or copying them.
 
 A radix selection: the bits of an IEEE float, without its sign, rise with its magnitude, so a histogram of the upper 16
-bits tells in which bin the cut lies, and a histogram of the next 16 bits inside that bin tells where. One pass over
-the numbers for each, chunk by chunk, whatever their distribution.
+bits tells in which bin the cut lies, and a histogram of the next 16 bits inside that bin tells where.
 
 Source: Knuth, The Art of Computer Programming, volume 3, section 5.2.5 (distribution by digits).
 """

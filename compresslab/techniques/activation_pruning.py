@@ -23,7 +23,7 @@ from compresslab.calibration import checked_images, watch
 from compresslab.data import Data, Split
 from compresslab.techniques import base
 from compresslab.techniques.base import Control, Picture, Technique
-from compresslab.weights.layers import duplicate, unsupported, weight_layers
+from compresslab.weights.layers import duplicate, weight_layers
 
 SCOPES = ("global", "layer")
 AXES = {
@@ -67,16 +67,12 @@ def prune(
                but for zero padding at the edge and the pixels of a transposed convolution with a stride
     fresh      keep the shape and draw all weights anew with `seed`: the small network from scratch, to be trained
     seed       whole number, 0 or more; the global random state is left alone
-    returns    smaller model of the same structure, in which layers that are added, multiplied or convolved group by
-               group lose the same neurons
-    raises     ValueError for a setting out of range, both or neither of threshold and sparsity, no images, images that
-               the model does not take, an unknown layer name, a layer whose neurons cannot go, and a model without
-               Linear or convolution layers
+    returns    smaller model of the same structure; coupled layers (added, multiplied, depthwise) lose the same neurons
+    raises     ValueError for a setting out of range, both or neither of threshold and sparsity, images that are missing
+               or that the model does not take, an unknown layer name, a layer whose neurons cannot go, and a model
+               without Linear or convolution layers
     warns      UserWarning that names layers that would lose all neurons, where the one with the highest statistic
                stays, and what is left alone, which may be everything
-
-    Masking and removing give the same logits: the consumers' weights for the removed neurons are 0, and with `fold`
-    their biases have the means.
     """
     base.check_flags(fold=fold, fresh=fresh)
     removal, left_alone = _choose(model, images, threshold, sparsity, statistic, scope, layers, calibration_size, seed)
@@ -104,80 +100,60 @@ def statistics(
 ) -> dict[str, torch.Tensor]:
     """Measure how much each neuron does over calibration images, as its readers see it.
 
-    model, images, layers, calibration_size  as in `prune`
-    statistic  "mean": mean of |a|, which is the mean activation behind a ReLU; for activations of either sign, whose
-               mean may vanish while they do much, that of their size
-               "apoz": share of activations that are not 0, which is 1 - APoZ (average percentage of zeros, Hu et al.):
-               threshold 0.1 removes what is zero more than 90% of the time. Behind anything but a ReLU all are 1
+    model, images, layers, calibration_size  as in `prune`; so are the errors
+    statistic  "mean": mean of |a|, which is the mean activation behind a ReLU
+               "apoz": share of activations that are not 0, 1 - APoZ (average percentage of zeros, Hu et al.): threshold
+               0.1 removes what is zero more than 90% of the time. Behind anything but a ReLU all are 1
                "std": standard deviation, in the unit of the activations
                "variance": variance times the squared norm of the outgoing weights: the mean squared change of what the
                next layer computes when the neuron is replaced by its mean (summed over its neurons)
                "random": numbers from 0 to 1, drawn with `seed`
     returns    dict of layer name -> float32 tensor (size,) on the CPU, in module order; a name stands for all layers
-               whose neurons go together with it, the first of them. For a channel of a convolution it is taken over
-               images and positions, also where a Linear layer reads it position by position; where several layers read
-               it, it is the largest ("variance": the sum)
-    raises     ValueError as `prune`
+               whose neurons go together with it. For a channel of a convolution it is taken over images and positions;
+               where several layers read it, it is the largest ("variance": the sum)
     """
-    checks.choice("statistic", statistic, STATISTICS)
-    checks.integer("seed", seed, 0)
-    groups, _ = _find_groups(model, images, layers)
-    moments = _measure(model, groups, checked_images(images, calibration_size), statistic)
-    return _score(model, groups, moments, statistic, seed)
+    return _measure(model, images, statistic, layers, calibration_size, seed)[1]
 
 
-def _check_setting(threshold, sparsity, statistic, scope, calibration_size, seed):
-    base.check_alternatives("threshold (0.4) or sparsity (0.5)", threshold=threshold, sparsity=sparsity)
-    if threshold is None:
-        checks.fraction("sparsity", sparsity)
-    else:
-        checks.real("threshold", threshold, 0, math.inf)
-    checks.choice("statistic", statistic, STATISTICS)
-    checks.choice("scope", scope, SCOPES)
-    checks.integer("seed", seed, 0)
-    if calibration_size is not None:
-        checks.integer("calibration_size", calibration_size, 1)
+class _Means:
+    """Means of what a layer reads, feature by feature (or channel by channel), over images and positions.
 
-
-def _find_groups(model, images, layers):
-    """Return the groups whose neurons may go, and the reasons for layers left alone."""
-    checks.module("model", model)
-    if any(weight.is_meta for weight in model.parameters()):
-        raise ValueError("model is on the meta device, its weights have no values; load them first")
-    chosen = weight_layers(model, layers)
-    groups, reasons = channels.find_groups(model, images)
-    if not chosen:
-        raise ValueError("model has no neurons that can be removed: no Linear or convolution layer")
-    if layers is not None:
-        if fixed := [name for name in chosen if name in reasons]:
-            raise ValueError(f"layers has {fixed[0]!r}, whose neurons cannot go: {reasons[fixed[0]]}")
-        return [group for group in groups if {*group.producers} & {*chosen}], {}
-    if groups:
-        reasons = {name: reason for name, reason in reasons.items() if reason != channels.OUTPUT}
-    return groups, reasons | {name: f"a {kind}" for name, kind in unsupported(model).items()}
-
-
-class _Moments:
-    """Statistics of what a layer reads, feature by feature (or channel by channel), over images and positions."""
+    mean    (features,) float64, of the activations a;  second  the mean of what the statistic is about: (a - c)**2 of
+            "std" and "variance", whether a is not 0 of "apoz", |a| of all others
+    centre  c, the first activations: a neuron that never varies has no rounding errors; 0 of the other statistics
+    """
 
     def __init__(self, module, statistic):
-        self.linear, self.statistic, self.count = isinstance(module, nn.Linear), statistic, 0
-        self.mean = self.variance = self.size = self.active = 0.0  # each (features,), float64 on the CPU
+        self.is_linear, self.statistic, self.count = isinstance(module, nn.Linear), statistic, 0
+        self.centre, self._first, self._second = torch.zeros(1), 0.0, 0.0
 
     def add(self, inputs: torch.Tensor, _: object) -> None:
-        """Add a batch; means and variances are merged as in Chan, Golub and LeVeque 1983."""
-        inputs = inputs.float().flatten(0, -2).unsqueeze(2) if self.linear else inputs.float().flatten(2)
-        before, self.count = self.count, self.count + inputs.shape[0] * inputs.shape[2]  # (images, features, …)
-        share, mean = 1 - before / self.count, inputs.mean((0, 2))
-        change = _to_double(mean) - self.mean
-        if self.statistic in ("std", "variance"):
-            variance = _to_double((inputs - mean.unsqueeze(1)).square_().mean((0, 2)))
-            self.variance = self.variance + (variance - self.variance) * share + change**2 * share * (1 - share)
-        elif self.statistic == "apoz":
-            self.active = self.active + (_to_double((inputs != 0).float().mean((0, 2))) - self.active) * share
+        """Add a batch of inputs."""
+        inputs = inputs.float().flatten(0, -2).unsqueeze(2) if self.is_linear else inputs.float().flatten(2)
+        if self.statistic in ("std", "variance"):  # (images, features, positions)
+            self.centre = self.centre if self.count else inputs[:1, :, :1].clone()
+            inputs = inputs - self.centre
+            seconds = inputs.square()
         else:
-            self.size = self.size + (_to_double(inputs.abs().mean((0, 2))) - self.size) * share
-        self.mean = self.mean + change * share
+            seconds = (inputs != 0).float() if self.statistic == "apoz" else inputs.abs()
+        self.count += inputs.shape[0] * inputs.shape[2]
+        self._first = self._first + _to_double(inputs.sum((0, 2)))
+        self._second = self._second + _to_double(seconds.sum((0, 2)))
+
+    @property
+    def mean(self):
+        """Return E[a] of each feature."""
+        return _to_double(self.centre).flatten() + self._first / self.count
+
+    @property
+    def second(self):
+        """Return the mean size, or share of activations that are not 0."""
+        return self._second / self.count
+
+    @property
+    def variance(self):
+        """Return the variance of each feature."""
+        return (self.second - (self._first / self.count) ** 2).clamp(min=0)
 
 
 def _to_double(tensor):
@@ -185,25 +161,39 @@ def _to_double(tensor):
     return tensor.detach().cpu().double()
 
 
-def _measure(model, groups, images, statistic, most=2**21):
-    """Return the moments of every consumer of the groups, over the images."""
+def _measure(model, images, statistic, layers, calibration_size, seed, most=2**21):
+    """Return groups, their scores, dict of consumer -> _Means, and reasons for layers left alone."""
+    checks.choice("statistic", statistic, STATISTICS)
+    checks.integer("seed", seed, 0)
+    if calibration_size is not None:
+        checks.integer("calibration_size", calibration_size, 1)
+    checks.module("model", model)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ValueError("model is on the meta device, its weights have no values; load them first")
+    chosen = weight_layers(model, layers)
+    groups, reasons = base.find_neurons(model, images, None if layers is None else [*chosen])
+    if not chosen:
+        raise ValueError("model has no neurons that can be removed: no Linear or convolution layer")
+    for name, reason in reasons.items() if layers is not None else ():
+        raise ValueError(f"layers has {name!r}, whose neurons cannot go: {reason}")
     modules = dict(model.named_modules())
-    names = [consumer.name for group in groups for consumer in group.consumers]
-    moments = {name: _Moments(modules[name], statistic) for name in names}
-    watchers = {name: entry.add for name, entry in moments.items()}
-    if watchers:
+    names = {consumer.name for group in groups for consumer in group.consumers}
+    means = {name: _Means(modules[name], statistic) for name in names}
+    images = checked_images(images, calibration_size)
+    if groups:
+        watchers = {name: entry.add for name, entry in means.items()}
         watch(model, images, watchers, max(1, min(500, most // images[0].numel())))
-    return moments
+    return groups, _score(model, groups, means, statistic, seed), means, reasons
 
 
-def _score(model, groups, moments, statistic, seed):
+def _score(model, groups, means, statistic, seed):
     """Return the statistic of each group's neurons, dict of group name -> float32 (size,)."""
     if statistic == "random":
         generator = torch.Generator().manual_seed(seed)
         return {group.name: torch.rand(group.size, generator=generator) for group in groups}
     scores = {}
     for group in groups:
-        seen = [_score_consumer(model, consumer, moments[consumer.name], statistic) for consumer in group.consumers]
+        seen = [_score_consumer(model, consumer, means[consumer.name], statistic) for consumer in group.consumers]
         score = torch.stack(seen).sum(0) if statistic == "variance" else torch.stack(seen).amax(0)
         if not score.isfinite().all():
             raise ValueError(f"layer {group.name!r} has activations or weights that are not finite (nan or inf)")
@@ -211,23 +201,16 @@ def _score(model, groups, moments, statistic, seed):
     return scores
 
 
-def _score_consumer(model, consumer, moments, statistic):
+def _score_consumer(model, consumer, means, statistic):
     """Return the statistic of neurons as one consumer sees them, (size,)."""
     places = consumer.inputs
-    if statistic == "mean":
-        return moments.size[places].mean(1)
-    if statistic == "apoz":
-        return moments.active[places].mean(1)
+    if statistic in ("mean", "apoz"):
+        return means.second[places].mean(1)
     if statistic == "std":
-        return (moments.variance[places].mean(1) + moments.mean[places].var(1, correction=0)).sqrt()
+        return (means.variance[places].mean(1) + means.mean[places].var(1, correction=0)).sqrt()
     module = model.get_submodule(consumer.name)
-    weight = _to_double(module.weight)  # (outputs, inputs, …), or (inputs, outputs, …) of a transposed convolution
-    norms = weight.square().movedim(_input_axis(module), 0).flatten(1).sum(1)
-    return (moments.variance * norms)[places].sum(1)
-
-
-def _input_axis(module):
-    return 0 if getattr(module, "transposed", False) else 1
+    norms = base.inputs_first(_to_double(module.weight), module).square().flatten(1).sum(1)
+    return (means.variance * norms)[places].sum(1)
 
 
 @dataclass(frozen=True)
@@ -256,20 +239,22 @@ def _choose(
     seed=0,
 ):
     """Return the _Removal of a setting, and the reasons for layers left alone."""
-    _check_setting(threshold, sparsity, statistic, scope, calibration_size, seed)
-    groups, left_alone = _find_groups(model, images, layers)
-    moments = _measure(model, groups, checked_images(images, calibration_size), statistic)
-    scores = _score(model, groups, moments, statistic, seed)
+    base.check_amount("threshold (0.4) or sparsity (0.5)", threshold=threshold, sparsity=sparsity)
+    checks.choice("scope", scope, SCOPES)
+    groups, scores, means, left_alone = _measure(model, images, statistic, layers, calibration_size, seed)
     if not groups:
         removed, emptied = {}, []
     elif threshold is None:
         removed, emptied = _spare_best(scores, partial(_find_lowest, sparsity=sparsity, scope=scope))
     else:
-        means = _score(model, groups, moments, "mean", seed) if statistic == "random" else scores
-        removed, emptied = _spare_best(means, partial(_find_below, limits=_limits(means, threshold, scope)))
+        sizes = _score(model, groups, means, "mean", seed) if statistic == "random" else scores
+        limits = _limits(sizes, threshold, scope)
+        removed, emptied = _spare_best(
+            sizes, lambda scores: {name: score < limits[name] for name, score in scores.items()}
+        )
         if statistic == "random":
             removed = {name: _mark_lowest(scores[name], int(which.sum())) for name, which in removed.items()}
-    return _Removal(groups, scores, removed, {name: entry.mean for name, entry in moments.items()}, emptied), left_alone
+    return _Removal(groups, scores, removed, {name: entry.mean for name, entry in means.items()}, emptied), left_alone
 
 
 def _spare_best(scores, rule):
@@ -305,10 +290,6 @@ def _limits(scores, threshold, scope):
     return {name: threshold * (float(score.mean() / average) if average else 1.0) for name, score in scores.items()}
 
 
-def _find_below(scores, limits):
-    return {name: score < limits[name] for name, score in scores.items()}
-
-
 def _fold(twin, removal):
     """Add the means of removed neurons to the biases of their consumers."""
     removed_means = {}
@@ -319,31 +300,26 @@ def _fold(twin, removal):
             removed_means.setdefault(consumer.name, torch.zeros_like(mean))[places] = mean[places]
     for name, mean in removed_means.items():
         if mean.count_nonzero():
-            channels.add_to_bias(twin, name, _respond(twin.get_submodule(name), mean))
-
-
-def _respond(module, mean):
-    """Return a layer's answer, without its bias, to inputs that are everywhere `mean`.
-
-    Each pixel of a transposed convolution with a stride sees part of the kernel: the average of their answers.
-    """
-    weight = _to_double(module.weight).movedim(_input_axis(module), 0)  # (inputs, outputs, …)
-    taps = weight.reshape(*weight.shape[:2], -1).sum(-1)
-    return mean @ taps / (math.prod(module.stride) if getattr(module, "transposed", False) else 1)
+            # Add what the layer answers, without its bias, to inputs that are everywhere the mean. A pixel of a
+            # transposed convolution with a stride sees part of the kernel: the average of their answers.
+            module = twin.get_submodule(name)
+            weight = base.inputs_first(_to_double(module.weight), module)  # (inputs, outputs, *kernel)
+            taps = weight.reshape(*weight.shape[:2], -1).sum(2)
+            parts = math.prod(module.stride) if getattr(module, "transposed", False) else 1
+            channels.add_to_bias(twin, name, mean @ taps / parts)
 
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
-    """Picture a pruning: the statistic and its cut, neurons left, weights of the neurons.
-
-    model, compressed  before and after;  setting  what `prune` was called with;  data  Data, calibrated on its training
-                       images as in the lab
-    returns            list of Picture
-    """
+    """Picture a pruning: the statistic and its cut, neurons left, weights of the neurons."""
     options = {name: value for name, value in setting.items() if name not in ("fold", "fresh")}
     removal, _ = _choose(model, data.train.images[:CALIBRATION], **options)
     if not removal.groups:
         return []
-    return [_histogram(removal, setting), _bars(removal), *_receptive(model, removal)]
+    shares = np.array([1 - float(which.float().mean()) for which in removal.removed.values()])
+    caption = "At least one neuron stays. Parameters fall faster than neurons: a weight goes with either of its two."
+    names = tuple(removal.removed)
+    layer_bars = Picture("layers", "bars", shares, "Neurons left", caption, labels=names, axis="share of neurons")
+    return [_histogram(removal, setting), layer_bars, *_receptive(model, removal)]
 
 
 def _histogram(removal, setting):
@@ -361,32 +337,21 @@ def _histogram(removal, setting):
     return Picture("neurons", "histogram", values.numpy(), "Neurons by statistic", caption, cut, axis=AXES[statistic])
 
 
-def _bars(removal):
-    """Picture the share of each layer's neurons that stays."""
-    shares = np.array([1 - float(which.float().mean()) for which in removal.removed.values()])
-    caption = "At least one neuron stays. Parameters fall faster than neurons: a weight goes with either of its two."
-    labels = tuple(removal.removed)
-    return Picture("layers", "bars", shares, "Neurons left", caption, labels=labels, axis="share of neurons")
-
-
 def _receptive(model, removal, most=12):
     """Picture the weights of the first layer's lowest removed and highest remaining neurons."""
     group = removal.groups[0]
     score, removed = removal.scores[group.name], removal.removed[group.name]
     weight = model.get_submodule(group.name.partition("[")[0]).weight.detach().float().cpu()
-    side = math.isqrt(weight.shape[1])
-    if weight.dim() == 2 and side > 3 and side**2 == weight.shape[1] and group.size == len(weight):
-        pixels = weight.view(-1, side, side)  # (neurons, height, width)
-    elif weight.dim() == 4 and min(weight.shape[2:]) > 1 and group.size == len(weight):
-        pixels = weight.mean(1)  # (channels, height, width), averaged over what they read
-    else:
+    images = base.as_images(weight)
+    if images is None or group.size != len(weight):
         return []
+    images = images.mean(1)  # (neurons, height, width), averaged over what they read
     order = torch.argsort(score, stable=True)
     lowest, highest = order[removed[order]][:most], order[~removed[order]].flip(0)[:most]
     caption = "Each image shows the weights of one neuron, red where a bright pixel excites it, blue where it inhibits."
     pictures = []
     for name, which, title in (("gone", lowest, "removed"), ("kept", highest, "kept")):
-        shown = pixels[which] if len(which) else torch.zeros(1, *pixels.shape[1:])
+        shown = images[which] if len(which) else torch.zeros(1, *images.shape[1:])
         title = f"{group.name}: weights of neurons {title}" + ("" if len(which) else " (none)")
         pictures.append(Picture(name, "images", shown.numpy(), title, caption))
     return pictures

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from compresslab import checks
+from compresslab import channels, checks
+from compresslab.numerics.rounding_noise import signal_to_noise
 from compresslab.weights import layers as network
 
 
@@ -81,23 +82,19 @@ class Technique:
     apply        apply(model, **setting) -> new model; apply(model, images, **setting) where `calibration` is not 0
     controls     its settings, in the order shown
     fair_controls  label -> settings laid over the chosen ones: the comparison that keeps a claim honest
-    anatomy      anatomy(model, compressed, setting) -> list of Picture; quick, it runs at every slider move
-                 with a fourth parameter it is given the Data as well, to run images through both
+    anatomy      anatomy(model, compressed, setting) -> list of Picture, or with the Data as a fourth parameter; quick,
+                 it runs at every slider move
     calibration  number of training images that `apply` wants as its second argument
-    training     training(model, compressed, split, setting, seed) -> (split, loss): on what, and with which loss of
-                 `train.fit`, the compressed model is trained; None for all of the split and cross entropy. Called anew
-                 for each training, so that a loss with parameters of its own begins fresh
-    steps        retraining steps that the lab begins with; None leaves it to the lab
-    lr           of that retraining, where the one that `train.fit` finds is not right
-    longer       in idle time the lab trains the chosen point once more, for so many times the steps: for models that
-                 begin with fresh weights, and have not learned all they can in a second; 1 for never
+    training     training(model, compressed, split, setting, seed) -> (split, loss) to retrain with, made anew for each
+                 training; None for all of the split and cross entropy
+    steps, lr    of the lab's retraining; None leaves them to the lab and to `train.fit`
+    longer       in idle time the lab trains the chosen point again, for so many times the steps; 1 for never
     before       before(model, data, setting, seed, journal), a generator of events that returns the model which `apply`
                  is given: what a Recipe does before its last technique; None for nothing
     depends      what else its numbers depend on, as text; it is part of the journal's key
-    source       source(setting=None, result=None) -> the Python expression that makes this technique; with a setting,
-                 that of a Recipe which does the same, followed by the training of a Result; None for a technique that
-                 is called by its name
-    fits         fits(model) -> whether it is made for such a network: the lab offers those alone; None for any
+    source       source(setting=None, result=None) -> the Python expression that makes this technique, or a Recipe that
+                 does the same; None for a technique that is called by its name
+    fits         fits(model) -> whether the lab offers it for this network; None for any
     """
 
     name: str
@@ -117,10 +114,7 @@ class Technique:
 
 
 def pictures(technique: Technique, model: nn.Module, compressed: nn.Module, setting: Mapping, data: object) -> list:
-    """Return the pictures of one compression; none for a technique without an anatomy.
-
-    data  the Data, for an anatomy that takes it
-    """
+    """Return the pictures of one compression; none for a technique without an anatomy."""
     if technique.anatomy is None:
         return []
     takes_data = len(inspect.signature(technique.anatomy).parameters) > 3
@@ -138,6 +132,15 @@ def check_alternatives(hint: str, **values: object) -> None:
         raise ValueError(f"give either {hint}, one of them; got {' and '.join(present) or 'neither'}")
 
 
+def check_amount(hint: str, **values: float | None) -> None:
+    """Refuse a sparsity and a threshold of which not exactly one is given, in range."""
+    check_alternatives(hint, **values)
+    if values["threshold"] is None:
+        checks.fraction("sparsity", values["sparsity"])
+    else:
+        checks.real("threshold", values["threshold"], 0, math.inf)
+
+
 def check_flags(**values: object) -> None:
     """Refuse settings that are not True or False."""
     for name, value in values.items():
@@ -153,10 +156,7 @@ def check_share(name: str, value: float, hint: str) -> float:
 
 
 def check_model(model: nn.Module, layers: Iterable[str] | None, action: str) -> nn.Module:
-    """Return a model after checking that it has layers for a technique.
-
-    layers  names of the layers that are asked for, or None;  action  what the technique does to them ("prune")
-    """
+    """Return a model after checking that it has layers for a technique to `action` ("prune")."""
     checks.module("model", model)
     if not network.weight_layers(model, layers):
         kinds = ", ".join(kind.__name__ for kind in network.TYPES)
@@ -165,11 +165,16 @@ def check_model(model: nn.Module, layers: Iterable[str] | None, action: str) -> 
     return model
 
 
+def check_loaded(name: str, value: torch.Tensor) -> None:
+    """Refuse a layer whose weights have no values."""
+    if value.is_meta:
+        raise ValueError(f"layer {name!r} is on the meta device, without values; load the weights first")
+
+
 def check_weight(weight: network.Weight, action: str) -> None:
     """Refuse weights without values or order; the action is a participle ("quantized")."""
     name, value = weight.names[0], weight.value
-    if value.is_meta:
-        raise ValueError(f"layer {name!r} is on the meta device, without values; load the weights first")
+    check_loaded(name, value)
     if not value.is_floating_point():
         raise ValueError(f"layer {name!r} has weights of {value.dtype}; only real floating-point ones are {action}")
 
@@ -180,44 +185,63 @@ def check_finite(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"layer {name!r} has weights that are not finite (nan or inf)")
 
 
-def by_layer(name: str, values: Mapping, layers: Iterable[str] | None, model: nn.Module) -> dict:
-    """Return a dict of layer name -> value by first names, in module order.
+def amounts_by_layer(name: str, value: object, layers: Iterable[str] | None, model: nn.Module) -> dict:
+    """Return a dict of layer name -> amount, by first names and in module order.
 
-    name    of the setting, for messages;  layers  the technique's own argument, which must be None then
-    raises  ValueError for no layer, an unknown one, and two values for one layer
+    value   an amount for all `layers`, or a dict of layer name -> amount, and then `layers` must be None
+    raises  ValueError for no layer, an unknown one, and two amounts for one layer; `name` is the setting's
     """
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(network.weight_layers(model, layers), value)
     if layers is not None:
         raise ValueError(f"layers is {checks.words(layers)} and {name} is a dict, which names the layers; give one")
-    if not values:
-        raise ValueError(f"{name} is {checks.words(values)}; name at least one layer")
+    if not value:
+        raise ValueError(f"{name} is {checks.words(value)}; name at least one layer")
     firsts = {id(module): first for first, module in network.weight_layers(model).items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     wanted = {}
-    for layer, value in values.items():
+    for layer, amount in value.items():
         first = firsts.get(id(modules.get(layer)))
         if first is None:
             raise ValueError(f"{name} has {layer!r}; choose from {', '.join(firsts.values()) or 'none'}")
-        if wanted.setdefault(first, value) != value:
+        if wanted.setdefault(first, amount) != amount:
             raise ValueError(f"{name} has {first!r} and {layer!r}, which are one layer; give it one value")
     return {first: wanted[first] for first in firsts.values() if first in wanted}
+
+
+def find_neurons(model: nn.Module, images: torch.Tensor, layers: Iterable[str] | None = None) -> tuple[list, dict]:
+    """Return the groups of neurons that may go, and reasons for layers that stay.
+
+    layers  names of the layers whose neurons may go; None for all, the model's outputs being no news then
+    """
+    groups, reasons = channels.find_groups(model, images)
+    if layers is not None:
+        groups = [group for group in groups if {*group.producers} & {*layers}]
+        return groups, {name: reason for name, reason in reasons.items() if name in layers}
+    if groups:
+        reasons = {name: reason for name, reason in reasons.items() if reason != channels.OUTPUT}
+    return groups, reasons | {name: f"a {kind}" for name, kind in network.unsupported(model).items()}
 
 
 def warn_left_alone(technique: str, reasons: Mapping[str, str]) -> None:
     """Warn of the parts of a model that a technique leaves as they are.
 
-    reasons  dict of qualified layer name -> reason ("it is an LSTM"); empty: nothing is said
+    reasons  dict of qualified layer name -> reason ("it is an LSTM")
     """
     groups = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name or "the model itself")
-    parts = "; ".join(f"{_join(names)} ({reason})" for reason, names in groups.items())
+    parts = []
+    for reason, names in groups.items():
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        parts.append(f"{', '.join(names[:6])}{more} ({reason})")
     if parts:
-        warnings.warn(f"{technique} leaves alone {parts}", UserWarning, stacklevel=3)
+        warnings.warn(f"{technique} leaves alone {'; '.join(parts)}", UserWarning, stacklevel=3)
 
 
-def _join(names, most=6):
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def inputs_first(weight: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """Return a layer's weight, or its mask, as a view (inputs, outputs, *kernel)."""
+    return weight if getattr(module, "transposed", False) else weight.transpose(0, 1)
 
 
 def thin_out(values: torch.Tensor, most: int = 1_000_000) -> np.ndarray:
@@ -226,7 +250,21 @@ def thin_out(values: torch.Tensor, most: int = 1_000_000) -> np.ndarray:
     return values.reshape(-1)[::step].float().cpu().numpy()
 
 
-def square_side(weight: torch.Tensor) -> int:
-    """Return the side of the square image that each row reads, or 0."""
-    side = math.isqrt(weight.shape[1]) if weight.dim() == 2 else 0
-    return side if side > 1 and side**2 == weight.shape[1] else 0
+def as_images(weight: torch.Tensor, transposed: bool = False) -> torch.Tensor | None:
+    """Return what each output reads as images, (outputs, inputs, height, width), or None.
+
+    A Linear layer has images where it reads a square number of inputs, a convolution where its kernel is above 1 x 1.
+    """
+    if weight.dim() == 2:
+        side = math.isqrt(weight.shape[1])
+        return weight.view(len(weight), 1, side, side) if 1 < side**2 == weight.shape[1] else None
+    if weight.dim() < 4 or weight[0, 0].numel() == 1:
+        return None
+    return (weight.transpose(0, 1) if transposed else weight).flatten(1, -3)
+
+
+def picture_noise(model: nn.Module, before: list, after: list, data: object) -> Picture:
+    """Picture the signal to noise of each layer's rounding; arguments as of `signal_to_noise`."""
+    ratios, caption = signal_to_noise(model, before, after, data)
+    names = tuple(weight.names[0] for weight in before)
+    return Picture("noise", "bars", np.array(ratios), "Signal to noise", caption, labels=names, axis="dB")

@@ -2,15 +2,11 @@
 
     loss = alpha * knowledge + (1 - alpha) * cross entropy with the labels
 
-What knowledge is can be chosen: the teacher's softened responses, the features of one of its layers, or the relations
-between images that those features express. The student is a network of its own, of any shape; `student_of` makes a
-narrower one of the teacher's architecture.
+What knowledge is can be chosen: see `distillation_losses`. The student is a network of its own, of any shape;
+`student_of` makes a narrower one of the teacher's architecture.
 
-Sources: Hinton, Vinyals, Dean 2015, arXiv:1503.02531 (responses, temperature); Romero et al. 2014, arXiv:1412.6550
-(FitNets: features, through a hint layer); Park et al. 2019, arXiv:1904.05068 (relations).
+Source: Hinton, Vinyals, Dean 2015, arXiv:1503.02531.
 """
-
-import weakref
 
 import numpy as np
 import torch
@@ -18,7 +14,7 @@ from torch import nn
 
 from compresslab import calibration, channels, checks, train
 from compresslab.data import Data, Split, split_of, stratified
-from compresslab.techniques.base import Control, Picture, Technique, check_share, warn_left_alone
+from compresslab.techniques.base import Control, Picture, Technique, check_share, find_neurons, warn_left_alone
 from compresslab.techniques.distillation_losses import (
     KNOWLEDGE,
     check_labels,
@@ -75,32 +71,27 @@ def student_of(teacher: nn.Module, images: torch.Tensor | Split, width: float = 
     images   a few images (N, …) to run through it, by which its layers are told apart
     width    above 0 to 1: each hidden layer keeps round(width * its neurons or channels), at least one; 1 keeps all
     seed     whole number, 0 or more; the global random state is not touched
-    returns  model with ordinary parameters, all of them to be trained: masks, grids and frozen layers of the teacher
-             are not taken over, half precision becomes float32; device and mode are the teacher's
+    returns  model to be trained, in the teacher's mode and on its device: masks, grids and frozen layers are not taken
+             over, half precision becomes float32; weights are drawn as by `channels.reset`
     raises   ValueError for a width out of range, and images that the teacher does not take
     warns    UserWarning that names layers which keep their width (recurrent ones, say), which may be all: for another
              student, give `distill` one of your own
-
-    Weights get torch's default initialization; a parameter for which there is none (of a class of your own without
-    reset_parameters) is drawn from a normal distribution of the mean and standard deviation that it has.
     """
     check_share("width", width, "(0.25 for a quarter of the neurons)")
     checks.integer("seed", seed, 0)
     checks.module("teacher", teacher)
-    twin = _unrounded(ordinary(teacher)).requires_grad_(True)
+    twin = ordinary(teacher).requires_grad_(True)
+    # Grids before the layers fit other weights.
+    grids = [module for module in twin.modules() if isinstance(module, layers.InputRounding)]
+    twin = channels.replace(twin, {grid: nn.Identity() for grid in grids})
     if width < 1:
-        _narrow(twin, calibration.checked_images(images, 2), width)
+        # Remove the last channels of every group.
+        groups, reasons = find_neurons(twin, calibration.checked_images(images, 2))
+        sizes = {group.name: max(1, round(width * group.size)) for group in groups}
+        channels.remove(twin, groups, {group.name: torch.arange(group.size) >= sizes[group.name] for group in groups})
+        warn_left_alone("distillation", reasons)
     channels.reset(twin, seed)
     return twin
-
-
-def _unrounded(model):
-    """Return the model without grids before its layers, which fit other weights."""
-    for name, module in list(model.named_modules()):
-        if name and isinstance(module, layers.InputRounding):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Identity())
-    return model
 
 
 def student(
@@ -127,10 +118,15 @@ def student(
 def training(model: nn.Module, compressed: nn.Module, split: Split, setting: dict, seed: int) -> tuple:
     """Return the Split and the loss with which a student learns, for `train.fit`.
 
-    model, compressed  teacher and student;  setting  what `student` was called with
-    split, seed        training images, of which `setting["share"]` is drawn with `seed`
+    model, compressed  teacher and student;  setting  what `student` was called with; of its `share` of the images those
+                       are taken that `seed` draws
     """
-    part = _draw_part(split, setting.get("share", 1.0), seed)
+    share, part = _check_image_share(setting.get("share", 1.0)), split
+    if share < 1:  # stratified, at least one image of each class
+        labels = split.labels.cpu().numpy()
+        count = max(len(np.unique(labels)), round(share * len(labels)))
+        _, positions = stratified(labels, count, seed, leave=0)
+        part = split[torch.from_numpy(positions).to(split.labels.device)]
     names = ("temperature", "alpha", "knowledge", "label_smoothing")
     options = {name: setting[name] for name in names if name in setting}
     objective = loss(model, student=compressed, images=part.images[:2], seed=seed, **options)
@@ -138,43 +134,28 @@ def training(model: nn.Module, compressed: nn.Module, split: Split, setting: dic
     return objective.remember(part), objective
 
 
-def _draw_part(split, share, seed):
-    """Return a share of a Split, stratified, at least one image of each class."""
-    if _check_image_share(share) == 1:
-        return split
-    labels = split.labels.cpu().numpy()
-    count = max(len(np.unique(labels)), round(share * len(labels)))
-    _, positions = stratified(labels, count, seed, leave=0)
-    return split[torch.from_numpy(positions).to(split.labels.device)]
-
-
-def _narrow(model, images, width):
-    """Remove the last channels of every group of a model, in place."""
-    groups, reasons = channels.find_groups(model, images)
-    if groups:
-        reasons = {name: reason for name, reason in reasons.items() if reason != channels.OUTPUT}
-    sizes = {group.name: max(1, round(width * group.size)) for group in groups}
-    channels.remove(model, groups, {group.name: torch.arange(group.size) >= sizes[group.name] for group in groups})
-    warn_left_alone("distillation", reasons | layers.unsupported(model))
-
-
 def _check_image_share(share):
     return check_share("share", share, "(0.02 for 2% of the images)")
 
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
-    """Picture the teacher's soft targets for a few test images, and the student's size.
-
-    model, compressed  teacher and student;  setting  what `student` was called with;  data  cl.data.Data
-    returns            list of Picture, quick enough for every move of a slider
-    """
-    return [_targets(model, setting.get("temperature", 4.0), data), _size_bars(compressed)]
+    """Picture the teacher's soft targets for a few test images, and the student's size."""
+    weights = layers.distinct_weights(compressed)
+    counts = np.array([weight.value.numel() for weight in weights], dtype=float)
+    title, names = "Weights in each layer of the student", tuple(weight.names[0] for weight in weights)
+    caption = "Weights of each layer of the student. Halving the width leaves a quarter of most layers."
+    layer_bars = Picture("size", "bars", counts, title, caption, labels=names, axis="weights")
+    return [_targets(model, setting.get("temperature", 4.0), data), layer_bars]
 
 
 def _targets(teacher, temperature, data):
     """Picture the soft targets of test images: a usual one and the least sure."""
-    chosen, logits = _find_unsure(teacher, data.test)
-    targets = (logits / temperature).softmax(1)
+    # Of the first 500 images of 28 x 28, or fewer larger ones, take the median and those it is least sure of.
+    most = max(20, min(500, 500 * 784 // data.test.images[0].numel()))
+    logits = train.evaluate(teacher, data.test.images[:most])
+    order = logits.softmax(1).amax(1).nan_to_num(1.0).argsort(stable=True)
+    chosen = torch.cat([order[len(order) // 2 :][:1], order[: min(6, len(order) // 2)]])
+    targets = (logits[chosen] / temperature).softmax(1)
     classes = targets.sum(0).topk(min(10, targets.shape[1])).indices.sort().values  # of many, those that matter here
     caption = (
         "What the teacher answers for test images, the true class in orange: first a usual image, then those it is "
@@ -192,26 +173,6 @@ def _targets(teacher, temperature, data):
     )
 
 
-def _find_unsure(teacher, split, count=6):
-    """Return positions and logits of the median image and the least sure ones.
-
-    Of the first 500 images of 28 x 28, or fewer larger ones. A slider asks again at every move: the answer is stored
-    as long as the teacher's weights and the images are the same.
-    """
-    tensors = (*teacher.parameters(), *teacher.buffers(), split.images)
-    state = [(id(tensor), tensor._version) for tensor in tensors]
-    if teacher not in _answers or _answers[teacher][0] != state:
-        most = max(20, min(500, 500 * 784 // split.images[0].numel()))
-        logits = train.evaluate(teacher, split.images[:most])
-        order = logits.softmax(1).amax(1).nan_to_num(1.0).argsort(stable=True)
-        chosen = torch.cat([order[len(order) // 2 :][:1], order[: min(count, len(order) // 2)]])
-        _answers[teacher] = state, chosen, logits[chosen]
-    return _answers[teacher][1:]
-
-
-_answers = weakref.WeakKeyDictionary()  # teacher -> the answer of `_find_unsure`; at most 7 rows each
-
-
 def _class_name(data, label):
     return data.classes[label] if label < len(data.classes) else str(label)
 
@@ -223,17 +184,6 @@ def _thumbnails(images):
     grey = images.float().mean(1)
     low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
     return ((grey - low) / (high - low).clamp(min=1e-12)).numpy()
-
-
-def _size_bars(student):
-    """Picture the parameters of each weight layer of the student, shared ones once."""
-    weights = layers.distinct_weights(student)
-    counts = np.array([weight.value.numel() for weight in weights], dtype=float)
-    caption = "Weights of each layer of the student. Halving the width leaves a quarter of most layers."
-    names = tuple(weight.names[0] for weight in weights)
-    return Picture(
-        "size", "bars", counts, "Weights in each layer of the student", caption, labels=names, axis="weights"
-    )
 
 
 TECHNIQUE = Technique(

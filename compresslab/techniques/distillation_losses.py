@@ -6,9 +6,7 @@ Sources: Hinton, Vinyals, Dean 2015, arXiv:1503.02531 (responses, temperature); 
 (FitNets: features, through a hint layer); Park et al. 2019, arXiv:1904.05068 (relations).
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -41,8 +39,7 @@ def loss(
 ) -> "Loss":
     """Return a loss for `train.fit` with a teacher: loss(model, images, labels) -> scalar tensor.
 
-    teacher          nn.Module that returns logits (N, classes); its copy answers in evaluation mode, without gradients,
-                     where the student is
+    teacher          nn.Module that returns logits (N, classes); its copy answers in evaluation mode, without gradients
     temperature      above 0 to 1000: both softmaxes of "response" are taken of logits / temperature
     alpha            0 to 1, the share of the teacher; at 0 it is not asked, at 1 the labels are not
     knowledge        "response": `response_loss` of the logits; "feature": `feature_loss` of the hint layers' features,
@@ -53,14 +50,16 @@ def loss(
     student, images  the network to be trained and a few images: given, everything is checked at once. "feature" needs
                      them, because the regressor's size depends on both networks
     seed             of the regressor's first weights
-    returns          an nn.Module; its only parameters are the regressor's, the teacher is no part of it
+    returns          an nn.Module whose only parameters are the regressor's
     raises           ValueError naming what is out of range, a teacher or student that does not return logits of the
                      same classes, and a hint layer that is not there
     """
     check_setting(temperature, alpha, knowledge, label_smoothing)
     checks.integer("seed", seed, 0)
     checks.module("teacher", teacher)
-    hints = _pair_of_hints(hint)
+    hints = tuple(hint) if isinstance(hint, (tuple, list)) else (hint, hint)
+    if len(hints) != 2 or not all(name is None or isinstance(name, str) for name in hints):
+        raise ValueError(f"hint is {checks.words(hint)}; give a layer's name, or a pair (the student's, the teacher's)")
     objective = Loss(teacher, float(temperature), float(alpha), knowledge, float(label_smoothing), hints)
     if student is not None:
         objective.prepare(student, images, seed)
@@ -127,53 +126,59 @@ class Loss(nn.Module):
     def prepare(self, student: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
         """Check that the two networks fit, find their hint layers, make the regressor between them."""
         checks.module("student", student)
-        images = calibration.checked_images(images)[:2]
+        images = calibration.checked_images(images, 2)
         self.classes = _check_answers(student, *self._teacher, images)
         self._find_places(student, images)
         if self.asks and self.knowledge == "feature":
-            student_place, teacher_place = self._places
-            features = _run_for_features(student, images, student_place)
-            features, teacher_features = _align(features, _run_for_features(*self._teacher, images, teacher_place))
-            self.regressor = _make_regressor(features.shape[-1], teacher_features.shape[-1], seed).to(features)
+            pairs = zip((student, *self._teacher), self._places, strict=True)
+            seen = []
+            for network, place in pairs:
+                with layers.modes_kept(network), torch.no_grad():
+                    inputs = layers.as_inputs(network, images.clone())
+                    seen.append(_run_to_features(network.eval(), inputs, place)[1])
+            features, targets = _align(*seen)
+            inputs, outputs = features.shape[-1], targets.shape[-1]
+            if inputs * outputs > LARGEST:
+                message = f"hint layers have {inputs} and {outputs} features; choose layers with fewer (hint=…)"
+                raise ValueError(message)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                self.regressor = nn.Linear(inputs, outputs).to(features)
 
     def remember(self, split: Split, most: int = REMEMBERED) -> Split:
-        """Ask the teacher once about each image, where the images are few.
+        """Ask the teacher once about each image, where the images are few, `most` at most.
 
-        most     images that count as few
         returns  the Split to train on: its labels are the positions of the images, by which the answers are looked up
         """
         if not self.asks or len(split) > most:
             return split
         device = _first_weight(*self._teacher).device
-        logits, features = [], []
+        answers = []
         for images in split.images.split(250):
-            answers, seen = self._ask(images.to(device))
-            logits.append(answers)
-            features += [] if self._places[1] is None else [_last(seen, self._places[1])]
-            if features and features[0][0].numel() * len(split) > LARGEST:
+            answers.append(self._ask(images.to(device)))
+            features = answers[0][1]
+            if features is not None and features[0].numel() * len(split) > LARGEST:
                 return split
-        features = torch.cat(features) if features else None
-        self._table = [split.labels.to(device), torch.cat(logits), features]
+        table = [torch.cat(parts) if parts[0] is not None else None for parts in zip(*answers, strict=True)]
+        self._table = [split.labels.to(device), *table]
         return Split(split.images, torch.arange(len(split), device=split.labels.device))
 
     def forward(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of a batch, the model in whatever mode it is in."""
         if self._places is None:
             self._find_places(model, images[:2])
-        teacher_logits = teacher_features = None
-        if self._table is not None:
-            labels, teacher_logits, teacher_features = self._look_up(labels)
-        elif self.asks:
-            teacher_logits, teacher_features = self._ask(images)
-        with _catch_features(model, self._places[0]) as features:
-            logits = model(images)
-        if not self.asks:
-            return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        knowledge = self._compare(logits, features, teacher_logits, teacher_features)
+        if self._table is not None:  # the labels are positions
+            if self._table[0].device != labels.device:
+                self._table = [None if values is None else values.to(labels.device) for values in self._table]
+            labels, *answers = [None if values is None else values[labels] for values in self._table]
+        else:
+            answers = self._ask(images) if self.asks else ()
+        logits, features = _run_to_features(model, images, self._places[0], nn.Module.__call__)
+        knowledge = self._compare(logits, features, *answers) if self.asks else 0.0
         if self.alpha == 1:
             return knowledge
         task = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return self.alpha * knowledge + (1 - self.alpha) * task
+        return self.alpha * knowledge + (1 - self.alpha) * task if self.asks else task
 
     def _compare(self, logits, features, teacher_logits, teacher_features):
         """Return the part of the loss that alpha weighs."""
@@ -184,37 +189,27 @@ class Loss(nn.Module):
             if self.knowledge == "response":
                 logits = _to_single(logits)
                 return response_loss(logits, teacher_logits.to(logits), self.temperature)
-            features = _last(features, self._places[0])
-            teacher_features = _last(teacher_features, self._places[1]).to(features)
+            teacher_features = teacher_features.to(features)
             if self.knowledge == "relation":
                 return relation_loss(features, teacher_features)
             features, teacher_features = _align(features, teacher_features)
             return feature_loss(self.regressor(features), teacher_features)
 
-    def _look_up(self, positions):
-        """Return labels, the teacher's logits and list of features of remembered images."""
-        if self._table[0].device != positions.device:
-            self._table = [values if values is None else values.to(positions.device) for values in self._table]
-        labels, logits, features = self._table
-        return labels[positions], logits[positions], [] if features is None else [features[positions]]
-
     def _ask(self, images):
-        """Return the teacher's logits and list of features for a batch."""
+        """Return the teacher's logits and features, or None, for a batch."""
         (teacher,) = self._teacher
         if _first_weight(teacher).device != images.device:
             teacher.to(images.device)
         images = layers.as_inputs(teacher, images.clone(), images.device)  # its layers may write into them
-        with torch.no_grad(), _catch_features(teacher, self._places[1]) as features:
-            return calibration.run(teacher, images), features
+        with torch.no_grad():
+            return _run_to_features(teacher, images, self._places[1])
 
     def _find_places(self, student, images):
         """Find both hint layers."""
-        if not self.asks or self.knowledge == "response":
-            self._places = (None, None)
-        else:
-            networks = ((student, "student"), (*self._teacher, "teacher"))
-            pairs = zip(networks, self._hints, strict=True)
-            self._places = tuple(_find_place(network, images, hint, role) for (network, role), hint in pairs)
+        self._places = (None, None)
+        if self.asks and self.knowledge != "response":
+            places = zip((student, *self._teacher), self._hints, ("student", "teacher"), strict=True)
+            self._places = tuple(_find_place(network, images, hint, role) for network, hint, role in places)
 
 
 def ordinary(model: nn.Module) -> nn.Module:
@@ -241,14 +236,17 @@ def check_labels(split: Split, objective: Loss) -> None:
 
 def _check_answers(student, teacher, images):
     """Return the number of classes; refuse answers that are no logits, or do not match."""
-    with _named("student"):
-        logits = train.evaluate(student, images)
-        train.check_takes(student, images)
-    with _named("teacher"):
-        teacher_logits = train.evaluate(teacher, images)
-    for role, answer in (("student", logits), ("teacher", teacher_logits)):
-        if answer.shape[1] < 2:
+    answers = []
+    for role, network in (("student", student), ("teacher", teacher)):
+        try:
+            answers.append(train.evaluate(network, images))
+            if network is student:
+                train.check_takes(student, images)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
+        if answers[-1].shape[1] < 2:
             raise ValueError(f"{role} returns one number for each image; give logits of two classes or more")
+    logits, teacher_logits = answers
     if logits.shape != teacher_logits.shape:
         counts = f"{logits.shape[1]} classes and the teacher {teacher_logits.shape[1]}"
         raise ValueError(f"student has {counts}; give two networks with the same classes")
@@ -259,15 +257,6 @@ def _check_answers(student, teacher, images):
     return logits.shape[1]
 
 
-@contextlib.contextmanager
-def _named(role) -> Iterator[None]:
-    """Say in a ValueError which of the two networks it is about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{role}: {error}") from error
-
-
 def _to_single(values):
     """Return values in single precision at least."""
     return values.float() if values.dtype in HALF else values
@@ -275,14 +264,6 @@ def _to_single(values):
 
 def _first_weight(model):
     return next((weight for weight in model.parameters() if weight.is_floating_point()), torch.empty(0))
-
-
-def _make_regressor(inputs, outputs, seed):
-    if inputs * outputs > LARGEST:
-        raise ValueError(f"hint layers have {inputs} and {outputs} features; choose layers with fewer (hint=…)")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return nn.Linear(inputs, outputs)
 
 
 def _distances(features):
@@ -304,8 +285,7 @@ def _cosines(features):
 def _align(features, teacher_features):
     """Return two layers' features with what a linear layer can map, the channels, last.
 
-    The same positions in both ((batch, channels, height, width), or (batch, tokens, channels)) are mapped alike;
-    where they differ, everything is flattened.
+    The same positions in both (of pixels or tokens) are mapped alike; where they differ, everything is flattened.
     """
     if features.dim() == teacher_features.dim() > 2:
         if features.shape[2:] == teacher_features.shape[2:]:
@@ -313,14 +293,6 @@ def _align(features, teacher_features):
         if features.shape[1:-1] == teacher_features.shape[1:-1]:
             return features, teacher_features
     return features.flatten(1), teacher_features.flatten(1)
-
-
-def _pair_of_hints(hint):
-    """Return `hint` as two names, the student's and the teacher's, each a text or None."""
-    pair = tuple(hint) if isinstance(hint, (tuple, list)) else (hint, hint)
-    if len(pair) != 2 or not all(name is None or isinstance(name, str) for name in pair):
-        raise ValueError(f"hint is {checks.words(hint)}; give a layer's name, or a pair (the student's, the teacher's)")
-    return pair
 
 
 def _find_place(model, images, name, role):
@@ -339,37 +311,22 @@ def _find_place(model, images, name, role):
     return order[-1], True
 
 
-def _run_for_features(model, images, place):
-    """Return the features of a few images, without gradients."""
-    with layers.modes_kept(model), torch.no_grad(), _catch_features(model, place) as features:
-        calibration.run(model.eval(), layers.as_inputs(model, images.clone()))
-    return _last(features, place)
-
-
-@contextlib.contextmanager
-def _catch_features(model, place) -> Iterator[list]:
-    """Yield a list that gets the features each time the hint layer runs."""
-    features = []
+def _run_to_features(model, images, place, run=calibration.run):
+    """Return what a model answers, and its features at a place, (batch, …), if any."""
     if place is None:
-        yield features
-        return
-    name, is_input = place
+        return run(model, images), None
+    (name, is_input), features = place, []
     handle = model.get_submodule(name).register_forward_hook(
         lambda _, inputs, output: features.append(inputs[0] if is_input and inputs else output)
     )
     try:
-        yield features
+        answer = run(model, images)
     finally:
         handle.remove()
-
-
-def _last(features, place):
-    """Return the last features of the hint layer, (batch, …)."""
     if not features:
-        raise ValueError(f"hint is {place[0]!r}, a layer that does not run when the model is called; choose another")
-    last = features[-1]
-    last = last[0] if isinstance(last, (tuple, list)) else last
+        raise ValueError(f"hint is {name!r}, a layer that does not run when the model is called; choose another")
+    last = features[-1][0] if isinstance(features[-1], (tuple, list)) else features[-1]
     if not isinstance(last, torch.Tensor) or last.dim() < 2 or not last.is_floating_point():
         actual = tuple(last.shape) if isinstance(last, torch.Tensor) else type(last).__name__
-        raise ValueError(f"hint is {place[0]!r}, a layer that gives {actual}; choose one with a tensor (batch, …)")
-    return _to_single(last)
+        raise ValueError(f"hint is {name!r}, a layer that gives {actual}; choose one with a tensor (batch, …)")
+    return answer, _to_single(last)

@@ -32,22 +32,20 @@ def fit(
 ) -> tuple[dict[str, InputGrid], dict[str, str]]:
     """Fit an affine grid to the inputs of each layer over images.
 
-    names        qualified names of layers;  images  (N, …), as `calibration.watch` takes them
-    bits         1 to 16;  calibration  "minmax", or "percentile" or "mse" as in `ranges.fit`
-    percentile   fraction, for that calibration;  learned  as in `grids.InputGrid`
-    returns      dict of layer name -> InputGrid, and dict of layer name -> reason for the layers that no input reached
-    raises       ValueError for images that the model does not take, and inputs that are not finite
+    names     qualified names of layers;  images  (N, …), as `calibration.watch` takes them;  bits  1 to 16
+    calibration, percentile  "minmax", or "percentile" or "mse" as in `ranges.fit`;  learned  as in `grids.InputGrid`
+    returns   dict of layer name -> InputGrid, and dict of layer name -> reason for the layers that no input reached
+    raises    ValueError for images that the model does not take, and inputs that are not finite
     """
     seen = {name: _Seen(name, calibration != "minmax") for name in names}
     # Look at the inputs without the grids that are there already.
-    gates = [gate for name in names if (gate := _find_gate(model, name)) is not None]
-    before = [gate.input for gate in gates]
+    gates = {gate: gate.input for name in names if (gate := _find_gate(model, name)) is not None}
     try:
         for gate in gates:
             gate.input = nn.Identity()
         watch(model, images, seen)
     finally:
-        for gate, grid in zip(gates, before, strict=True):
+        for gate, grid in gates.items():
             gate.input = grid
     grids = {}
     for name, entry in seen.items():
@@ -64,21 +62,20 @@ def place(model: nn.Module, grids: dict[str, InputGrid], images: torch.Tensor) -
     """Put grids before their layers, in place; a grid that is there already is replaced.
 
     grids    dict of layer name -> InputGrid;  images  one or more, to see that the model still runs
-    returns  the model (a Sequential around it, where it is itself such a layer), and dict of layer name -> reason for
-             the layers that have to stay as they are, because their model reads them instead of calling them
+    returns  the model, or a Sequential around it, and dict of layer name -> reason for the layers that stay as they
+             are, because their model reads them instead of calling them
     """
-    root, layers = nn.ModuleList([model]), {name: model.get_submodule(name) for name in grids}
-    new = {}
+    root, new, refused = nn.ModuleList([model]), {}, {}
+    layers = {name: model.get_submodule(name) for name in grids}
     for name, grid in grids.items():
         gate = _find_gate(model, name)
-        if gate is None:
-            new[name] = nn.Sequential(OrderedDict(input=grid, layer=layers[name])).train(layers[name].training)
-        else:
+        if gate is not None:
             gate.input = grid.train(gate.training)
+            continue
+        new[name] = nn.Sequential(OrderedDict(input=grid, layer=layers[name])).train(layers[name].training)
     for name, gate in new.items():
         _replace(root, layers[name], gate)
     # Where the model no longer runs, put the grids one by one, and take those back that stop it.
-    refused = {}
     if new and not _runs(root[0], images):
         for name, gate in new.items():
             _replace(root, gate, layers[name])
@@ -101,8 +98,7 @@ def remove(model: nn.Module, names: list[str]) -> nn.Module:
 class _Seen:
     """A watcher of a layer's inputs: their range and, where `counted`, the count of each number, to 8 significant bits.
 
-    The upper 16 bits of a float32 are its sign, its exponent and 7 bits of its fraction: counting them takes one pass
-    over the images and as much memory for one number as for all, however far apart they lie.
+    The upper 16 bits of a float32 are its sign, its exponent and 7 bits of its fraction: counting takes one pass.
     """
 
     def __init__(self, name, counted):

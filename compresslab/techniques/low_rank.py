@@ -9,7 +9,6 @@ Sources: Eckart and Young 1936 (the truncated SVD is best); Zhang et al. 2015, a
 least error of the outputs in place of the weights); SVD-LLM, arXiv:2403.07378 (the same for transformers).
 """
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ import torch
 from torch import nn
 
 from compresslab import bars, channels, checks
-from compresslab.calibration import checked_images, run
-from compresslab.channels.replacing import replace
+from compresslab.calibration import checked_images, watch
 from compresslab.data import Data, Split
 from compresslab.numerics.decomposition import Decomposition, break_even, decompose
 from compresslab.numerics.moments import Moments, input_moments
@@ -32,9 +30,8 @@ from compresslab.weights.masks import find_source, is_trained, list_parametrizat
 __all__ = ["TECHNIQUE", "anatomy", "break_even", "factorize", "singular_values"]
 
 METHODS = ("svd", "activation")
+CALIBRATION = 500  # training images that the lab and the sweep hand over
 DAMPING = 1e-2  # of the inputs' mean square, added to every input: what calibration never saw still counts a little
-
-
 # Classes whose forward reads the weights of layers that it holds, where two layers have no such weight.
 READERS = ("MultiheadAttention", "TransformerEncoderLayer", "ShiftedWindowAttention")
 
@@ -62,16 +59,15 @@ def factorize(
              what is lost added to the bias, and energy a fraction of the outputs' variance
     layers   names of the layers to factorize, as in model.named_modules(); None for all
     fresh    True draws all weights of the factorized model anew: the same shape, trained from scratch, is the control
-    seed     whole number, 0 or more, for `fresh` and for the random directions by which large layers are decomposed;
-             the global random state is not touched
+    seed     whole number, 0 or more, for `fresh` and for the random directions by which large layers are decomposed
     returns  the model; frozen weights stay frozen
-    raises   ValueError for a setting out of range, both or neither of rank and energy, a rank above the full rank of
-             the named layer or of all layers, an unknown layer name, a named layer in a dict that cannot be
-             factorized, a model without such layers, weights that are not finite, no images for "activation", and,
-             where images are given, a model that no longer runs because its own code reads the weight of a layer
+    raises   ValueError for a setting out of range, both or neither of rank and energy, a rank above the full rank, an
+             unknown layer name, a dict that names a layer which cannot be factorized, a model without such layers,
+             weights that are not finite, no images for "activation", and, where images are given, a model that no
+             longer runs because its own code reads the weight of a layer
     warns    UserWarning that names the layers left alone and why: those that two factors of this rank would not make
-             smaller (never done unless a dict asks for it, which is warned of too), grouped and transposed
-             convolutions, weights that are shared, or read by attention; and layers whose mask or grid is lost
+             smaller (done only where a dict asks for it, with a warning), grouped and transposed convolutions, weights
+             that are shared, or read by attention; and layers whose mask or grid is lost
     """
     kind, value = _check_setting(images, rank, energy, method, fresh, seed)
     checks.module("model", model)
@@ -81,13 +77,13 @@ def factorize(
     for site, moments in _measure_inputs(twin, sites, images, method, seed, reasons):
         parts = decompose(site.matrix, **{kind: site.wanted}, moment=_weighting(site.module, moments), seed=seed)
         ranks[site.name] = site.wanted if kind == "rank" else parts.rank_for(site.wanted)
-        if site.pays(ranks[site.name]) or isinstance(value, Mapping):
+        if ranks[site.name] < site.break_even or isinstance(value, Mapping):
             pairs[site] = _make_pair(site, parts, ranks[site.name], moments)
         else:
             reasons[site.name] = site.explain_size(ranks[site.name])
     base.warn_left_alone("low_rank", reasons)
     _warn(pairs, ranks)
-    twin = replace(twin, {site.module: pair for site, pair in pairs.items()})
+    twin = channels.replace(twin, {site.module: pair for site, pair in pairs.items()})
     if images is not None:
         _check_runs(model, twin, checked_images(images, 1))
     if fresh:
@@ -98,13 +94,12 @@ def factorize(
 def singular_values(
     model: nn.Module, images: torch.Tensor | Split | None = None, layers: Iterable[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return the spectrum of every layer that can be factorized.
+    """Return the spectrum of every layer that can be factorized, in module order.
 
     images   calibration images (N, …): then the values are those of method "activation", whose squares sum to the
              variance of the layer's outputs (to their mean square, where it has no bias); None for the weights' own
     layers   names of layers; None for all
-    returns  dict of layer name -> (full rank,) float64, descending; as many as min(rows, columns) of the weight as a
-             matrix. Names as in model.named_modules(), in module order
+    returns  dict of layer name -> (full rank,) float64, descending: min(rows, columns) values of the weight as a matrix
     raises   ValueError as `factorize` does
     """
     method = "svd" if images is None else "activation"
@@ -141,10 +136,6 @@ class _Site:
         """Return the smaller side of the matrix."""
         return min(len(self.weight), self.weight[0].numel())
 
-    def pays(self, rank: int) -> bool:
-        """Return whether two factors of this rank are smaller than the layer."""
-        return rank < self.break_even
-
     def explain_size(self, rank: int) -> str:
         """Say that two factors of this rank are not smaller than the layer."""
         return f"rank {rank} would not make it smaller, its break-even rank is {self.break_even:.4g}"
@@ -154,13 +145,12 @@ def _check_setting(images, rank, energy, method, fresh, seed):
     """Return "rank" or "energy" and its value, after checks without the model."""
     base.check_alternatives("rank (16) or energy (0.9)", rank=rank, energy=energy)
     kind, value = ("rank", rank) if energy is None else ("energy", energy)
-    is_dict = isinstance(value, Mapping)
-    for name, number in value.items() if is_dict else [("", value)]:
-        where = f"{kind}[{name!r}]" if is_dict else kind
+    entries = {f"{kind}[{name!r}]": number for name, number in value.items()} if isinstance(value, Mapping) else None
+    for name, number in ({kind: value} if entries is None else entries).items():
         if kind == "rank":
-            checks.integer(where, number, 1)
+            checks.integer(name, number, 1)
         else:
-            base.check_share(where, number, "(0.9 for 90%)")
+            base.check_share(name, number, "(0.9 for 90%)")
     if checks.choice("method", method, METHODS) == "activation" or images is not None:
         checked_images(images)
     base.check_flags(fresh=fresh)
@@ -175,33 +165,33 @@ def _find_sites(model, kind, value, layers):
     raises       ValueError where none can be, a dict names one that cannot be, or a rank is above the full rank
     """
     is_dict = isinstance(value, Mapping)
-    wanted = (
-        base.by_layer(kind, value, layers, model)
-        if is_dict
-        else dict.fromkeys(network.weight_layers(model, layers), value)
-    )
     weights = {id(module): weight for weight in network.distinct_weights(model) for module, _ in weight.holders}
     reasons, sites = {}, []
-    for name, number in wanted.items():
+    for name, number in base.amounts_by_layer(kind, value, layers, model).items():
         module = model.get_submodule(name)
-        weight = weights[id(module)]
-        if reason := _reason_against(model, name, module, weight):
+        if reason := _reason_against(model, name, module, weights[id(module)]):
+            if is_dict:
+                raise ValueError(f"{kind} has {name!r}, which cannot be factorized: {reason}")
             reasons[name] = reason
         else:
-            sites.append(_Site(name, module, weight.value, number))
-    if is_dict and reasons:
-        name, reason = next(iter(reasons.items()))
-        raise ValueError(f"{kind} has {name!r}, which cannot be factorized: {reason}")
+            sites.append(_Site(name, module, weights[id(module)].value, number))
     if not is_dict and layers is None:
         reasons |= {name: f"of type {part}" for name, part in network.unsupported(model).items()}
     if not sites:
         parts = "; ".join(f"{name or 'the model itself'} is left alone ({reason})" for name, reason in reasons.items())
         raise ValueError(f"model has no layer to factorize, such as Linear or Conv2d{parts and ': '}{parts}")
     if kind == "rank":
-        _check_ranks(sites, value)
-    if kind == "rank" and not is_dict:
-        reasons |= {site.name: site.explain_size(value) for site in sites if not site.pays(value)}
-        sites = [site for site in sites if site.pays(value)]
+        # Refuse a rank above the full rank, of the named layer or of all layers.
+        over = [site for site in sites if site.wanted > site.full_rank]
+        if over and is_dict:
+            message = f"rank[{over[0].name!r}] is {over[0].wanted}; the full rank of this layer is {over[0].full_rank}"
+            raise ValueError(message)
+        if len(over) == len(sites):
+            most = max(sites, key=lambda site: site.full_rank)
+            raise ValueError(f"rank is {value}; the largest full rank of a layer is {most.full_rank} ({most.name!r})")
+        if not is_dict:
+            reasons |= {site.name: site.explain_size(value) for site in sites if value >= site.break_even}
+            sites = [site for site in sites if value < site.break_even]
     return sites, reasons
 
 
@@ -224,22 +214,10 @@ def _reason_against(model, name, module, weight):
     return None if weight.value.numel() else "it has no weights"
 
 
-def _check_ranks(sites, value):
-    """Refuse a rank above the full rank: of the named layer, or of all layers."""
-    over = [site for site in sites if site.wanted > site.full_rank]
-    if over and isinstance(value, Mapping):
-        name, rank, full = over[0].name, over[0].wanted, over[0].full_rank
-        raise ValueError(f"rank[{name!r}] is {rank}; the full rank of this layer is {full}")
-    if len(over) == len(sites):
-        most = max(sites, key=lambda site: site.full_rank)
-        raise ValueError(f"rank is {value}; the largest full rank of a layer is {most.full_rank} ({most.name!r})")
-
-
 def _measure_inputs(model, sites, images, method, seed, reasons):
     """Yield each site with the Moments of its inputs, None for method "svd"."""
     for site in sites:
-        if site.weight.is_meta:
-            raise ValueError(f"layer {site.name!r} is on the meta device, without values; load the weights first")
+        base.check_loaded(site.name, site.weight)
         base.check_finite(site.name, site.weight)
     if method == "svd":
         yield from ((site, None) for site in bars.over(sites, "factorizing layers"))
@@ -266,46 +244,43 @@ def _weighting(module: nn.Module, moments: Moments | None):
 def _make_pair(site: _Site, parts: Decomposition, rank: int, moments: Moments | None):
     """Return the two layers that stand in for one, as an nn.Sequential."""
     left, right = parts.factors(rank)  # (outputs, rank), (rank, inputs)
-    module, weight = site.module, site.weight
-    first, second = _make_empty_pair(module, len(weight), weight.shape[1], rank)
-    trained, ones = is_trained(module, "weight"), (1,) * (weight.dim() - 2)
-    first.weight = nn.Parameter(right.reshape(rank, *weight.shape[1:]).to(weight), trained)
-    second.weight = nn.Parameter(left.reshape(len(weight), rank, *ones).to(weight), trained)
-    bias = module.bias
-    if bias is not None and moments is None and isinstance(bias, nn.Parameter):
+    module, weight, bias = site.module, site.weight, site.module.bias
+    outputs, inputs, *kernel = weight.shape
+    # Make two layers on the meta device, without random numbers.
+    options = {"bias": bias is not None, "device": "meta"}
+    if isinstance(module, nn.Linear):
+        first, second = nn.Linear(inputs, rank, bias=False, device="meta"), nn.Linear(rank, outputs, **options)
+    else:
+        kind = next(kind for kind in network.CONVOLUTIONS if isinstance(module, kind))
+        names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        same = {name: getattr(module, name) for name in names}
+        first, second = kind(inputs, rank, **same, bias=False, device="meta"), kind(rank, outputs, 1, **options)
+    # Give them the factors, and the bias with what the factors lose of the mean output.
+    trained = is_trained(module, "weight")
+    first.weight = nn.Parameter(right.reshape(rank, inputs, *kernel).to(weight), trained)
+    second.weight = nn.Parameter(left.reshape(outputs, rank, *[1] * len(kernel)).to(weight), trained)
+    if isinstance(bias, nn.Parameter) and moments is None:
         second.bias = bias
     elif bias is not None:
         value = bias.detach()
-        if moments is not None:  # what the factors lose of the mean output
+        if moments is not None:
             mean = moments.mean.to(left)
             value = value + (site.matrix @ mean - left @ (right @ mean)).to(value)
         second.bias = nn.Parameter(value, is_trained(module, "bias"))
     return nn.Sequential(first, second)
 
 
-def _make_empty_pair(module, outputs, inputs, rank):
-    """Return two layers of the right sizes on the meta device, without random numbers."""
-    options = {"bias": module.bias is not None, "device": "meta"}
-    if isinstance(module, nn.Linear):
-        return nn.Linear(inputs, rank, bias=False, device="meta"), nn.Linear(rank, outputs, **options)
-    kind = next(kind for kind in network.CONVOLUTIONS if isinstance(module, kind))
-    same = {name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-    return kind(inputs, rank, **same, bias=False, device="meta"), kind(rank, outputs, 1, **options)
-
-
 def _check_runs(model, twin, images):
     """Refuse a factorization after which a model that took these images no longer runs."""
     for candidate in (model, twin):
-        with network.modes_kept(candidate), torch.no_grad():
-            try:
-                run(candidate.eval(), network.as_inputs(candidate, images.clone()))
-            except ValueError as error:
-                if candidate is model:
-                    return
-                hint = "its code may read the weight of a layer: name the layers to factorize without it (layers=…)"
-                raise ValueError(
-                    f"the model does not run with two layers in the place of one; {hint}: {error}"
-                ) from None
+        try:
+            watch(candidate, images, {})
+        except ValueError as error:
+            if candidate is model:
+                return
+            hint = "its code may read the weight of a layer: name the layers to factorize without it (layers=…)"
+            message = f"the model does not run with two layers in the place of one; {hint}: {error}"
+            raise ValueError(message) from None
 
 
 def _warn(pairs, ranks):
@@ -313,7 +288,7 @@ def _warn(pairs, ranks):
     larger = [
         f"{site.name} (rank {ranks[site.name]}, break-even rank {site.break_even:.4g})"
         for site in pairs
-        if not site.pays(ranks[site.name])
+        if ranks[site.name] >= site.break_even
     ]
     if larger:
         warnings.warn(f"low_rank makes no smaller, as asked for: {', '.join(larger)}", UserWarning, stacklevel=3)
@@ -327,29 +302,22 @@ def _warn(pairs, ranks):
         warnings.warn(f"{message}, zeros are lost", UserWarning, stacklevel=3)
 
 
-CALIBRATION = 500  # training images that the lab and the sweep hand over
-
-
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
-    """Picture a factorization: the largest spectrum, each layer's rank, the first weights.
-
-    model, compressed  before and after;  setting  what `factorize` was called with
-    data               Data, of which method "activation" looks at the first training images
-    returns            list of Picture, quick enough for every move of a slider
-    """
+    """Picture a factorization: the largest spectrum, each layer's rank, the first weights."""
     sites, _ = _find_sites(model, "energy", 1.0, None)
-    ranks = {site.name: _find_rank(compressed, site.name) for site in sites}
+    ranks = {site.name: None for site in sites}
+    for name in ranks:
+        if isinstance(pair := compressed.get_submodule(name), nn.Sequential):
+            ranks[name] = len(pair[0].weight)
     largest = max(sites, key=lambda site: site.weight.numel())
     images = data.train.images[:CALIBRATION] if setting.get("method") == "activation" else None
     values = singular_values(model, images, [largest.name])[largest.name]
-    shown = max(sites, key=lambda site: (_image_of(site) is not None, site.break_even))
-    return [_spectrum(largest, values, ranks[largest.name]), _share_bars(sites, ranks), _weights(shown, compressed)]
-
-
-def _find_rank(compressed, name):
-    """Return the rank of a layer in the compressed model, or None."""
-    layer = compressed.get_submodule(name)
-    return len(layer[0].weight) if isinstance(layer, nn.Sequential) else None
+    shown = max(sites, key=lambda site: (base.as_images(site.weight) is not None, site.break_even))
+    shares = np.array([1.0 if ranks[site.name] is None else ranks[site.name] / site.break_even for site in sites])
+    caption = "Rank divided by break-even rank: at 100% two factors are as large as the layer, or it was left alone."
+    names, title = tuple(site.name for site in sites), "Weights left in each layer"
+    layer_bars = Picture("layers", "bars", shares, title, caption, cut=1.0, labels=names, axis="rank / break-even")
+    return [_spectrum(largest, values, ranks[largest.name]), layer_bars, _weights(shown, compressed)]
 
 
 def _spectrum(site, values, rank):
@@ -365,38 +333,20 @@ def _spectrum(site, values, rank):
     return Picture("spectrum", "spectrum", values, title, caption, cut=rank, axis="number of the singular value")
 
 
-def _share_bars(sites, ranks):
-    """Picture each layer's rank / break-even rank, the share of its weights."""
-    shares = [1.0 if ranks[site.name] is None else ranks[site.name] / site.break_even for site in sites]
-    caption = "Rank divided by break-even rank: at 100% two factors are as large as the layer, or it was left alone."
-    names = tuple(site.name for site in sites)
-    title = "Weights left in each layer"
-    return Picture("layers", "bars", np.array(shares), title, caption, cut=1.0, labels=names, axis="rank / break-even")
-
-
-def _image_of(site):
-    """Return height and width of the image that one output reads, or None."""
-    kernel, side = site.weight.shape[2:], math.isqrt(site.weight.shape[1])
-    if len(kernel) == 2 and kernel.numel() > 1:
-        return tuple(kernel)
-    return (side, side) if site.weight.dim() == 2 and 1 < side**2 == site.weight.shape[1] else None
-
-
 def _weights(site, compressed, most=25):
     """Picture a layer's weights, its factors multiplied, as images or a matrix."""
     layer = compressed.get_submodule(site.name)
     factors = layer if isinstance(layer, nn.Sequential) else [layer]
-    factors = [part.weight.detach().float().flatten(1) for part in factors]
+    factors = [part.weight.detach().float().flatten(1).cpu() for part in factors]
     product = factors[0] if len(factors) == 1 else factors[1] @ factors[0]  # (outputs, inputs)
-    title, size = f"Weights of {site.name}", _image_of(site)
-    if size is None:
+    title, images = f"Weights of {site.name}", base.as_images(product.view(site.weight.shape))
+    if images is None:
         caption = "A row for each output. At a low rank all rows are mixtures of few patterns."
-        return Picture("weights", "matrix", product.cpu().numpy(), title, caption)
-    images = product[:most].reshape(min(most, len(product)), -1, *size).mean(1)  # (outputs, height, width)
+        return Picture("weights", "matrix", product.numpy(), title, caption)
     caption = (
         "One image for each of the first 25 outputs: at rank 1 all are one pattern, each rank adds another to mix."
     )
-    return Picture("weights", "images", images.cpu().numpy(), f"{title}, seen as images", caption)
+    return Picture("weights", "images", images[:most].mean(1).numpy(), f"{title}, seen as images", caption)
 
 
 TECHNIQUE = Technique(

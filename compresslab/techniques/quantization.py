@@ -12,7 +12,6 @@ step size).
 import numbers
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +19,7 @@ from compresslab import bars, checks
 from compresslab.calibration import checked_images
 from compresslab.data import Data, Split
 from compresslab.numerics import ranges
-from compresslab.numerics.rounding_noise import signal_to_noise
+from compresslab.numerics.rounding_noise import channel_rows
 from compresslab.techniques import base, input_grids
 from compresslab.techniques.base import Control, Picture, Technique
 from compresslab.techniques.input_grids import CALIBRATIONS
@@ -70,13 +69,13 @@ def quantize(
     calibration_size  use the first so many images, 1 or more; None for all
     learned      train the step sizes of grids along with the weights; frozen weights' not
     layers       names of the layers to quantize, as in model.named_modules(); None for all
-    returns      model whose quantized weights carry a grids.Grid or grids.Half, so that training keeps them on it
+    returns      model whose quantized weights carry a grids.Grid or grids.Half, so that training keeps them on it; a
+                 mask stays, an earlier grid is replaced
     raises       ValueError for a setting out of range, both bits and dtype, activations without images or images that
                  the model does not take, an unknown layer, a model without such layers, weights that are not finite
     warns        UserWarning that names what is left alone: embeddings, recurrent layers, attention's projections
 
-    Training the result is quantization-aware. At 1 and 2 bits it recovers most when it is trained towards the model
-    that it came from (distillation.distill). A masked model stays masked. Quantizing again replaces the grid.
+    At 1 and 2 bits training recovers most towards the model that this came from (distillation.distill).
     """
     checks.choice("clipping", clipping, CLIPPINGS)
     checks.choice("calibration", calibration, CALIBRATIONS)
@@ -84,8 +83,7 @@ def quantize(
     if calibration_size is not None:
         checks.integer("calibration_size", calibration_size, 1)
     percentile = base.check_share("percentile", percentile, "(0.999 for 99.9%)")
-    bits = _check_format(bits, dtype)
-    input_bits = _check_activations(activations, bits, images)
+    bits, input_bits = _check_formats(bits, dtype, activations, images)
     twin = network.duplicate(base.check_model(model, layers, "quantize"))
     for weight in bars.over(network.distinct_weights(twin, layers), "quantizing layers"):
         if dtype:
@@ -120,8 +118,10 @@ def _fit_grid(weight, bits, symmetric, per_channel, clipping, percentile, learne
         return None
     layer = next(module for module, _ in weight.holders if isinstance(module, network.TYPES))
     transposed = isinstance(layer, network.TRANSPOSED)
-    rows = _rows(weight.value, transposed, per_channel)
-    counts = None if weight.mask is None else _rows(weight.mask, transposed, per_channel)
+    rows = channel_rows(weight.value, transposed)
+    counts = None if weight.mask is None else channel_rows(weight.mask, transposed)
+    if not per_channel:
+        rows, counts = rows.reshape(1, -1), None if counts is None else counts.reshape(1, -1)
     if clipping == "auto":  # the most accurate on the reference networks, and no search where it gains nothing
         clipping = "l4" if bits <= 2 else "mse" if bits < 8 else "none"
     scale, point = ranges.fit(rows, bits, symmetric, clipping, percentile, counts)
@@ -147,23 +147,6 @@ def _fit_half(weight, dtype):
     return Half(dtype)
 
 
-def _rows(value, transposed, per_channel):
-    """Return a weight as a matrix, (output channels, n) or (1, n)."""
-    value = value.transpose(0, 1) if transposed else value
-    value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    return value.reshape(len(value) if per_channel else 1, -1)
-
-
-def _check_format(bits, dtype):
-    """Return the bits of a weight, or None for a dtype."""
-    if bits is not None and dtype is not None:
-        raise ValueError(f"bits is {checks.words(bits)} and dtype is {checks.words(dtype)}; give one of the two")
-    if dtype is not None:
-        checks.choice("dtype", dtype, DTYPES)
-        return None
-    return _check_bits("bits", DEFAULT_BITS if bits is None else bits, "32 for weights as they are")
-
-
 def _check_bits(name, bits, otherwise):
     is_integer = isinstance(bits, numbers.Integral) and not isinstance(bits, bool)
     if not is_integer or not (1 <= bits <= MOST_BITS or bits == FLOAT):
@@ -171,19 +154,25 @@ def _check_bits(name, bits, otherwise):
     return int(bits)
 
 
-def _check_activations(activations, bits, images):
-    """Return the bits of activations, "fp32", or None to leave them alone."""
-    if activations is None:
-        activations = None if images is None else bits or FLOAT
+def _check_formats(bits, dtype, activations, images):
+    """Return the bits of weights (None for a dtype) and of activations ("fp32", or None)."""
+    if bits is not None and dtype is not None:
+        raise ValueError(f"bits is {checks.words(bits)} and dtype is {checks.words(dtype)}; give one of the two")
+    if dtype is not None:
+        checks.choice("dtype", dtype, DTYPES)
+    else:
+        bits = _check_bits("bits", DEFAULT_BITS if bits is None else bits, "32 for weights as they are")
+    if activations is None and images is not None:
+        activations = bits or FLOAT
     if activations is None or (isinstance(activations, str) and activations == "fp32"):
-        return activations
+        return bits, activations
     activations = _check_bits("activations", activations, "'fp32' for activations as they are")
     if activations == FLOAT:
-        return "fp32"
+        return bits, "fp32"
     if images is None:
         hint = "give images=data.train.images[:1000], or activations='fp32'"
         raise ValueError(f"activations is {activations} and images is None, but their range comes from images; {hint}")
-    return activations
+    return bits, activations
 
 
 def _check_finite(weight, values):
@@ -195,20 +184,15 @@ def _check_finite(weight, values):
 
 
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data | None = None) -> list[Picture]:
-    """Picture a quantization: weights and clipping, the first layer now, noise by layer.
-
-    model, compressed  before and after;  setting  what `quantize` was called with;  data  as in `signal_to_noise`
-    returns            list of Picture, quick enough for every move of a slider
-    """
+    """Picture a quantization: weights and clipping, the first layer now, noise by layer."""
     layers = setting.get("layers")
     before = network.distinct_weights(model, layers)
-    after = [weight for weight in network.distinct_weights(compressed) if not layers or _is_named(weight, layers)]
-    return [_histogram(before[0], after[0]), _weights_picture(after[0]), noise_picture(model, before, after, data)]
-
-
-def _is_named(weight, layers):
-    """Return whether a Weight is of these layers, perhaps behind an input grid."""
-    return any(name in layers or name.removesuffix(".layer") in layers for name in weight.names)
+    after = [  # a layer may be behind an input grid
+        weight
+        for weight in network.distinct_weights(compressed)
+        if not layers or any(name in layers or name.removesuffix(".layer") in layers for name in weight.names)
+    ]
+    return [_histogram(before[0], after[0]), _weights_picture(after[0]), base.picture_noise(model, before, after, data)]
 
 
 def _histogram(before, after):
@@ -229,23 +213,13 @@ def _weights_picture(weight, most=64):
     value = weight.value.float().cpu()
     title = f"Weights of {weight.names[0].removesuffix('.layer')} after"
     hint = "count the shades, each is a value on the grid."
-    if side := base.square_side(value):
-        images = value[:25].reshape(-1, side, side)  # (neurons, height, width)
-        caption = f"The weights of the first 25 neurons, one image each: {hint}"
-        return Picture("values", "images", images.numpy(), title, caption)
-    if value.dim() > 3 and value[0, 0].numel() > 1:
-        images = value.flatten(0, -3)[:most]  # (filters times what they read, height, width)
-        return Picture("values", "images", images.numpy(), title, f"The first filters, one image each: {hint}")
-    return Picture("values", "matrix", value.flatten(1)[:most].numpy(), title, f"A row for each output: {hint}")
-
-
-def noise_picture(
-    model: nn.Module, before: list[network.Weight], after: list[network.Weight], data: Data | None
-) -> Picture:
-    """Picture the signal to noise of each layer's rounding; the arguments as in `rounding_noise.signal_to_noise`."""
-    ratios, caption = signal_to_noise(model, before, after, data)
-    names = tuple(weight.names[0] for weight in before)
-    return Picture("noise", "bars", np.array(ratios), "Signal to noise", caption, labels=names, axis="dB")
+    images = base.as_images(value)
+    if images is None:
+        return Picture("values", "matrix", value.flatten(1)[:most].numpy(), title, f"A row for each output: {hint}")
+    caption = f"The first filters, one image each: {hint}"
+    if value.dim() == 2:
+        most, caption = 25, f"The weights of the first 25 neurons, one image each: {hint}"
+    return Picture("values", "images", images.flatten(0, 1)[:most].numpy(), title, caption)
 
 
 TECHNIQUE = Technique(

@@ -4,9 +4,7 @@ Two neurons of a layer are redundant when their activations over calibration ima
 other, b = slope * a + offset, that is when |correlation| reaches `similarity`. The neuron with the smaller outgoing
 norm is removed. With merge on, its outgoing weights times the slope are added to those of the neuron that stands for
 it, and the offset goes to the next bias: for exact twins the network computes the same function with fewer neurons.
-
-The fits are least squares, measured on the unpruned model in one run over the images: what goes in one layer does not
-depend on what goes before it. Exact twins are exact in all layers at once.
+The fits are least squares on the unpruned model: what goes in one layer does not depend on what goes before it.
 
 Sources: Srinivas and Babu 2015, arXiv:1507.06149 (alike neurons, outgoing weights merged); Mariet and Sra 2016,
 arXiv:1511.05077 (outgoing weights refitted after neurons are pruned).
@@ -24,12 +22,13 @@ from torch import nn
 
 from compresslab import channels, checks
 from compresslab.calibration import checked_images
+from compresslab.channels.slicing import count_channels
 from compresslab.data import Data, Split
 from compresslab.numerics.correlation import ROUNDING, readings, weakest
 from compresslab.techniques import base
 from compresslab.techniques.base import Control, Picture, Technique
 from compresslab.weights.grids import Half
-from compresslab.weights.layers import Mask, duplicate, get_mask, set_mask, unsupported
+from compresslab.weights.layers import Mask, duplicate, get_mask, set_mask
 
 CRITERIA = ("correlation", "random")
 SIMILARITY = 0.95  # without a similarity or a sparsity
@@ -51,7 +50,7 @@ def prune(
     fresh: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """Return a new, smaller model without redundant neurons and channels; `model` itself is not changed.
+    """Return a new model without redundant neurons and channels.
 
     model       any nn.Module; pruned are the outputs of Linear and Conv layers that only other such layers read
     images      (N, …) calibration images, a tensor or a Split, at least 2; some hundreds tell twins from chance
@@ -68,16 +67,25 @@ def prune(
                 slope 0. False: they have correlation 0, and go last; neurons silent here may be active on other images
     fresh       True: draw all weights of the smaller model anew, with `seed`: the control that trains it from scratch
     seed        whole number, 0 or more; the global random state is not touched
-    returns     model with smaller layers, which trains on, saves and loads like any other
+    returns     model with smaller layers; masked weights that receive merged ones are unmasked
     raises      ValueError for a setting out of range, both similarity and sparsity, images that are missing, too few,
                 not finite or not what the model takes, layers that are unknown or cannot lose neurons, and a model
                 without Linear and Conv layers
     warns       UserWarning that names what is left alone and why, and where there are too few samples
 
     Which neurons go: see `clusters`. Where several layers read a neuron, the fits are made for each, and twins must be
-    twins for all. Masked weights that receive merged ones are unmasked.
+    twins for all.
     """
-    _check_setting(similarity, sparsity, criterion, seed)
+    if similarity is not None and sparsity is not None:
+        raise ValueError(f"give similarity or sparsity, one of them; got {similarity!r} and {sparsity!r}")
+    if similarity is not None:
+        hint = " (0.95; at 0 all neurons would be twins)"
+        if checks.real("similarity", similarity, 0, 1, hint) == 0:
+            raise ValueError(f"similarity is {similarity!r}; give a number above 0, up to 1{hint}")
+    if sparsity is not None:
+        checks.fraction("sparsity", sparsity)
+    checks.choice("criterion", criterion, CRITERIA)
+    checks.integer("seed", seed, 0)
     base.check_flags(merge=merge, constant=constant, fresh=fresh)
     studies, left_alone = _studies(model, images, layers, calibration_size, merge)
     stands = _stands(studies, similarity, sparsity, criterion, constant, seed)
@@ -104,10 +112,8 @@ def similarities(
 
     model, images, layers, calibration_size  as in `prune`; so are the errors
     returns  dict of layer name -> float32 tensor (neurons, neurons), -1 to 1, symmetric, 1 on the diagonal. A neuron
-             that never varies has 0 in its row and column, on the diagonal too. Where
-             several layers read the neurons, each along a path of its own, the correlation of the smallest magnitude
-
-    Measured where the next layers read: the zeros of a padded convolution belong to what it reads.
+             that never varies has 0 in its row and column, on the diagonal too. Where several layers read the neurons,
+             the correlation of the smallest magnitude
     """
     studies, left_alone = _studies(model, images, layers, calibration_size, merge=False)
     base.warn_left_alone("redundancy_pruning", left_alone)
@@ -151,17 +157,13 @@ def _rank(correlation, importance, constant):
 
 
 def _stays(order, strength, similarity):
-    """Choose which of the neurons ranked by `_rank` stay, (neurons,) bool; see `clusters`.
-
-    The same as neuron by neuron, in a few rounds: neurons without a twin left before them stay, their twins go.
-    """
-    twins = (strength >= similarity * (1 - ROUNDING)).float()
-    left, stays = torch.ones(len(twins)), torch.zeros(len(twins), dtype=torch.bool)
-    while left.any():
-        leaders = left * (left @ twins == 0)
-        stays |= leaders > 0
-        left *= (leaders == 0) & (leaders @ twins == 0)
-    return torch.empty(len(order), dtype=torch.bool).scatter_(0, order, stays)
+    """Choose which of the neurons ranked by `_rank` stay, (neurons,) bool; see `clusters`."""
+    twins = (strength >= similarity * (1 - ROUNDING)).numpy()
+    goes = np.zeros(len(twins), bool)
+    for rank, later_twins in enumerate(twins):
+        if not goes[rank]:
+            goes |= later_twins
+    return torch.empty(len(order), dtype=torch.bool).scatter_(0, order, torch.from_numpy(~goes))
 
 
 def _assign(correlation, stays):
@@ -178,12 +180,7 @@ def _is_removed(stand):
 
 @dataclass(frozen=True, eq=False)
 class _Study:
-    """A group of neurons with its measurements.
-
-    readings     one Reading for each of the group's consumers
-    correlation  as `similarities` gives it
-    importance   float64 (neurons,), norm of the outgoing weights
-    """
+    """A group of neurons, a Reading for each consumer, the `similarities`, and norms of the outgoing weights."""
 
     group: channels.Group
     readings: tuple
@@ -193,51 +190,28 @@ class _Study:
 
 def _studies(model, images, layers, calibration_size, merge):
     """Return a _Study of each prunable group, and the reasons for layers left alone."""
-    images = _check_images(images, calibration_size)
-    base.check_model(model, layers, "remove neurons of")
-    for name, weight in model.named_parameters():
-        base.check_finite(name, weight)
-    if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
-        model = duplicate(model).float()  # activations in half precision would blur the fits
-    groups, left_alone = _groups(model, images, layers, merge)
-    return [_study(model, group, seen) for group, seen in readings(model, images, groups)], left_alone
-
-
-def _study(model, group, seen):
-    return _Study(group, seen, weakest(seen), _importance(model, group))
-
-
-def _check_images(images, calibration_size):
-    """Return the calibration images, at least 2."""
     checked_images(images, 2)
     images = images.images if isinstance(images, Split) else images
     images = images[: None if calibration_size is None else checks.integer("calibration_size", calibration_size, 2)]
     if len(images) < 2:
         raise ValueError(f"images holds {len(images)} image; a correlation takes 2 at least, better some hundreds")
-    return images
-
-
-def _groups(model, images, layers, merge):
-    """Return the groups that can be pruned, and the reasons for layers left alone."""
-    groups, left_alone = channels.find_groups(model, images)
-    if merge:
-        for group in groups:
-            if obstacle := _find_obstacle(model, group):
-                left_alone |= dict.fromkeys(group.producers, obstacle)
+    base.check_model(model, layers, "remove neurons of")
+    for name, weight in model.named_parameters():
+        base.check_finite(name, weight)
+    if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
+        model = duplicate(model).float()  # activations in half precision would blur the fits
+    groups, left_alone = base.find_neurons(model, images, layers)
+    for group in groups if merge else ():
+        if obstacle := _find_obstacle(model, group):
+            left_alone |= dict.fromkeys(group.producers, obstacle)
     groups = [group for group in groups if group.producers[0] not in left_alone]
-    if layers is not None:
-        groups = [group for group in groups if set(layers) & set(group.producers)]
-        left_alone = {name: reason for name, reason in left_alone.items() if name in set(layers)}
-        if not groups:
-            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left_alone.items())
-            raise ValueError(f"layers is {checks.words(list(layers))}, of which no neuron can be removed ({reasons})")
-        return groups, left_alone
-    if groups:
-        left_alone = {name: reason for name, reason in left_alone.items() if reason != channels.OUTPUT}
-    kept_kinds = unsupported(model).items()
-    return groups, left_alone | {
-        name: f"it is a kind of layer that keeps its neurons, {kind}" for name, kind in kept_kinds
-    }
+    if layers is not None and not groups:
+        reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left_alone.items())
+        raise ValueError(f"layers is {checks.words(list(layers))}, of which no neuron can be removed ({reasons})")
+    studies = [
+        _Study(group, seen, weakest(seen), _importance(model, group)) for group, seen in readings(model, images, groups)
+    ]
+    return studies, left_alone
 
 
 def _find_obstacle(model, group):
@@ -246,20 +220,10 @@ def _find_obstacle(model, group):
         module = model.get_submodule(consumer.name)
         if getattr(module, "transposed", False):
             return f"{consumer.name}, a transposed convolution, reads it, and no bias makes up for an offset there"
-        if not _is_writable(module):
+        made = getattr(module, "parametrizations", {})
+        if "weight" in made and not all(isinstance(part, Mask | Half) for part in made["weight"]):
             return f"the weights of {consumer.name}, which reads it, keep to few values; prune first, or delete"
     return None
-
-
-def _is_writable(module):
-    """Return whether a layer can hold merged weights."""
-    made = getattr(module, "parametrizations", {})
-    return "weight" not in made or all(isinstance(part, Mask | Half) for part in made["weight"])
-
-
-def _inputs_first(weight, module):
-    """Return a weight, or its mask, as a view (inputs, outputs, *kernel)."""
-    return weight if getattr(module, "transposed", False) else weight.transpose(0, 1)
 
 
 def _importance(model, group):
@@ -267,7 +231,7 @@ def _importance(model, group):
     squares = torch.zeros(group.size).double()
     for consumer in group.consumers:
         module = model.get_submodule(consumer.name)
-        weight = _inputs_first(module.weight.detach(), module)
+        weight = base.inputs_first(module.weight.detach(), module)
         norms = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.dim())), dtype=torch.float64)
         squares += norms.cpu()[consumer.inputs].square().sum(1)
     return squares.sqrt()
@@ -284,14 +248,17 @@ def _warn_of_few_samples(studies):
 def _stands(studies, similarity, sparsity, criterion, constant, seed):
     """Choose for each study which neuron stands for which, as in `clusters`."""
     if sparsity is None:
-        stands = _cluster(studies, SIMILARITY if similarity is None else similarity, constant)
+        cut = SIMILARITY if similarity is None else similarity
+        stands = [clusters(study.correlation, cut, study.importance, constant) for study in studies]
     else:
         stands = _most_redundant(studies, sparsity, constant)
-    return stands if criterion == "correlation" else _draw_at_random(studies, stands, seed)
-
-
-def _cluster(studies, similarity, constant):
-    return [clusters(study.correlation, similarity, study.importance, constant) for study in studies]
+    if criterion == "random":  # as many neurons of each layer
+        generator = torch.Generator().manual_seed(seed)
+        for number, stand in enumerate(stands):
+            stays = torch.ones(len(stand), dtype=torch.bool)
+            stays[torch.randperm(len(stand), generator=generator)[: int(_is_removed(stand).sum())]] = False
+            stands[number] = _assign(studies[number].correlation, stays)
+    return stands
 
 
 def _most_redundant(studies, sparsity, constant, rounds=12):
@@ -309,7 +276,7 @@ def _most_redundant(studies, sparsity, constant, rounds=12):
         low, high = (middle, high) if count >= wanted else (low, middle)
         if count == wanted:
             break
-    chosen = _cluster(studies, low, constant)
+    chosen = [_assign(study.correlation, _stays(*pair, low)) for study, pair in zip(studies, ranked, strict=True)]
     scores = [_likeness(study, stand, constant) for study, stand in zip(studies, chosen, strict=True)]
     goes = torch.zeros(sum(map(len, scores)), dtype=torch.bool)
     goes[torch.cat([torch.empty(0), *scores]).sort(descending=True, stable=True).indices[:wanted]] = True
@@ -325,16 +292,6 @@ def _likeness(study, stand, constant):
     return likeness.masked_fill(~_is_removed(stand), -1)
 
 
-def _draw_at_random(studies, stands, seed):
-    """Remove as many neurons of each layer as in `stands`, but drawn at random."""
-    generator, drawn = torch.Generator().manual_seed(seed), []
-    for study, stand in zip(studies, stands, strict=True):
-        stays = torch.ones(len(stand), dtype=torch.bool)
-        stays[torch.randperm(len(stand), generator=generator)[: int(_is_removed(stand).sum())]] = False
-        drawn.append(_assign(study.correlation, stays))
-    return drawn
-
-
 def _merge(model, study, stand):
     """Add outgoing weights of removed neurons to those that stand for them."""
     removed = _is_removed(stand).nonzero().flatten()
@@ -344,59 +301,32 @@ def _merge(model, study, stand):
         # Fit each removed neuron on the one that stands for it.
         module = model.get_submodule(consumer.name)
         slope, offset = reading.fit(removed, stand[removed])
-        # Move the outgoing weights, times the slope.
-        weight = _inputs_first(module.weight.detach(), module).cpu().double().clone()
-        outgoing = weight[consumer.inputs[removed]]  # (removed, inputs of a neuron, outputs, *kernel)
+        # Move the outgoing weights, times the slope, and unmask where they go.
+        sources, targets = consumer.inputs[removed], consumer.inputs[stand[removed]]
+        weight = base.inputs_first(module.weight.detach(), module).cpu().double().clone()
+        outgoing = weight[sources]  # (removed, inputs of a neuron, outputs, *kernel)
         moved = outgoing * slope.reshape(-1, *[1] * (outgoing.dim() - 1))
-        targets = consumer.inputs[stand[removed]]
         weight.index_add_(0, targets.flatten(), moved.flatten(0, 1))
-        _unmask(module, consumer.inputs[removed], targets)
-        _write(module, weight)
+        if (mask := get_mask(module)) is not None:
+            mask = mask.clone()
+            view = base.inputs_first(mask, module)
+            for source, target in zip(sources.flatten().tolist(), targets.flatten().tolist(), strict=True):
+                view[target] |= view[source]
+            set_mask(module, mask)
+        made = getattr(module, "parametrizations", {})
+        holder = made["weight"].original if "weight" in made else module.weight
+        with torch.no_grad():
+            base.inputs_first(holder, module).copy_(weight)
         # Move the offsets into the bias: what the layer answers to them.
         answer = outgoing.transpose(1, 2).flatten(2).sum(2)  # (removed, outputs): to an input of 1 everywhere
         if (amount := offset @ answer).any():
             channels.add_to_bias(model, consumer.name, amount)
 
 
-def _unmask(module, sources, targets):
-    """Unmask, for the inputs `targets` of a layer, the weights that `sources` (same shape) have."""
-    if (mask := get_mask(module)) is None:
-        return
-    mask = mask.clone()
-    view = _inputs_first(mask, module)
-    for source, target in zip(sources.flatten().tolist(), targets.flatten().tolist(), strict=True):
-        view[target] |= view[source]
-    set_mask(module, mask)
-
-
-def _write(module, weight):
-    """Put a weight (inputs, outputs, *kernel) into a layer, below its mask."""
-    made = getattr(module, "parametrizations", {})
-    holder = made["weight"].original if "weight" in made else module.weight
-    with torch.no_grad():
-        _inputs_first(holder, module).copy_(weight)
-
-
-def _check_setting(similarity, sparsity, criterion, seed):
-    if similarity is not None and sparsity is not None:
-        raise ValueError(f"give similarity or sparsity, one of them; got {similarity!r} and {sparsity!r}")
-    if similarity is not None:
-        hint = " (0.95; at 0 all neurons would be twins)"
-        if checks.real("similarity", similarity, 0, 1, hint) == 0:
-            raise ValueError(f"similarity is {similarity!r}; give a number above 0, up to 1{hint}")
-    if sparsity is not None:
-        checks.fraction("sparsity", sparsity)
-    checks.choice("criterion", criterion, CRITERIA)
-    checks.integer("seed", seed, 0)
-
-
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) -> list[Picture]:
     """Picture a pruning: correlations ordered by clusters, each neuron's nearest twin, what is left.
 
-    model, compressed  before and after;  setting  what `prune` was called with
-    data     Data; correlations are those over its first 300 training images, which is quick enough for every move of a
-             slider; `prune` may have looked at more
-    returns  list of Picture; an empty one where no neurons can be removed
+    The correlations are those over the first 300 training images; `prune` may have looked at more.
     """
     similarity, sparsity = setting.get("similarity"), setting.get("sparsity")
     images, merge = data.train.images[:PICTURED], setting.get("merge", True)
@@ -404,22 +334,20 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data) 
     if not studies:
         return []
     stands = _stands(studies, similarity, sparsity, "correlation", setting.get("constant", False), seed=0)
-    cut = similarity or _find_cut(studies, stands, sparsity)
+    cut = similarity or SIMILARITY
+    if sparsity is not None:  # the similarity at which a neuron went, or would go
+        likeness = torch.cat([torch.ones(1), *(_likeness(*pair, False) for pair in zip(studies, stands, strict=True))])
+        cut = float(likeness[likeness >= 0].min())
     shown = studies[int(np.argmax([int(_is_removed(stand).sum()) for stand in stands]))]
-    return [_matrix(shown, cut), _histogram(studies, cut, setting), _bars(model, compressed, studies)]
-
-
-def _count_outputs(model, name):
-    module = model.get_submodule(name)
-    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
-
-
-def _find_cut(studies, stands, sparsity):
-    """Return the similarity at which a neuron went, or would go."""
-    if sparsity is None:
-        return SIMILARITY
-    likeness = torch.cat([torch.ones(1), *(_likeness(*pair, False) for pair in zip(studies, stands, strict=True))])
-    return float(likeness[likeness >= 0].min())
+    producers = [study.group.producers[0] for study in studies]
+    before, after = (
+        np.array([count_channels(network.get_submodule(name), "out") for name in producers])
+        for network in (model, compressed)
+    )
+    title, names = "Neurons left in each layer", tuple(study.group.name for study in studies)
+    caption = "Late layers are narrow and say the same in many ways; they lose most."
+    layer_bars = Picture("layers", "bars", after / before, title, caption, labels=names, axis="neurons")
+    return [_matrix(shown, cut), _histogram(studies, cut, setting), layer_bars]
 
 
 def _nearest_twin(study):
@@ -455,16 +383,6 @@ def _histogram(studies, cut, setting):
     title = "Each neuron's largest |correlation|"
     cut = None if is_random else cut
     return Picture("likeness", "histogram", values, title, caption, cut, axis="|correlation|", above=True)
-
-
-def _bars(model, compressed, studies):
-    """Picture the fraction of the neurons of each layer that is left."""
-    producers = [study.group.producers[0] for study in studies]
-    left = [_count_outputs(compressed, name) / _count_outputs(model, name) for name in producers]
-    names = tuple(study.group.name for study in studies)
-    caption = "Late layers are narrow and say the same in many ways; they lose most."
-    title = "Neurons left in each layer"
-    return Picture("layers", "bars", np.array(left), title, caption, labels=names, axis="neurons")
 
 
 _TWINS = "Neurons with at least this |correlation| are twins."

@@ -19,7 +19,6 @@ from torch import nn
 from compresslab import bars, checks
 from compresslab.data import Data
 from compresslab.numerics.clustering import INITS, ROUNDS, kmeans
-from compresslab.numerics.rounding_noise import signal_to_noise
 from compresslab.techniques import base
 from compresslab.techniques.base import Control, Picture, Technique
 from compresslab.weights import layers as network
@@ -49,45 +48,36 @@ def share(
     iterations  of k-means, at most; 0 takes the centroids where they begin: "linear" is then an even grid
     layers      names of the layers, as in model.named_modules(); None for all
     seed        whole number, 0 or more, of init "random"
-    returns     model whose shared weights carry a codebooks.Codebook, so that training moves their values alone
+    returns     model whose shared weights carry a codebooks.Codebook, so that training moves their values alone; masks
+                stay. A layer with no more distinct weights than codes keeps them exactly
     raises      ValueError for a setting out of range, an unknown layer, a model without such layers, weights that are
                 not finite
     warns       UserWarning that names what is left alone: embeddings, recurrent layers, attention's projections
-
-    A layer with no more distinct weights than codes keeps them exactly; a code that no weight takes is left out. Masks
-    stay. Sharing again, or what was on a grid, begins from the values there are.
     """
     checks.choice("init", init, INITS)
     checks.integer("iterations", iterations, 0)
     generator = np.random.default_rng(checks.integer("seed", seed, 0))
-    _check_bits(bits, biases)
+    for name, value in bits.items() if isinstance(bits, Mapping) else [("", bits)]:
+        checks.integer(f"bits[{name!r}]" if name else "bits", value, 1, MOST_BITS)
+    if not isinstance(biases, bool):
+        checks.integer("biases", biases, 1, MOST_BITS)
     twin = network.duplicate(base.check_model(model, layers, "share the weights of"))
-    if isinstance(bits, Mapping):
-        wanted = base.by_layer("bits", bits, layers, twin)
-    else:
-        wanted = dict.fromkeys(network.weight_layers(twin, layers), bits)
+    wanted = base.amounts_by_layer("bits", bits, layers, twin)
     for tensor in ("weight", "bias") if biases else ("weight",):
         for weight in bars.over(network.distinct_weights(twin, list(wanted), tensor), "sharing weights"):
             width = _find_bits(weight, wanted) if tensor == "weight" or isinstance(biases, bool) else biases
-            _share(weight, width, init, iterations, generator)
+            base.check_weight(weight, "shared")
+            base.check_finite(weight.names[0], weight.value)
+            if weight.value.numel():
+                codebook = _make_codebook(weight.value, 2**width, init, iterations, generator)
+                trained = is_trained(*weight.holders[-1])
+                for module, name in weight.holders:
+                    network.set_rounding(module, codebook, name)
+                codebook.centroids.requires_grad_(trained)
     if layers is None and not isinstance(bits, Mapping):
-        base.warn_left_alone(
-            "weight_sharing", {name: f"weights of {kind}" for name, kind in network.unsupported(twin).items()}
-        )
+        reasons = {name: f"weights of {kind}" for name, kind in network.unsupported(twin).items()}
+        base.warn_left_alone("weight_sharing", reasons)
     return twin
-
-
-def _share(weight, bits, init, iterations, generator):
-    """Give a Weight its codebook, in every module that holds it."""
-    base.check_weight(weight, "shared")
-    base.check_finite(weight.names[0], weight.value)
-    if not weight.value.numel():
-        return
-    codebook = _make_codebook(weight.value, 2**bits, init, iterations, generator)
-    trained = is_trained(*weight.holders[-1])
-    for module, name in weight.holders:
-        network.set_rounding(module, codebook, name)
-    codebook.centroids.requires_grad_(trained)
 
 
 def _make_codebook(value, count, init, iterations, generator):
@@ -118,19 +108,8 @@ def _find_bits(weight, wanted):
     return values.pop()
 
 
-def _check_bits(bits, biases):
-    for name, value in bits.items() if isinstance(bits, Mapping) else [("", bits)]:
-        checks.integer(f"bits[{name!r}]" if name else "bits", value, 1, MOST_BITS)
-    if not isinstance(biases, bool):
-        checks.integer("biases", biases, 1, MOST_BITS)
-
-
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data | None = None) -> list[Picture]:
-    """Picture a sharing: the largest layer's weights, its codes' use, noise by layer.
-
-    model, compressed  before and after;  setting  what `share` was called with;  data  as in `signal_to_noise`
-    returns            list of Picture, quick enough for every move of a slider; empty if no layer has weights
-    """
+    """Picture a sharing: the largest layer's weights, its codes' use, noise by layer."""
     names = setting["bits"] if isinstance(setting.get("bits"), Mapping) else setting.get("layers")
     before = [weight for weight in network.distinct_weights(model, names) if weight.value.numel()]
     after = [weight for weight in network.distinct_weights(compressed, names) if weight.value.numel()]
@@ -139,10 +118,7 @@ def anatomy(model: nn.Module, compressed: nn.Module, setting: dict, data: Data |
     largest = max(range(len(before)), key=lambda index: before[index].value.numel())
     codebook = network.get_rounding(*after[largest].holders[0])
     weights, use = _histogram(before[largest], codebook), _use_bars(before[largest], codebook)
-    ratios, caption = signal_to_noise(model, before, after, data)
-    names = tuple(weight.names[0] for weight in before)
-    noise = Picture("noise", "bars", np.array(ratios), "Signal to noise", caption, labels=names, axis="dB")
-    return [weights, use, noise]
+    return [weights, use, base.picture_noise(model, before, after, data)]
 
 
 def _histogram(weight, codebook):

@@ -24,7 +24,7 @@ from compresslab.data import Data
 from compresslab.numerics.selection import chunks, common_dtype, keep_largest
 from compresslab.techniques import base
 from compresslab.techniques.base import Control, Picture, Technique
-from compresslab.weights.layers import TRANSPOSED, Weight, distinct_weights, duplicate, set_mask, unsupported
+from compresslab.weights.layers import TRANSPOSED, distinct_weights, duplicate, set_mask, unsupported
 
 SCOPES = ("global", "layer")
 CRITERIA = ("magnitude", "random")
@@ -41,7 +41,7 @@ def prune(
     layers: Iterable[str] | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Return a new model with weights set to zero; `model` itself is not changed.
+    """Return a new model with weights set to zero.
 
     model      any nn.Module with Linear, Conv or ConvTranspose layers; biases are never pruned
     sparsity   fraction of weights that are zero afterwards, 0 to 1: exactly round(sparsity * n) of the n weights in
@@ -54,13 +54,12 @@ def prune(
                "random": as many go, drawn with `seed`: the control for any claim about magnitude
     layers     names of the layers to prune, as in model.named_modules(); None for all
     seed       whole number, 0 or more, for criterion "random"; the global random state is not touched
-    returns    model whose pruned layers carry a mask (weights.layers.Mask), so that training keeps the zeros
+    returns    model whose pruned layers carry a mask (weights.layers.Mask), so that training keeps the zeros. Pruning
+               again goes on from them: prune(prune(net, 0.5), 0.9) is 90% sparse in all
     raises     ValueError for a setting out of range, both or neither of sparsity and threshold, an unknown layer name,
                a model without prunable layers, and weights that are nan
     warns      UserWarning that names a layer losing all its weights, and parts that are left alone (embeddings,
                recurrent layers, attention's input projections); and when more is pruned already than asked for
-
-    Pruning again goes on from the zeros there are: prune(prune(net, 0.5), 0.9) is 90% sparse in all.
     """
     _check_setting(sparsity, threshold, scope, criterion, seed)
     base.check_model(model, layers, "prune")
@@ -72,9 +71,8 @@ def prune(
 
 
 def cubic_sparsity(progress: float, final: float, initial: float = 0.0) -> float:
-    """Return the sparsity of the cubic schedule at a point.
+    """Return the sparsity of the cubic schedule; `progress` is 0 (start) to 1 (end).
 
-    progress  0 (start) to 1 (end); final, initial: sparsities, 0 to 1
     It rises fast while weights are plenty and slowly towards the end. Zhu and Gupta 2017, equation 1.
     """
     progress = checks.fraction("progress", progress)
@@ -118,7 +116,7 @@ def gradual(
     steps     training steps in all, shared out by the cubic schedule; fewer are left out near the dense end
     seed      whole number, 0 or more: order of the batches (and criterion "random"); same seed, same run
     scope, criterion, layers  as in `prune`
-    interval  training steps between two prunings, at most: with fewer steps in all it is pruned once, at the start
+    interval  training steps between two prunings, at most
     training  lr, batch_size, loss, precision, device: as in compresslab.train.fit, in one run with one optimizer;
               its learning rate falls to half of `lr`, 0.002 by default: the damage is still to come
     returns   generator of Snapshot; closing it, or leaving its loop, cancels the run
@@ -129,7 +127,7 @@ def gradual(
     checks.integer("steps", steps, 1)
     checks.integer("interval", interval, 1)
     weights = distinct_weights(model, layers)
-    initial = sum(map(_count_masked, weights)) / max(1, _total(weights))
+    initial = _count_masked(weights) / max(1, _total(weights))
     plan = _plan(_check_levels(levels, initial), initial, steps, interval)
     model = duplicate(model)
     run = train.fit(model, data.train, steps=2 * steps, seed=seed, bar=False, **{"lr": GRADUAL_LR} | training)
@@ -193,70 +191,56 @@ def _check_levels(levels, initial, slack=1e-3):
 
 
 def _check_setting(sparsity, threshold, scope, criterion, seed):
-    base.check_alternatives("sparsity (0.9) or threshold (0.05)", sparsity=sparsity, threshold=threshold)
-    if threshold is None:
-        checks.fraction("sparsity", sparsity)
-    else:
-        checks.real("threshold", threshold, 0, math.inf)
+    base.check_amount("sparsity (0.9) or threshold (0.05)", sparsity=sparsity, threshold=threshold)
     checks.choice("scope", scope, SCOPES)
     checks.choice("criterion", criterion, CRITERIA)
     checks.integer("seed", seed, 0)
 
 
-def _refuse_nan(weights: list[Weight]):
-    for weight in weights:
-        if weight.value.is_meta:
-            raise ValueError(f"layer {weight.names[0]!r} is on the meta device, without values; load the weights first")
-        if weight.value.sum().isnan() and weight.value.isnan().any():  # the sum is 8 times faster
-            raise ValueError(f"layer {weight.names[0]!r} has weights that are nan, which have no magnitude to rank")
-
-
 def _prune_in_place(model, sparsity=None, threshold=None, scope="global", criterion="magnitude", layers=None, seed=0):
     """Rank the weights and mask those that go, in place; arguments as in `prune`."""
     weights = distinct_weights(model, layers)
-    _refuse_nan(weights)
+    for weight in weights:
+        base.check_loaded(weight.names[0], weight.value)
+        if weight.value.sum().isnan() and weight.value.isnan().any():  # the sum is 8 times faster
+            raise ValueError(f"layer {weight.names[0]!r} has weights that are nan, which have no magnitude to rank")
     groups = [weights] if scope == "global" else [[weight] for weight in weights]
-    if sparsity is None:
-        counts = _counts_below(weights, groups, float(threshold), scope)
-    else:
-        counts = _counts_of(groups, float(sparsity))
-    scores = _random_scores(weights, seed) if criterion == "random" else [weight.value for weight in weights]
-    masks, rest = [], iter(scores)
-    for group, count in zip(groups, counts, strict=True):
-        masks += keep_largest([next(rest) for _ in group], [weight.mask for weight in group], count)
-    _warn_emptied(weights, masks)
-    for weight, mask in bars.over(list(zip(weights, masks, strict=True)), "masking layers"):
-        _apply(weight, mask)
-
-
-def _counts_of(groups, sparsity):
-    """Count the weights of each group that are to be zero, with pruned ones."""
-    counts = []
+    spread = _spread(weights) if sparsity is None and scope == "layer" else 0.0
+    generator, masks = torch.Generator().manual_seed(seed), []
     for group in groups:
-        total, masked, count = _total(group), sum(map(_count_masked, group)), round(sparsity * _total(group))
+        # Count the weights that are to be zero, with those that are pruned already.
+        total, masked = _total(group), _count_masked(group)
+        if sparsity is None:
+            count = max(masked, _count_below(group, threshold * (_spread(group) / spread if spread else 1.0)))
+        else:
+            count = round(sparsity * total)
         if count < masked:
-            where = f"layer {group[0].names[0]!r}" if len(groups) > 1 else "the model"
+            where = "the model" if scope == "global" or len(weights) == 1 else f"layer {group[0].names[0]!r}"
             message = f"sparsity is {sparsity:g}, but {where} is pruned to {masked / total:.4g} already; that stays"
-            warnings.warn(message, UserWarning, stacklevel=4)
-        counts.append(max(count, masked))
-    return counts
+            warnings.warn(message, UserWarning, stacklevel=3)
+        # Rank them, in each layer or all together.
+        scores = [weight.value for weight in group] if criterion == "magnitude" else _random_scores(group, generator)
+        masks += keep_largest(scores, [weight.mask for weight in group], max(count, masked))
+    # Name the layers that lose all their weights here: nothing passes through such a layer.
+    pairs = list(zip(weights, masks, strict=True))
+    emptied = [pair[0] for pair in pairs if pair[1].numel() > _count_masked(pair[:1]) and not pair[1].any()]
+    if emptied:
+        names = ", ".join(repr(name) for weight in emptied for name in weight.names)
+        message = f"pruning leaves no weight in layer {names}; its output no longer depends on its input"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    for weight, mask in bars.over(pairs, "masking layers"):
+        if weight.mask is not None or not mask.all():
+            for module, name in weight.holders:
+                set_mask(module, mask, name)
 
 
-def _counts_below(weights, groups, threshold, scope):
-    """Count the weights of each group that are smaller than the threshold, or pruned already."""
-    if scope == "global":
-        limits = {id(weight): threshold for weight in weights}
-    else:
-        spread = _spread(weights)
-        limits = {id(weight): threshold * (_spread([weight]) / spread if spread else 1.0) for weight in weights}
-    return [sum(_count_below(weight, limits[id(weight)]) for weight in group) for group in groups]
-
-
-def _count_below(weight, limit):
-    """Count the weights with |w| < limit; a masked weight counts, also for limit 0."""
-    dtype = common_dtype([weight.value])
-    small = sum(int((chunk.to(dtype).abs() < limit).sum()) for chunk in chunks(weight.value))
-    return small if limit > 0 else _count_masked(weight)
+def _count_below(weights, limit):
+    """Count the weights with |w| < limit."""
+    count = 0
+    for weight in weights:
+        dtype = common_dtype([weight.value])
+        count += sum(int((chunk.to(dtype).abs() < limit).sum()) for chunk in chunks(weight.value))
+    return count
 
 
 def _spread(weights):
@@ -272,46 +256,28 @@ def _total(weights):
     return sum(weight.value.numel() for weight in weights)
 
 
-def _count_masked(weight):
-    return 0 if weight.mask is None else weight.mask.numel() - int(weight.mask.count_nonzero())
+def _count_masked(weights):
+    masks = [weight.mask for weight in weights if weight.mask is not None]
+    return sum(mask.numel() - int(mask.count_nonzero()) for mask in masks)
 
 
-def _random_scores(weights, seed):
+def _random_scores(weights, generator):
     """Draw a score for each weight, uniform in (0, 1), and 0 for zeros."""
-    generator, scores = torch.Generator().manual_seed(seed), []
+    scores = []
     for weight in weights:
         score = torch.rand(weight.value.shape, generator=generator, dtype=torch.float32).clamp_(min=2**-25)
         scores.append(score.to(weight.value.device).mul_(weight.value != 0))
     return scores
 
 
-def _warn_emptied(weights, masks):
-    """Name the layers that lose all their weights here: nothing passes through such a layer."""
-    emptied = []
-    for weight, mask in zip(weights, masks, strict=True):
-        if mask.numel() > _count_masked(weight) and not mask.count_nonzero():
-            emptied += map(repr, weight.names)
-    if emptied:
-        message = f"pruning leaves no weight in layer {', '.join(emptied)}; its output no longer depends on its input"
-        warnings.warn(message, UserWarning, stacklevel=4)
-
-
-def _apply(weight, mask):
-    """Mask a weight in every module that holds it, if it loses anything."""
-    if weight.mask is None and mask.count_nonzero() == mask.numel():
-        return
-    for module, name in weight.holders:
-        set_mask(module, mask, name)
-
-
 def anatomy(model: nn.Module, compressed: nn.Module, setting: dict) -> list[Picture]:
-    """Picture a pruning: weights and cut, the first mask, sparsity per layer.
-
-    model, compressed  before and after;  setting  what `prune` was called with
-    returns            list of Picture, quick enough for every move of a slider
-    """
+    """Picture a pruning: weights and cut, the first mask, sparsity per layer."""
     before, after = distinct_weights(model, setting.get("layers")), distinct_weights(compressed, setting.get("layers"))
-    return [_histogram(before, after, setting), _mask_picture(after[0]), _sparsity_bars(after)]
+    zeros = [1 - int(weight.value.count_nonzero()) / max(1, weight.value.numel()) for weight in after]
+    caption = "A global cut takes most where weights are small; a layer near 100% is about to be emptied."
+    title, names = "Sparsity of each layer", tuple(weight.names[0] for weight in after)
+    layer_bars = Picture("layers", "bars", np.array(zeros), title, caption, labels=names, axis="sparsity")
+    return [_histogram(before, after, setting), _mask_picture(after[0]), layer_bars]
 
 
 def _histogram(before, after, setting, most=1_000_000):
@@ -319,43 +285,26 @@ def _histogram(before, after, setting, most=1_000_000):
     step = -(-_total(before) // most) or 1
     sizes = torch.cat([weight.value.reshape(-1)[::step].abs().float().cpu() for weight in before])
     removed = ~torch.cat([_mask_of(weight).reshape(-1)[::step].cpu() for weight in after])
-    one_cut = setting.get("scope", "global") == "global" and setting.get("criterion", "magnitude") == "magnitude"
-    cut = None
-    if one_cut and setting.get("threshold") is not None:
-        cut = float(setting["threshold"])
-    elif one_cut and removed.any():
-        cut = float(sizes[removed].max())
-    caption = {
-        True: "Everything left of the cut is set to zero. Most weights are small: see how many go before it hurts.",
-        False: "No single cut: weights go at random, or each layer has a cut of its own.",
-    }[one_cut]
+    cut, caption = None, "No single cut: weights go at random, or each layer has a cut of its own."
+    if setting.get("scope", "global") == "global" and setting.get("criterion", "magnitude") == "magnitude":
+        caption = "Everything left of the cut is set to zero. Most weights are small: see how many go before it hurts."
+        cut = setting.get("threshold")
+        if cut is None and removed.any():
+            cut = float(sizes[removed].max())
     return Picture("weights", "histogram", sizes.numpy(), "Weights by size", caption, cut=cut, axis="|weight|")
 
 
 def _mask_picture(weight, most=64):
     """Picture the mask of a layer, as images or a matrix."""
-    module, name, mask = weight.holders[0][0], weight.names[0], _mask_of(weight).float()
-    title = f"Mask of {name}"
-    if side := base.square_side(mask):
-        images = mask[:25].reshape(-1, side, side)  # (neurons, height, width)
-        caption = "One image for each of the first 25 neurons, light where an input pixel is still connected."
-        return Picture("mask", "images", images.cpu().numpy(), f"{title}, seen as images", caption)
-    if mask.dim() > 3 and mask[0, 0].numel() > 1:
-        transposed = isinstance(module, TRANSPOSED)
-        filters = mask.mean(0 if transposed else 1)[:most]  # (filters, …, height, width), averaged over what they read
-        images = filters.flatten(1, -3).mean(1) if filters.dim() > 3 else filters
-        caption = "One image for each filter, light where its weights are still there, averaged over its inputs."
-        return Picture("mask", "images", images.cpu().numpy(), f"{title}, seen as images", caption)
-    caption = "A row for each output, light where the weight from an input is still there."
-    return Picture("mask", "matrix", mask.flatten(1).cpu().numpy(), title, caption)
-
-
-def _sparsity_bars(weights):
-    """Picture the fraction of zeros in each layer; shared weights once, under their first name."""
-    zeros = [1 - int(weight.value.count_nonzero()) / max(1, weight.value.numel()) for weight in weights]
-    caption = "A global cut takes most where weights are small; a layer near 100% is about to be emptied."
-    names = tuple(weight.names[0] for weight in weights)
-    return Picture("layers", "bars", np.array(zeros), "Sparsity of each layer", caption, labels=names, axis="sparsity")
+    mask, title = _mask_of(weight).float().cpu(), f"Mask of {weight.names[0]}"
+    images = base.as_images(mask, isinstance(weight.holders[0][0], TRANSPOSED))
+    if images is None:
+        caption = "A row for each output, light where the weight from an input is still there."
+        return Picture("mask", "matrix", mask.flatten(1).numpy(), title, caption)
+    caption = "One image for each filter, light where its weights are still there, averaged over its inputs."
+    if mask.dim() == 2:
+        most, caption = 25, "One image for each of the first 25 neurons, light where an input pixel is still connected."
+    return Picture("mask", "images", images[:most].mean(1).numpy(), f"{title}, seen as images", caption)
 
 
 def _mask_of(weight):

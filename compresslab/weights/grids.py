@@ -1,13 +1,9 @@
 """Grids: parametrizations that keep numbers on few evenly spaced values while a model trains on.
 
-A grid is to quantization what a mask is to pruning: it is part of the model, saved with it, and whatever trains the
-model trains the numbers behind it. Its gradient is straight-through: that of the identity where a number lies inside
-the grid's range, 0 where the range cuts it off.
-
     code = clamp(round(w * (1 / step)) + zero_point, low, high)        value = (code - zero_point) * step
 
-Computed as torch.fake_quantize_per_tensor_affine and per_channel_affine compute it, bit for bit: times the rounded
-reciprocal, ties to even.
+Computed as torch.fake_quantize_per_tensor_affine and per_channel_affine compute it, bit for bit. The gradient is
+straight-through: that of the identity where a number lies inside the grid's range, 0 where the range cuts it off.
 
 Jacob et al. 2018, arXiv:1712.05877 (scale and zero point); Bengio et al. 2013, arXiv:1308.3432 (straight-through);
 Esser et al. 2020, arXiv:1902.08153 (learned step size).
@@ -32,7 +28,16 @@ class _Steps(nn.Module):
         self.low, self.high = checks.integer("low", low, -(2**31)), checks.integer("high", high, low, 2**31 - 1)
         if self.high - self.low >= 2**self.bits:
             raise ValueError(f"low is {low} and high is {high}; {bits} bits have room for {2**bits} codes")
-        _check_scale(scale, zero_point)
+        for name, tensor in (("scale", scale), ("zero_point", zero_point)):
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float32, torch.float64):
+                actual = tensor.dtype if isinstance(tensor, torch.Tensor) else repr(tensor)
+                raise ValueError(f"{name} is {actual}; give a float32 tensor")
+            if not tensor.isfinite().all() or (name == "scale" and (tensor < 0).any()):
+                hint = "a negative scale; give finite ones, 0 or more"
+                raise ValueError(f"{name} has values that are not finite, or {hint}")
+        if scale.shape != zero_point.shape:
+            shapes = f"zero_point has shape {tuple(zero_point.shape)} and scale {tuple(scale.shape)}"
+            raise ValueError(f"{shapes}; give one shape")
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.register_parameter("growth", nn.Parameter(torch.zeros_like(scale)) if learned else None)
@@ -109,8 +114,7 @@ class Grid(_Steps, Rounding):
                 0, and a value lies above each step between two codes instead (at 0.5 and 1 bit: -scale/2, scale/2)
     low, high   smallest and largest code, whole numbers; high - low < 2**bits
     bits        width at which a code is stored, 1 to 16
-    learned     make the step size a parameter, `growth` (0 at first): the step is scale * e**growth, so that an
-                optimizer's step changes it by a share of itself. Its gradient is that of arXiv:1902.08153
+    learned     make the step size a parameter: it is scale * e**growth, growth 0 at first. arXiv:1902.08153
     raises      ValueError for tensors that do not fit one another or are not finite, and codes that do not fit `bits`
     """
 
@@ -124,11 +128,7 @@ class InputGrid(_Steps, InputRounding):
 
 
 class Half(Rounding):
-    """Parametrization that rounds a float32 weight to the values of a 16-bit float, and keeps it a float32 tensor.
-
-    dtype   torch.float16 or torch.bfloat16
-    raises  ValueError for another dtype
-    """
+    """Parametrization that rounds a float32 weight to a 16-bit float (`dtype`), and keeps it float32."""
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
@@ -136,9 +136,10 @@ class Half(Rounding):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Round a weight to 16 bits."""
+        rounded = weight.detach().to(self.dtype).to(weight.dtype)
         if torch.is_grad_enabled() and weight.requires_grad:
-            return _StraightHalf.apply(weight, self.dtype)
-        return weight.to(self.dtype).to(weight.dtype)
+            return rounded + (weight - weight.detach())  # the gradient of the identity
+        return rounded
 
     def extra_repr(self) -> str:
         """Describe the rounding by its dtype."""
@@ -173,27 +174,3 @@ class _Straight(torch.autograd.Function):
             factor = (largest.clamp(min=1) * ctx.grid.share(numbers)).rsqrt()
             to_step = (gradient * slope).sum_to_size(step.shape) * factor
         return (gradient * inside).to(gradient.dtype) if ctx.needs_input_grad[0] else None, to_step, None
-
-
-class _StraightHalf(torch.autograd.Function):
-    """Rounding to 16 bits with the gradient of the identity, kept in the weight's own width."""
-
-    @staticmethod
-    def forward(ctx, weight, dtype):
-        return weight.to(dtype).to(weight.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None
-
-
-def _check_scale(scale, zero_point):
-    for name, tensor in (("scale", scale), ("zero_point", zero_point)):
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in (torch.float32, torch.float64):
-            actual = tensor.dtype if isinstance(tensor, torch.Tensor) else repr(tensor)
-            raise ValueError(f"{name} is {actual}; give a float32 tensor")
-        if not tensor.isfinite().all() or (name == "scale" and (tensor < 0).any()):
-            raise ValueError(f"{name} has values that are not finite, or a negative scale; give finite ones, 0 or more")
-    if scale.shape != zero_point.shape:
-        shapes = f"zero_point has shape {tuple(zero_point.shape)} and scale {tuple(scale.shape)}"
-        raise ValueError(f"{shapes}; give one shape")

@@ -1,6 +1,6 @@
 """Finding and counting the layers of a model, their effective tensors, and copies of the model.
 
-The masks and roundings that the tensors may carry are in `masks`; they can be called from here as well.
+The masks and roundings of `masks` can be called from here as well.
 """
 
 import contextlib
@@ -76,8 +76,6 @@ class Weight:
 def weight_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
     """Return the layers a technique may compress: Linear, Conv and ConvTranspose.
 
-    Of a MultiheadAttention that is the output projection (a Linear); embeddings and recurrent layers are not there.
-
     layers   names to choose, as in model.named_modules(); None for all of them
     returns  dict of qualified name -> module, in module order; a module used twice is there once, by its first name
     raises   ValueError for a name that is not such a layer, and for a lazy layer whose size is not known yet
@@ -85,7 +83,11 @@ def weight_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     checks.module("model", model, wrapped=True)
     names = {prefix[:-1]: module for prefix, module in _walk(model) if isinstance(module, TYPES)}
     for name, module in names.items():
-        _refuse_unready(name, module)
+        if any(is_lazy(weight) for weight in module.parameters()):
+            raise ValueError(f"layer {name!r} is lazy and has no weights yet; run one batch through the model first")
+        if find_source(module, "weight") is None:
+            hint = "weight_norm and spectral_norm of torch.nn.utils.parametrizations work"
+            raise ValueError(f"layer {name!r} has no weight parameter, a hook computes it; {hint}")
     chosen = {id(names[name]) for name in (names if layers is None else _check_names(layers, names, model))}
     first = {id(module): name for name, module in reversed(names.items())}
     return {name: module for name, module in names.items() if id(module) in chosen and first[id(module)] == name}
@@ -106,10 +108,7 @@ def plain_weight_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def distinct_weights(model: nn.Module, layers: Iterable[str] | None = None, tensor: str = "weight") -> list[Weight]:
-    """Return the weights of `weight_layers(model, layers)`, shared ones once; same errors.
-
-    tensor  name of the layers' tensor: "bias" for the biases of those that have one
-    """
+    """Return the weights of `weight_layers(model, layers)`, or their "bias" tensors, shared ones once."""
     chosen, holders, names = weight_layers(model, layers), {}, {}
     for _, module in _walk(model):
         for name, source in find_sources(module).items():
@@ -118,14 +117,21 @@ def distinct_weights(model: nn.Module, layers: Iterable[str] | None = None, tens
     for name, module in chosen.items():
         if (source := find_source(module, tensor)) is not None:
             names.setdefault(_identity(source), []).append(name)
-    return [_make_weight(tuple(users), tuple(holders[key])) for key, users in names.items()]
+    weights = []
+    for key, users in names.items():
+        module, name = holders[key][0]
+        # Any holder's mask counts.
+        masks = {id(mask): mask for mask in (get_mask(*holder) for holder in holders[key]) if mask is not None}
+        mask = torch.stack([*masks.values()]).all(0) if len(masks) > 1 else next(iter(masks.values()), None)
+        value = read_value(module, name, find_source(module, name))
+        weights.append(Weight(tuple(users), tuple(holders[key]), value, mask))
+    return weights
 
 
 def duplicate(model: nn.Module) -> nn.Module:
     """Return a deep copy that shares nothing with `model`.
 
-    Unlike copy.deepcopy it copes with tensors that a forward pass left behind, and a parametrized layer's copy gets
-    a class of its own (torch's parametrizations live in the class, which deepcopy shares).
+    Tensors that a forward pass left behind are no obstacle, and a parametrized layer's copy gets a class of its own.
 
     raises  ValueError that names an attribute which cannot be copied, such as a lock
     """
@@ -160,8 +166,13 @@ def plain(model: nn.Module) -> nn.Module:
         sources = find_sources(module)
         parametrized = [name for name, source in sources.items() if isinstance(source, parametrize.ParametrizationList)]
         for name in parametrized:
-            source = sources[name]
-            bake(module, name, baked.setdefault(_identity(source), _make_leaf(module, name, source)))
+            source, key = sources[name], _identity(sources[name])
+            if key not in baked:
+                baked[key] = read_value(module, name, source)
+                if _is_parameter(source):
+                    trained = any(original.requires_grad for original in source.parameters(recurse=False))
+                    baked[key] = nn.Parameter(baked[key], requires_grad=trained)
+            bake(module, name, baked[key])
         ordered = {name: module._parameters.pop(name) for name in sources if name in module._parameters}
         module._parameters.update(ordered)
     return twin
@@ -184,8 +195,7 @@ def made_tensors(model: nn.Module) -> dict[str, str]:
 def effective_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return what plain(model).state_dict() holds, without copying the model.
 
-    returns  dict of name -> detached tensor, same names and order; a shared tensor is there under each of its names;
-             unmasked tensors are the model's own memory: clone a tensor before writing to it
+    returns  dict of name -> detached tensor; unmasked ones are the model's own memory: clone before writing to them
     """
     state, values = {}, {}
     for prefix, module in _walk(checks.module("model", model, wrapped=True)):
@@ -217,16 +227,15 @@ def modes_kept(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def as_inputs(model: nn.Module, images: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-    """Return images in a model's dtype: its weights', or int64 for an embedding.
+    """Return images in a model's dtype, on `device` or the model's own.
 
     Whole numbers become int64 where the model begins with an embedding; where it has one later, int64 stays int64.
-
-    device  None for the model's own. A copy is made only where something changes
     """
     checks.module("model", model, wrapped=True)
     tensors = [*model.parameters(), *model.buffers()]
     weight = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-    first = next((part for part in model.modules() if _is_layer_with_tensors(part)), None)
+    holders = (part for part in model.modules() if parametrize.is_parametrized(part) or not part._modules)
+    first = next((part for part in holders if part._modules or part._parameters or part._buffers), None)
     if images.is_floating_point():
         is_words = isinstance(first, _TABLES) and not (images % 1).any()
     else:
@@ -235,16 +244,17 @@ def as_inputs(model: nn.Module, images: torch.Tensor, device: torch.device | Non
 
 
 def unsupported(model: nn.Module) -> dict[str, str]:
-    """Find the parts with weights that are not of `weight_layers`: embeddings, recurrent layers, attention's inputs.
+    """Find the parts with weights that are not of `weight_layers`, such as embeddings.
 
-    returns  dict of qualified name -> name of the kind ("LSTM"), in module order. Normalisations, whose parameters are
-             a scale and a shift for each channel, are not there, nor is what shares its weights with a weight layer
+    returns  dict of qualified name -> name of the kind ("LSTM"), in module order; without normalisations, and without
+             what shares its weights with a weight layer
     """
     known = {_identity(source) for module in weight_layers(model).values() for source in find_sources(module).values()}
     kinds = {}
     for prefix, module in _walk(model):
         parameters = [source for source in find_sources(module).values() if _is_parameter(source)]
-        matrices = [source for source in parameters if _count_dimensions(source) > 1]
+        originals = [(source, getattr(source, "original", source)) for source in parameters]
+        matrices = [source for source, tensor in originals if not isinstance(tensor, torch.Tensor) or tensor.dim() > 1]
         if any(_identity(source) not in known for source in matrices):
             kinds.setdefault(id(module), (prefix[:-1], type(module).__name__.removeprefix("Parametrized")))
     return dict(kinds.values())
@@ -311,14 +321,6 @@ def _name_uncopyable(model):
     return ""
 
 
-def _make_weight(names, holders):
-    """Return the Weight of all its holders; any holder's mask counts."""
-    module, name = holders[0]
-    masks = {id(mask): mask for mask in (get_mask(*holder) for holder in holders) if mask is not None}
-    mask = torch.stack([*masks.values()]).all(0) if len(masks) > 1 else next(iter(masks.values()), None)
-    return Weight(names, holders, read_value(module, name, find_source(module, name)), mask)
-
-
 def _effective_parameters(model):
     """Yield the effective tensor of every parameter, each shared one once."""
     checks.module("model", model, wrapped=True)
@@ -356,25 +358,6 @@ def _is_parameter(source):
     return next(iter(parameters), None) is not None
 
 
-def _is_layer_with_tensors(part):
-    """Return whether a module is a layer: it holds tensors and no modules."""
-    return parametrize.is_parametrized(part) or (not part._modules and bool(part._parameters or part._buffers))
-
-
-def _count_dimensions(source):
-    original = getattr(source, "original", source)
-    return original.dim() if isinstance(original, torch.Tensor) else 2
-
-
-def _make_leaf(module, name, source):
-    """Return the Parameter (or buffer) that a parametrized tensor becomes when baked."""
-    value = read_value(module, name, source)
-    originals = list(source.parameters(recurse=False))
-    if not originals:
-        return value
-    return nn.Parameter(value, requires_grad=any(original.requires_grad for original in originals))
-
-
 def _check_names(layers, names, model):
     """Return `layers` after checking that it is a collection of names of weight layers."""
     choices = ", ".join(names) or "none"
@@ -388,12 +371,3 @@ def _check_names(layers, names, model):
         kind = f" (a {kinds[unknown[0]]})" if unknown[0] in list(kinds) else ""
         raise ValueError(f"layers has {checks.words(unknown[0])}{kind}; choose from {choices}")
     return layers
-
-
-def _refuse_unready(name, module):
-    """Refuse a layer whose weight has no size yet, or is made by a hook."""
-    if any(is_lazy(weight) for weight in module.parameters()):
-        raise ValueError(f"layer {name!r} is lazy and has no weights yet; run one batch through the model first")
-    if find_source(module, "weight") is None:
-        hint = "weight_norm and spectral_norm of torch.nn.utils.parametrizations work"
-        raise ValueError(f"layer {name!r} has no weight parameter, a hook computes it; {hint}")

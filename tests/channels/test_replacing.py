@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from compresslab.channels.replacing import replace
+from compresslab.channels import replace
 
 
 class Shared(nn.Module):

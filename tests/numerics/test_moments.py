@@ -6,7 +6,8 @@ from torch import nn
 
 import compresslab as cl
 from compresslab.numerics import moments
-from compresslab.numerics.moments import input_moments, input_rows
+from compresslab.numerics.moments import input_moments
+from tests.numerics.samples import input_rows
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (5, 6)),

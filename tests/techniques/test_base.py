@@ -1,6 +1,8 @@
 """Looking techniques up, and what every technique's declaration must hold to, those to come included."""
 
 import inspect
+import subprocess
+import sys
 import types
 
 import pytest
@@ -79,3 +81,10 @@ def test_declarations_are_plain_data_that_cannot_be_changed():
     for thing, attribute in ((OWN, "name"), (OWN.controls[0], "default"), (Picture("a", "bars", [], "A"), "title")):
         with pytest.raises(AttributeError):
             setattr(thing, attribute, "other")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["weights.codebooks", "calibration"])
+def test_any_part_may_be_imported_first(module):
+    done = subprocess.run([sys.executable, "-c", f"import compresslab.{module}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from torch.nn import functional
 import compresslab as cl
 from compresslab.techniques import distillation, distillation_losses
 from compresslab.techniques.distillation import distill, loss, student_of
+from tests.techniques.samples import NarrowResNet, narrow_mobilenet
 
 pytestmark = pytest.mark.slow
 
@@ -334,8 +335,8 @@ class Tied(nn.Module):
 
 
 FOREIGN = {
-    "resnet18": (lambda: torchvision.models.resnet18(num_classes=3), torch.rand(4, 3, 32, 32)),
-    "mobilenet": (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), torch.rand(4, 3, 32, 32)),
+    "resnet": (NarrowResNet, torch.rand(4, 3, 32, 32)),
+    "mobilenet": (narrow_mobilenet, torch.rand(4, 3, 32, 32)),
     "words": (Words, torch.arange(36).view(4, 9).float() % 20),
     "tied": (Tied, torch.rand(4, 8)),
 }

@@ -11,6 +11,7 @@ from torch import nn
 
 import compresslab as cl
 from compresslab import techniques
+from tests.techniques.samples import NarrowResNet, narrow_mobilenet
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +66,8 @@ def vision_transformer():
 
 
 FOREIGN = {  # name: (network, shape of an image)
-    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (3, 32, 32)),
-    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), (3, 32, 32)),
+    "resnet": (NarrowResNet, (3, 32, 32)),
+    "mobilenet_v3": (narrow_mobilenet, (3, 32, 32)),
     "vision_transformer": (vision_transformer, (3, 32, 32)),
     "lstm": (Rows, (1, 16, 16)),
     "words": (Words, (9,)),
@@ -117,9 +118,16 @@ def apply(technique, model, images, setting):
         return technique.apply(model, *([images] if technique.calibration else []), **setting)
 
 
-@pytest.fixture(params=techniques.names())
+@pytest.fixture(params=techniques.names(), scope="module")
 def technique(request):
     return techniques.get(request.param)
+
+
+@pytest.fixture(scope="module")
+def small(technique, foreign):
+    """The foreign network, compressed as a lab begins; not to be written to."""
+    model, images = foreign
+    return apply(technique, model, images, first_setting(technique))
 
 
 def same_state(one, other):
@@ -141,9 +149,8 @@ def test_a_foreign_network_is_compressed_and_left_as_it_was(technique, foreign):
     assert logits.shape == (24, 5) and logits.isfinite().all()
 
 
-def test_what_comes_of_a_foreign_network_trains_on_and_keeps_its_shape(technique, foreign):
-    model, images = foreign
-    small = apply(technique, model, images, first_setting(technique))
+def test_what_comes_of_a_foreign_network_trains_on_and_keeps_its_shape(small, foreign):
+    _, images = foreign
     count = cl.layers.count_parameters(small)
     trained = cl.train.finetune(small, (images, torch.arange(24) % 5), steps=2, precision="fp32", bar=False)
     assert cl.layers.count_parameters(trained) == count
@@ -151,9 +158,8 @@ def test_what_comes_of_a_foreign_network_trains_on_and_keeps_its_shape(technique
     assert cl.layers.count_nonzeros(trained) <= count
 
 
-def test_what_comes_of_a_foreign_network_is_saved_loaded_and_measured(technique, foreign):
-    model, images = foreign
-    small = apply(technique, model, images, first_setting(technique))
+def test_what_comes_of_a_foreign_network_is_saved_loaded_and_measured(small, foreign):
+    _, images = foreign
     again = cl.storage.loads(cl.storage.dumps(small))
     assert torch.equal(cl.train.evaluate(again, images), cl.train.evaluate(small, images))
     sizes = cl.measure.sizes(small)

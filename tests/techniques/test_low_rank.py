@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
 
 import compresslab as cl
-from compresslab.numerics.moments import input_rows
 from compresslab.techniques import low_rank
 from compresslab.techniques.low_rank import break_even, factorize, singular_values
+from tests.numerics.samples import input_rows
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from compresslab.techniques import quantization
 from compresslab.techniques.quantization import anatomy, quantize
 from compresslab.weights.grids import Grid, Half, InputGrid
 from compresslab.weights.layers import distinct_weights, get_mask, get_rounding, weight_layers
+from tests.techniques.samples import NarrowResNet, narrow_mobilenet
 
 pytestmark = pytest.mark.slow
 
@@ -480,11 +481,10 @@ def test_tied_weights_stay_tied_on_one_grid():
 
 
 def foreign():
-    models = pytest.importorskip("torchvision.models")
     image = torch.randn(2, 3, 32, 32)
     return {
-        "resnet18": lambda: (models.resnet18(weights=None), image),
-        "mobilenet_v3_small": lambda: (models.mobilenet_v3_small(weights=None), image),
+        "resnet": lambda: (NarrowResNet(), image),
+        "mobilenet_v3": lambda: (narrow_mobilenet(), image),
         "lstm": lambda: (Recurrent(), torch.randint(0, 30, (4, 6)).float()),
         "tied": lambda: (Tied(), torch.randint(0, 11, (4, 6)).float()),
         "transformer": lambda: (
@@ -495,7 +495,7 @@ def foreign():
 
 
 @pytest.mark.filterwarnings("ignore:quantization leaves alone")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "lstm", "tied", "transformer"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v3", "lstm", "tied", "transformer"])
 def test_models_of_many_makes(name):
     torch.manual_seed(0)
     model, inputs = foreign()[name]()

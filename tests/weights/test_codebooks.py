@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import compresslab as cl
-from compresslab.weights import codebooks
 from compresslab.weights.codebooks import Codebook, nearest
 from compresslab.weights.layers import distinct_weights, get_mask, get_rounding, set_mask, set_rounding
 from tests.weights.samples import Tied
@@ -56,16 +55,6 @@ def test_the_same_values_and_gradients_as_torchs_indexing(seed, count, shape, dt
     with torch.no_grad():
         assert torch.equal(ours(torch.empty(shape)), expected)
     assert ours.assignments.dtype == (torch.uint8 if count <= 256 else torch.int16)
-
-
-@pytest.mark.parametrize("count, used", [(1, 1), (16, 16), (16, 3), (300, 300)])
-def test_sums_are_the_same_sorted(count, used):
-    generator = torch.Generator().manual_seed(count)
-    index = torch.randint(0, used, (1000,), generator=generator).to(torch.uint8 if count <= 256 else torch.int16)
-    numbers = torch.randn(1000, generator=generator)
-    one, other = (sums(numbers, index, count) for sums in (codebooks._sums, codebooks._sorted_sums))
-    assert torch.allclose(one, other, atol=1e-4) and one.shape == other.shape == (count,)
-    assert (other[used:] == 0).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
