@@ -155,10 +155,15 @@ def check_share(name: str, value: float, hint: str) -> float:
     return float(value)
 
 
-def check_model(model: nn.Module, layers: Iterable[str] | None, action: str) -> nn.Module:
-    """Return a model after checking that it has layers for a technique to `action` ("prune")."""
+def check_model(
+    model: nn.Module, layers: Iterable[str] | None, action: str, find: Callable = network.weight_layers
+) -> nn.Module:
+    """Return a model after checking that it has layers for a technique to `action` ("prune").
+
+    find  `weight_layers`, or `find_matrices` for a technique that treats all weights
+    """
     checks.module("model", model)
-    if not network.weight_layers(model, layers):
+    if not find(model, layers):
         kinds = ", ".join(kind.__name__ for kind in network.TYPES)
         parts = ", ".join(sorted({type(module).__name__ for module in model.modules()}))
         raise ValueError(f"model has no layer to {action}; those are {kinds}, it is made of {parts}")
@@ -185,28 +190,33 @@ def check_finite(name: str, value: torch.Tensor) -> None:
         raise ValueError(f"layer {name!r} has weights that are not finite (nan or inf)")
 
 
-def amounts_by_layer(name: str, value: object, layers: Iterable[str] | None, model: nn.Module) -> dict:
+def amounts_by_layer(
+    name: str, value: object, layers: Iterable[str] | None, model: nn.Module, find: Callable = network.weight_layers
+) -> dict:
     """Return a dict of layer name -> amount, by first names and in module order.
 
     value   an amount for all `layers`, or a dict of layer name -> amount, and then `layers` must be None
+    find    as of `check_model`
     raises  ValueError for no layer, an unknown one, and two amounts for one layer; `name` is the setting's
     """
     if not isinstance(value, Mapping):
-        return dict.fromkeys(network.weight_layers(model, layers), value)
+        return dict.fromkeys(find(model, layers), value)
     if layers is not None:
         raise ValueError(f"layers is {checks.words(layers)} and {name} is a dict, which names the layers; give one")
     if not value:
         raise ValueError(f"{name} is {checks.words(value)}; name at least one layer")
-    firsts = {id(module): first for first, module in network.weight_layers(model).items()}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    wanted = {}
+    wanted, namesakes = {}, {}
     for layer, amount in value.items():
-        first = firsts.get(id(modules.get(layer)))
-        if first is None:
-            raise ValueError(f"{name} has {layer!r}; choose from {', '.join(firsts.values()) or 'none'}")
-        if wanted.setdefault(first, amount) != amount:
-            raise ValueError(f"{name} has {first!r} and {layer!r}, which are one layer; give it one value")
-    return {first: wanted[first] for first in firsts.values() if first in wanted}
+        try:
+            firsts = find(model, [layer])
+        except ValueError as error:
+            raise ValueError(f"{name} has {layer!r}; choose from {', '.join(find(model)) or 'none'}") from error
+        for first in firsts:
+            if wanted.setdefault(first, amount) != amount:
+                pair = f"{namesakes[first]!r} and {layer!r}"
+                raise ValueError(f"{name} has {pair}, which are one layer; give it one value")
+            namesakes.setdefault(first, layer)
+    return {first: wanted[first] for first in find(model, list(value))}
 
 
 def find_neurons(model: nn.Module, images: torch.Tensor, layers: Iterable[str] | None = None) -> tuple[list, dict]:

@@ -73,7 +73,7 @@ def quantize(
                  mask stays, an earlier grid is replaced
     raises       ValueError for a setting out of range, both bits and dtype, activations without images or images that
                  the model does not take, an unknown layer, a model without such layers, weights that are not finite
-    warns        UserWarning that names what is left alone: embeddings, recurrent layers, attention's projections
+    warns        UserWarning that names what is left alone: embeddings that are not named in `layers`
 
     At 1 and 2 bits training recovers most towards the model that this came from (distillation.distill).
     """
@@ -84,7 +84,7 @@ def quantize(
         checks.integer("calibration_size", calibration_size, 1)
     percentile = base.check_share("percentile", percentile, "(0.999 for 99.9%)")
     bits, input_bits = _check_formats(bits, dtype, activations, images)
-    twin = network.duplicate(base.check_model(model, layers, "quantize"))
+    twin = network.duplicate(base.check_model(model, layers, "quantize", network.find_matrices))
     for weight in bars.over(network.distinct_weights(twin, layers), "quantizing layers"):
         if dtype:
             rounding = _fit_half(weight, DTYPES[dtype])
@@ -98,8 +98,9 @@ def quantize(
             rounding.growth.requires_grad_(is_trained(*weight.holders[0]))
     reasons = {}
     if layers is None and bits != FLOAT:
-        reasons = {name: f"weights of {kind}" for name, kind in network.unsupported(twin).items()}
-    names = list(network.weight_layers(twin, layers))
+        reasons = {name: f"weights of {kind}" for name, kind in network.unsupported(twin, matrices=True).items()}
+    matrices = network.find_matrices(twin, layers)
+    names = [name for name, (module, _) in matrices.items() if isinstance(module, network.TYPES)]
     if input_bits == "fp32":
         twin = input_grids.remove(twin, names)
     elif input_bits is not None:
@@ -116,7 +117,7 @@ def _fit_grid(weight, bits, symmetric, per_channel, clipping, percentile, learne
     base.check_weight(weight, "quantized")
     if not weight.value.numel():
         return None
-    layer = next(module for module, _ in weight.holders if isinstance(module, network.TYPES))
+    layer = next((module for module, _ in weight.holders if isinstance(module, network.TYPES)), None)
     transposed = isinstance(layer, network.TRANSPOSED)
     rows = channel_rows(weight.value, transposed)
     counts = None if weight.mask is None else channel_rows(weight.mask, transposed)

@@ -52,7 +52,7 @@ def share(
                 stay. A layer with no more distinct weights than codes keeps them exactly
     raises      ValueError for a setting out of range, an unknown layer, a model without such layers, weights that are
                 not finite
-    warns       UserWarning that names what is left alone: embeddings, recurrent layers, attention's projections
+    warns       UserWarning that names what is left alone: embeddings that are not named in `layers`
     """
     checks.choice("init", init, INITS)
     checks.integer("iterations", iterations, 0)
@@ -61,8 +61,8 @@ def share(
         checks.integer(f"bits[{name!r}]" if name else "bits", value, 1, MOST_BITS)
     if not isinstance(biases, bool):
         checks.integer("biases", biases, 1, MOST_BITS)
-    twin = network.duplicate(base.check_model(model, layers, "share the weights of"))
-    wanted = base.amounts_by_layer("bits", bits, layers, twin)
+    twin = network.duplicate(base.check_model(model, layers, "share the weights of", network.find_matrices))
+    wanted = base.amounts_by_layer("bits", bits, layers, twin, network.find_matrices)
     for tensor in ("weight", "bias") if biases else ("weight",):
         for weight in bars.over(network.distinct_weights(twin, list(wanted), tensor), "sharing weights"):
             width = _find_bits(weight, wanted) if tensor == "weight" or isinstance(biases, bool) else biases
@@ -75,7 +75,7 @@ def share(
                     network.set_rounding(module, codebook, name)
                 codebook.centroids.requires_grad_(trained)
     if layers is None and not isinstance(bits, Mapping):
-        reasons = {name: f"weights of {kind}" for name, kind in network.unsupported(twin).items()}
+        reasons = {name: f"weights of {kind}" for name, kind in network.unsupported(twin, matrices=True).items()}
         base.warn_left_alone("weight_sharing", reasons)
     return twin
 

@@ -24,7 +24,7 @@ from compresslab.data import Data
 from compresslab.numerics.selection import chunks, common_dtype, keep_largest
 from compresslab.techniques import base
 from compresslab.techniques.base import Control, Picture, Technique
-from compresslab.weights.layers import TRANSPOSED, distinct_weights, duplicate, set_mask, unsupported
+from compresslab.weights.layers import TRANSPOSED, distinct_weights, duplicate, find_matrices, set_mask, unsupported
 
 SCOPES = ("global", "layer")
 CRITERIA = ("magnitude", "random")
@@ -43,7 +43,7 @@ def prune(
 ) -> nn.Module:
     """Return a new model with weights set to zero.
 
-    model      any nn.Module with Linear, Conv or ConvTranspose layers; biases are never pruned
+    model      any nn.Module with Linear, Conv, ConvTranspose, recurrent or attention layers; biases are never pruned
     sparsity   fraction of weights that are zero afterwards, 0 to 1: exactly round(sparsity * n) of the n weights in
                the scope, a shared weight counted once. Weights that are zero already count first
     threshold  instead of a sparsity: weights with |w| < threshold go (|w| == threshold stays)
@@ -58,13 +58,15 @@ def prune(
                again goes on from them: prune(prune(net, 0.5), 0.9) is 90% sparse in all
     raises     ValueError for a setting out of range, both or neither of sparsity and threshold, an unknown layer name,
                a model without prunable layers, and weights that are nan
-    warns      UserWarning that names a layer losing all its weights, and parts that are left alone (embeddings,
-               recurrent layers, attention's input projections); and when more is pruned already than asked for
+    warns      UserWarning that names a layer losing all its weights, and embeddings that are left alone, as they are
+               unless `layers` names them; and when more is pruned already than asked for
     """
     _check_setting(sparsity, threshold, scope, criterion, seed)
-    base.check_model(model, layers, "prune")
+    base.check_model(model, layers, "prune", find_matrices)
     if layers is None:
-        base.warn_left_alone("zero_pruning", {name: f"{kind} weights" for name, kind in unsupported(model).items()})
+        base.warn_left_alone(
+            "zero_pruning", {name: f"{kind} weights" for name, kind in unsupported(model, matrices=True).items()}
+        )
     twin = duplicate(model)
     _prune_in_place(twin, sparsity, threshold, scope, criterion, layers, seed)
     return twin
@@ -123,7 +125,7 @@ def gradual(
     raises    ValueError, at once, for a setting out of range or levels that do not rise
     """
     _check_setting(1.0, None, scope, criterion, seed)
-    base.check_model(model, layers, "prune")
+    base.check_model(model, layers, "prune", find_matrices)
     checks.integer("steps", steps, 1)
     checks.integer("interval", interval, 1)
     weights = distinct_weights(model, layers)

@@ -37,7 +37,16 @@ from compresslab.weights.masks import give_own_class as _give_own_class
 
 __all__ = ["InputRounding", "Mask", "Rounding", "get_mask", "get_rounding", "masks_on_gradients"]
 __all__ += ["set_mask", "set_rounding", "Weight", "as_inputs", "count_nonzeros", "count_parameters"]
-__all__ += ["distinct_weights", "duplicate", "effective_state", "modes_kept", "plain", "unsupported", "weight_layers"]
+__all__ += [
+    "distinct_weights",
+    "duplicate",
+    "effective_state",
+    "find_matrices",
+    "modes_kept",
+    "plain",
+    "unsupported",
+    "weight_layers",
+]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weights (in, out, …), not (out, in, …)
@@ -107,14 +116,44 @@ def plain_weight_layers(model: nn.Module) -> list[nn.Module]:
     return list(layers.values())
 
 
+def find_matrices(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, tuple[nn.Module, str]]:
+    """Return the weights that can be pruned, rounded and shared, those of recurrent layers and attention included.
+
+    layers   names to choose; None for all but embeddings. "fc1" is the weight of a layer in `weight_layers`; "lstm" are
+             all weights of a recurrent layer, "lstm.weight_hh_l0" is one; "attention" is the input projection of a
+             MultiheadAttention, whose output projection is the layer "attention.out_proj"; "words" is an embedding
+    returns  dict of name -> (module, name of its tensor), in module order; a module used twice by its first name
+    raises   ValueError as `weight_layers`
+    """
+    weight_layers(model)  # which refuses layers without weights
+    places, groups, seen = {}, {}, {}
+    for prefix, module in _walk(model):
+        first = seen.setdefault(id(module), prefix)
+        tensors = {"": "weight"} if isinstance(module, TYPES + _TABLES) else {}
+        if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            tensors = {name: name for name in find_sources(module) if name.endswith("proj_weight") or "weight_" in name}
+        for suffix, tensor in tensors.items():
+            name = f"{first}{suffix}" if suffix else first[:-1]
+            places[name] = module, tensor
+            groups.setdefault(prefix[:-1], []).append(name)
+            groups.setdefault(f"{prefix}{suffix}" if suffix else prefix[:-1], [name])
+    if layers is None:
+        return {name: place for name, place in places.items() if not isinstance(place[0], _TABLES)}
+    chosen = {name for layer in _check_names(layers, groups, model) for name in groups[layer]}
+    return {name: place for name, place in places.items() if name in chosen}
+
+
 def distinct_weights(model: nn.Module, layers: Iterable[str] | None = None, tensor: str = "weight") -> list[Weight]:
-    """Return the weights of `weight_layers(model, layers)`, or their "bias" tensors, shared ones once."""
-    chosen, holders, names = weight_layers(model, layers), {}, {}
+    """Return the weights of `find_matrices(model, layers)`, or the "bias" tensors of such layers, shared ones once."""
+    holders, names = {}, {}
+    chosen = find_matrices(model, layers)
+    if tensor == "bias":
+        chosen = {name: (module, tensor) for name, (module, _) in chosen.items() if isinstance(module, TYPES)}
     for _, module in _walk(model):
         for name, source in find_sources(module).items():
             users = holders.setdefault(_identity(source), [])
             users.extend([] if (module, name) in users else [(module, name)])
-    for name, module in chosen.items():
+    for name, (module, tensor) in chosen.items():
         if (source := find_source(module, tensor)) is not None:
             names.setdefault(_identity(source), []).append(name)
     weights = []
@@ -243,13 +282,14 @@ def as_inputs(model: nn.Module, images: torch.Tensor, device: torch.device | Non
     return images.to(device or weight.device, torch.int64 if is_words else weight.dtype)
 
 
-def unsupported(model: nn.Module) -> dict[str, str]:
-    """Find the parts with weights that are not of `weight_layers`, such as embeddings.
+def unsupported(model: nn.Module, matrices: bool = False) -> dict[str, str]:
+    """Find the parts with weights that are not of `weight_layers`, such as embeddings; or not of `find_matrices`.
 
     returns  dict of qualified name -> name of the kind ("LSTM"), in module order; without normalisations, and without
              what shares its weights with a weight layer
     """
     known = {_identity(source) for module in weight_layers(model).values() for source in find_sources(module).values()}
+    known |= {_identity(find_source(*place)) for place in find_matrices(model).values()} if matrices else set()
     kinds = {}
     for prefix, module in _walk(model):
         parameters = [source for source in find_sources(module).values() if _is_parameter(source)]
