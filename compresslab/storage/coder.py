@@ -142,12 +142,6 @@ class Writer:
             for start in range(0, len(symbols), CHUNK):
                 self._encoder.encode(symbols[start : start + CHUNK].astype(np.int32), model)
 
-    def even(self, symbols: np.ndarray, alphabet: int) -> None:
-        """Write symbols below `alphabet` (2 to 2**16), all of them as likely."""
-        self.charge(len(symbols))
-        for start in range(0, len(symbols), CHUNK):
-            self._encoder.encode(symbols[start : start + CHUNK].astype(np.int32), _models.Uniform(alphabet))
-
     def bits(self, bits: np.ndarray, probabilities: np.ndarray) -> None:
         """Write bits (bool or int32), each with its probability of being 1 (float64, strictly between 0 and 1)."""
         self._encoder.encode(bits.astype(np.int32, copy=False), _BITS, _pairs(probabilities))
@@ -231,10 +225,6 @@ class Reader:
             yield from (np.full(size, symbol, dtype=np.int32) for size in _cut(count))
         else:
             yield from self._read_symbols(count, _models.Categorical(table / TOTAL, perfect=False))
-
-    def even(self, count: int, alphabet: int) -> Iterator[np.ndarray]:
-        """Read `count` symbols below `alphabet`, all of them as likely, in int arrays of at most CHUNK."""
-        return self._read_symbols(count, _models.Uniform(alphabet))
 
     def bits(self, probabilities: np.ndarray) -> np.ndarray:
         """Read bits (int32), one for each of `probabilities`; their time must have been taken off the allowance."""

@@ -87,7 +87,7 @@ def read_field(reader: Reader, layout: Layout, prior: np.ndarray | None) -> np.n
     """Read which entries are kept, as `plan_field` wrote them: a flat bool array."""
     check(fits(layout))
     flags, priors, live = reader.uint(3), _priors_of_sides(layout, prior), []
-    for number, (count, lag) in enumerate(((layout.lines, layout.lag), (layout.places, 0))):
+    for number, (count, lag) in enumerate(((layout.columns, layout.lag), (layout.rows, 0))):
         side = np.ones(count, dtype=bool)
         if flags >> number & 1:
             vector = _vector_field(count, lag, priors[number])
@@ -106,7 +106,7 @@ def count_symbols(entries: int) -> int:
 
 def fits(layout: Layout, most: int = LARGEST) -> bool:
     """Tell whether a matrix, with the lines around it, is not too large for what its coding takes beside it."""
-    return (layout.lines + 2 * layout.pad) * layout.places <= most and layout.lines + layout.places <= SIDES
+    return (layout.columns + 2 * layout.pad) * layout.rows <= most and layout.columns + layout.rows <= SIDES
 
 
 def block_size(entries: int) -> int:
@@ -201,7 +201,7 @@ def read_ranks(reader: Reader, values: int, negatives: int, kept, layout: Layout
     count = layout.rows * layout.columns if kept is None else int(np.count_nonzero(kept))
     check(_fits_ranks(layout, count, values))
     state = Ranks(layout, kept, values, negatives)
-    matrix = np.zeros((layout.lines, layout.places), dtype=np.int16)
+    matrix = np.zeros((layout.columns, layout.rows), dtype=np.int16)
     matrix[tuple(state.at)] = state.decode(reader)
     flat = layout.flat(matrix)
     return flat if kept is None else flat[kept]
@@ -220,7 +220,7 @@ class Ranks:
     """
 
     def __init__(self, layout, kept, values, negatives):
-        by_lines = np.ones((layout.lines, layout.places), bool) if kept is None else layout.by_lines(kept)
+        by_lines = np.ones((layout.columns, layout.rows), bool) if kept is None else layout.by_lines(kept)
         self.at = np.stack([numbers.astype(np.int32) for numbers in np.nonzero(by_lines)])
         self._layout, self._negatives, self._sides = layout, negatives, (values - negatives, negatives)
         self._count, self._known = self.at.shape[1], _padded(layout, np.int16)
@@ -302,9 +302,9 @@ def _make_state(layout, basic, kinds, nodes, size, scale, last=0, live=((), ()),
     kinds  number of contexts of each kind, for each of so many nodes;  size  of a block
     scale  weights of counters at first;  last  that of the input behind them
     """
-    of_lines, of_places = np.zeros((layout.lines, 4)), np.zeros((layout.places, 5))
+    of_lines, of_places = np.zeros((layout.columns, 4)), np.zeros((layout.rows, 5))
     of_lines[:, 2], of_places[:, 4] = priors
-    of_lines[:, 3] = np.arange(layout.lines) // layout.group
+    of_lines[:, 3] = np.arange(layout.columns) // layout.group
     counters, weights = np.zeros((sum(kinds) * nodes, 2)), [*[scale] * len(kinds), last, 0]
     arrays = [np.reshape(basic, (-1, 2)), layout.near, of_lines, of_places, *live, np.cumsum([0, *kinds[:-1]])]
     arrays += [counters, weights, *(np.zeros((size, width)) for width in (4, *[len(kinds)] * 2, len(kinds) + 1))]
@@ -313,14 +313,13 @@ def _make_state(layout, basic, kinds, nodes, size, scale, last=0, live=((), ()),
 
 def _padded(layout, dtype):
     """Return zeros for a matrix with lines around it, where its neighbours' neighbours are looked for."""
-    return np.zeros((layout.lines + 2 * layout.pad, layout.places), dtype=dtype)
+    return np.zeros((layout.columns + 2 * layout.pad, layout.rows), dtype=dtype)
 
 
 def _priors_of_sides(layout, prior):
     """Return the priors of lines and of places."""
     of_columns = np.zeros(layout.columns, dtype=np.uint8) if prior is None else prior
-    of_rows = np.zeros(layout.rows, dtype=np.uint8)
-    return (of_rows, of_columns) if layout.transposed else (of_columns, of_rows)
+    return of_columns, np.zeros(layout.rows, dtype=np.uint8)
 
 
 def _vector_field(count, lag, prior):

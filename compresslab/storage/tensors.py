@@ -2,7 +2,7 @@
 
     word      the bits of a number (see `words`)
     kept      not left out: what a mask keeps (it may be 0), or without a mask what is not zero
-    dense     every word;  sparse  positions, and the kept words;  signed  and which of the rest are -0
+    dense     every word;  sparse  positions, and the words there
     unrolled  a convolution written as a matrix (see `unrolled`)
 
 docs/format.md, section 4.
@@ -20,9 +20,9 @@ from compresslab.storage.binary_words import Place
 from compresslab.storage.coder import CHUNK, Plan, Reader, Writer
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.contexts import SIDES
-from compresslab.storage.layouts import Layout, read_layout, write_layout
+from compresslab.storage.layouts import choose_layout, read_layout, write_layout
 
-DENSE, SPARSE, SIGNED, UNROLLED = range(4)
+DENSE, SPARSE, UNROLLED = range(3)
 SMALL = 4096  # words up to which both forms are tried; above, the share of zeros decides what is worth the time
 FEW, MANY = 1 / 256, 1 / 8
 
@@ -75,14 +75,14 @@ def write(writer: Writer, tensor: torch.Tensor, mask: torch.Tensor | None = None
             _count_rows(writer, numbers != 0, shape)
             return
     if mask is not None:
-        kept = mask.detach().cpu().contiguous().numpy().reshape(-1)
-        plans = [_plan_sparse(writer, numbers, kept, shape, stored, np.zeros(len(kept) - kept.sum(), dtype=bool))]
+        present = mask.detach().cpu().contiguous().numpy().reshape(-1)
+        plans = [_plan_sparse(writer, numbers, present, shape, stored)]
     else:
-        kept = _are_nonzero(numbers, stored)
-        zeros, plans = len(kept) - int(np.count_nonzero(kept)), []
-        if zeros and (len(kept) <= SMALL or zeros > (FEW if stored.kind == "float" else MANY) * len(kept)):
-            plans.append(_plan_sparse(writer, numbers, kept, shape, stored, numbers[~kept] != 0))
-        if not plans or len(kept) <= SMALL or zeros < MANY * len(kept) or stored.kind == "signed":
+        present = numbers != 0  # -0 is a number like any other
+        zeros, plans = len(present) - int(np.count_nonzero(present)), []
+        if zeros and (len(present) <= SMALL or zeros > (FEW if stored.kind == "float" else MANY) * len(present)):
+            plans.append(_plan_sparse(writer, numbers, present, shape, stored))
+        if not plans or len(present) <= SMALL or zeros < MANY * len(present) or stored.kind == "signed":
             plans.append(_plan_dense(writer, numbers, shape, stored))
     min(plans, key=lambda candidate: candidate.bits).write(writer)
 
@@ -107,9 +107,6 @@ def read(reader: Reader, name: str, shape: tuple) -> tuple[torch.Tensor, torch.T
     tail = numbers[count - int(np.count_nonzero(kept)) :]
     binary_words.read(reader, tail, stored.kind, Place(shape, kept, layout))
     _move_to_places(numbers, tail, kept)
-    if form == SIGNED:
-        count -= len(tail)
-        _set_signs(numbers, kept, positions.read(reader, count, Layout(1, count)))
     _count_rows(reader, kept, shape)
     return make_tensor(numbers, stored, shape), torch.from_numpy(kept).reshape(shape)
 
@@ -126,25 +123,21 @@ def _plan_dense(writer, numbers, shape, stored):
     return Plan(1 + planned.bits, write)
 
 
-def _plan_sparse(writer, numbers, kept, shape, stored, negative):
-    """Plan the kept words and their positions; negative  which of the others are -0 (bool array)."""
-    layout, places = positions.plan_layout(writer, kept, shape)
-    planned = binary_words.plan(writer, numbers[kept], stored.kind, Place(shape, kept, layout))
-    signed = bool(negative.any())
-    signs = positions.plan(writer, negative, Layout(1, len(negative))) if signed else None
+def _plan_sparse(writer, numbers, present, shape, stored):
+    """Plan the words that are present and their positions."""
+    layout = choose_layout(present, shape)
+    places = positions.plan(writer, present, layout)
+    planned = binary_words.plan(writer, numbers[present], stored.kind, Place(shape, present, layout))
 
-    def write(writer):
+    def _write(writer):
         with writer.counting("positions"):
-            writer.uint(SIGNED if signed else SPARSE)
+            writer.uint(SPARSE)
             write_layout(writer, layout, shape)
             places.write(writer)
         planned.write(writer)
-        if signed:
-            with writer.counting("values"):
-                signs.write(writer)
-        _count_rows(writer, kept, shape)
+        _count_rows(writer, present, shape)
 
-    return Plan(4 + places.bits + planned.bits + (signs.bits if signed else 0), write)
+    return Plan(4 + places.bits + planned.bits, _write)
 
 
 def _read_unrolled(reader, name, shape, stored):
@@ -180,15 +173,6 @@ def _move_to_places(numbers, tail, kept):
         block[inside] = tail[used : used + count]
         numbers[start : start + CHUNK] = block
         used += count
-
-
-def _set_signs(numbers, kept, negative):
-    """Turn those of the zeros that are `negative` into -0, a chunk at a time."""
-    used, sign = 0, numbers.dtype.type(1 << (8 * numbers.itemsize - 1))
-    for start in range(0, len(numbers), CHUNK):
-        at = start + np.flatnonzero(~kept[start : start + CHUNK])
-        numbers[at[negative[used : used + len(at)]]] = sign
-        used += len(at)
 
 
 def find_memory_order(tensor: torch.Tensor) -> list[int] | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from compresslab.storage import binary_words, palettes, rounded, tensors
+from compresslab.storage import binary_words, palettes, positions, rounded, tensors
 from compresslab.storage.coder import Writer
 
 SHAPES = [
@@ -65,7 +65,7 @@ class Claims:
     def tensor(self, dtype, shape):
         """A tensor of any form."""
         stored = tensors.TYPES[dtype]
-        form = self.pick(0, 1, 1, 2, 3 if len(shape) == 2 else 1)
+        form = self.pick(0, 1, 1, 2 if len(shape) == 2 else 1)
         if form == tensors.UNROLLED:
             for _ in range(5):
                 self.pick(1, 2, 3, 5, 28, 100, 1000)
@@ -76,21 +76,17 @@ class Claims:
             self.layout(shape)
             self.positions(shape)
             self.values(stored.size, stored.kind, None)
-            if form == tensors.SIGNED:
-                self.pick(0, 1, 2, 3, 4)
 
     def layout(self, shape):
         """Which way a matrix is gone through."""
-        if self.pick(0, 0, 1, 2, 3) & 2:
-            self.pick(0, 1, 2, 3, 28, 2**10, 2**19)
+        self.pick(0, 0, 1, 2, 3, 4, 29, 2**10, 2**19)
 
     def positions(self, shape):
         """Which entries are kept."""
-        form = self.pick(0, 1, 1, 2, 3, 4, 4, 4)
-        if form in (2, 3):
-            self.pick(0, 1, 4096, 2**18, 2**21)
-            self.values(int(np.min_scalar_type(int(np.prod(shape))).itemsize), "unsigned", None)
-        elif form == 4:
+        form = self.pick(0, 1, 1, 2, 2, 2, 3)
+        if form == positions.BITMAP:
+            self.values(1, "unsigned", None)
+        elif form == positions.CONTEXTS:
             self.pick(0, 0, 1, 2, 3)
 
     def values(self, size, kind, shape):

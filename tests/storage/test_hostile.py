@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compresslab as cl
-from compresslab.storage import CorruptFileError, binary_words, container, palettes, rounded, tensors
+from compresslab.storage import CorruptFileError, binary_words, container, palettes, positions, rounded, tensors
 from compresslab.weights import grids
 from tests.storage import claims, fuzzing, samples
 from tests.storage.fuzzing import flipped, outcome, peak, remade, rewritten, signed, unsigned
@@ -317,9 +317,8 @@ def test_a_few_bytes_cannot_claim_hours_of_decoding_or_much_memory():
     size = 2**24
     planes = tensors.DENSE, binary_words.PLANES, 1, almost_certain
     histogram = tensors.DENSE, binary_words.FEW, 1, pair(1, "unsigned"), binary_words.HISTOGRAM, almost_certain
-    even = tensors.DENSE, binary_words.FEW, 1, pair(1, "unsigned"), binary_words.EVEN
-    gaps = tensors.SPARSE, 0, 2, 2**23, binary_words.FEW, 0, alike(0, 4, "unsigned")
-    for payload in (planes, histogram, even, gaps):
+    bitmap = tensors.SPARSE, 0, positions.BITMAP, binary_words.PLANES, 1, almost_certain
+    for payload in (planes, histogram, bitmap):
         found, held = peak(one_tensor("uint8", [2**12, 2**12], *payload))
         assert held < size + 2**26, payload
         found, held = peak(one_tensor("uint8", [2**13, 2**13 - 1], *payload))
@@ -471,19 +470,11 @@ def test_units_that_are_counted_take_little_memory():
     assert found == "loaded" and held < 2**26 + 2**24 + 2**22
 
 
-def test_signs_of_zeros_take_little_memory():
-    blob = claimed(
-        [2**22, 4], lambda coder: (constant(coder, tensors.SIGNED, 0, 0, itemsize=2), chosen(1)(coder)), dtype="float16"
-    )
-    found, held = peak(blob)
-    assert held < 2**25 + 2**26
-
-
 @pytest.mark.parametrize("shape", [[2, 2**23], [2**23, 2], [2**24], [2**24, 1]])
-def test_gaps_take_little_memory(shape):
+def test_bitmaps_take_little_memory(shape):
     def write(coder):
-        chosen(tensors.SPARSE, 0, 3, 2**23 - 1)(coder)
-        constant(coder, word=1, kind="unsigned")
+        chosen(tensors.SPARSE, 0, positions.BITMAP)(coder)
+        constant(coder, word=129, itemsize=1, kind="unsigned")
         constant(coder, word=1, itemsize=1, kind="unsigned")
 
     paying = claimed(shape, write, dtype="bool", flipped=[random.Random(0).randbytes(2**14).hex()])
