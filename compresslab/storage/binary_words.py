@@ -10,6 +10,7 @@
 *Few* is a palette and the ranks, by contexts where that is quick.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from compresslab.storage.coder import CHUNK, Plan, Reader, Writer, count_frequen
 from compresslab.storage.layouts import Layout, choose_layout, read_layout, write_layout
 
 PLANES, FEW = range(2)
-CONTEXTS, HISTOGRAM = range(2)
+CONTEXTS, HISTOGRAM, EVEN = range(3)
 MOST_DISTINCT = 4096
 SMALL = 4096  # words up to which both forms are tried
 WORTH = 127 / 128  # of its raw size a plane may have and still be coded: less gain is not worth the time
@@ -90,6 +91,9 @@ def _plan_few(writer, words, kind, place, distinct, which):
             coded = contexts.plan_ranks(writer, ranks, len(palette), negatives, place.kept, layout)
         if coded is None:
             coded, form = _plan_histogram(writer, ranks), HISTOGRAM
+        even = math.log2(len(palette)) * len(ranks)
+        if coded is None or even < coded.bits:
+            coded, form = Plan(even, lambda writer: writer.symbols(ranks, len(palette))), EVEN
 
     def write(writer):
         with writer.counting("codebook"):
@@ -114,9 +118,10 @@ def _read_few(reader, out, kind, place):
     if count == 1:
         out[:] = palette
         return
-    form = reader.uint(HISTOGRAM)
-    if form == HISTOGRAM:
-        _fill(out, (palette[ranks] for ranks in reader.symbols(len(out), reader.frequencies(count))))
+    form = reader.uint(EVEN)
+    if form in (HISTOGRAM, EVEN):
+        table = count if form == EVEN else reader.frequencies(count)
+        _fill(out, (palette[ranks] for ranks in reader.symbols(len(out), table)))
     else:
         contexts.check(place is not None)
         layout = place.layout or read_layout(reader, place.shape)

@@ -134,11 +134,11 @@ class Writer:
         for number in (first, len(table) - first - 1, *table[first:].tolist()):
             self.data += write_varint(number)
 
-    def symbols(self, symbols: np.ndarray, table: np.ndarray) -> None:
-        """Write symbols of frequency 1 or more in `table`; an alphabet of a single symbol takes nothing."""
-        if np.count_nonzero(table) > 1:
+    def symbols(self, symbols: np.ndarray, table: np.ndarray | int) -> None:
+        """Write symbols by a histogram, or of so many that are all as likely; a single one takes nothing."""
+        if np.count_nonzero(table) > 1 or isinstance(table, int):
             self.charge(len(symbols))
-            model = _models.Categorical(table / TOTAL, perfect=False)
+            model = _make_model(table)
             for start in range(0, len(symbols), CHUNK):
                 self._encoder.encode(symbols[start : start + CHUNK].astype(np.int32), model)
 
@@ -218,13 +218,14 @@ class Reader:
             raise CorruptFileError(f"frequencies sum to {table.sum()}, not {TOTAL}")
         return table
 
-    def symbols(self, count: int, table: np.ndarray) -> Iterator[np.ndarray]:
+    def symbols(self, count: int, table: np.ndarray | int) -> Iterator[np.ndarray]:
         """Read `count` symbols, in int arrays of at most CHUNK."""
-        if np.count_nonzero(table) == 1:
+        if np.count_nonzero(table) == 1 and not isinstance(table, int):
             symbol = int(np.flatnonzero(table)[0])
             yield from (np.full(size, symbol, dtype=np.int32) for size in _cut(count))
         else:
-            yield from self._read_symbols(count, _models.Categorical(table / TOTAL, perfect=False))
+            self.allowance.spend(count)
+            yield from (self._decode(_make_model(table), size) for size in _cut(count))
 
     def bits(self, probabilities: np.ndarray) -> np.ndarray:
         """Read bits (int32), one for each of `probabilities`; their time must have been taken off the allowance."""
@@ -236,11 +237,6 @@ class Reader:
             raise CorruptFileError(f"{len(self._data) - self._at} bytes are left over after the last tensor")
         if self._unused:
             raise CorruptFileError("entropy-coded words are left over after the last tensor")
-
-    def _read_symbols(self, count, model):
-        self.allowance.spend(count)
-        for size in _cut(count):
-            yield self._decode(model, size)
 
     def _varint(self, limit):
         number, self._at = read_varint(self._data, self._at)
@@ -276,6 +272,11 @@ def estimate_bits(counts: np.ndarray, table: np.ndarray) -> float:
     used = table > 0
     stored = 8 * (2 + len(table) - int(np.argmax(used)) + np.count_nonzero(table > 127))
     return stored + float(counts[used] @ (np.log2(TOTAL) - np.log2(table[used])))
+
+
+def _make_model(table):
+    """Make the model of symbols with a histogram, or of a number of equally likely ones."""
+    return _models.Uniform(table) if isinstance(table, int) else _models.Categorical(table / TOTAL, perfect=False)
 
 
 def _cut(count):
