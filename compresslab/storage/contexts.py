@@ -7,19 +7,17 @@
     block   entries that are predicted together, then coded, then learned from
 
 The matrix is gone through line by line (`layouts`), in several passes; `mixing` has the probabilities, and says what
-they depend on. `_code_field` and `_code_ranks` serve both ways: with a _Recorder they note bits, with a _Player they
-read them.
+they depend on. `_code_field` and `_code_ranks` serve both ways; what was written is remembered, by its bytes.
 """
 
 import bisect
 import functools
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from compresslab.storage import mixing
-from compresslab.storage.coder import Plan, Reader, Writer
+from compresslab.storage.coder import Reader, Writer
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.layouts import Layout
 
@@ -31,33 +29,40 @@ BIT_COST, BLOCK_COST = 8, 100  # symbols that take as long as a bit, and as a bl
 WEIGHT = 10_000  # of counters in the mixer at first, over 2**16; the density has none
 QUICK, SLOW = 2**17, 1.25  # decisions about ranks that are tried: so many, or for each entry of the tensor
 REMEMBERED = 2**20  # bits that are remembered of a matrix at most; they take 3 bytes each
-_LOG2 = np.log2(np.arange(1, mixing.ONE) / mixing.ONE)
 
 
-def plan_field(writer: Writer, kept: np.ndarray, layout: Layout, prior: np.ndarray | None) -> Plan | None:
-    """Plan which entries of a matrix are kept; None where reading it would take too much.
+def try_field(writer: Writer, kept: np.ndarray, layout: Layout, prior: np.ndarray | None) -> Writer | None:
+    """Write which entries of a matrix are kept, on trial; None where reading it would take too much.
 
     kept  bool array, flat;  prior  as from `find_priors`, for the columns, or None
     """
-    if not fits(layout) or len(kept) > writer.context_entries:
+    if not fits(layout):
         return None
     record = _record_field if len(kept) <= REMEMBERED else _record_field.__wrapped__
-    recorder = record(np.packbits(kept).tobytes(), layout, None if prior is None else prior.tobytes())
-    return recorder.plan(writer, len(kept))
+    recorded = record(np.packbits(kept).tobytes(), layout, None if prior is None else prior.tobytes())
+    return _try(writer, recorded, len(kept))
+
+
+def _try(writer, recorded, entries):
+    """Return a trial of what was recorded, or None where reading it would take too much."""
+    trial = Writer(writer)
+    trial.append(recorded)
+    trial.context_entries += entries
+    return trial if trial.affords() and trial.affords_contexts(0) else None
 
 
 def read_field(reader: Reader, layout: Layout, prior: np.ndarray | None) -> np.ndarray:
-    """Read which entries are kept, as `plan_field` wrote them: a flat bool array."""
+    """Read which entries are kept, as `try_field` wrote them: a flat bool array."""
     check(fits(layout))
-    return layout.flat(_code_field(_Player(reader), layout, prior))
+    return layout.flat(_code_field(reader, layout, prior))
 
 
 @functools.lru_cache(maxsize=16)  # a retrained model's positions are those of the one-shot model
 def _record_field(packed, layout, prior):
-    """Return the _Recorder of a field; arguments as bytes."""
-    kept, recorder = _unpack(packed, layout), _Recorder()
-    _code_field(recorder, layout, None if prior is None else np.frombuffer(prior, np.uint8), layout.by_lines(kept))
-    return recorder
+    """Write a field to a Writer of its own; arguments as bytes."""
+    kept, writer = _unpack(packed, layout), Writer()
+    _code_field(writer, layout, None if prior is None else np.frombuffer(prior, np.uint8), layout.by_lines(kept))
+    return writer
 
 
 def _code_field(coder, layout, prior, kept=None):
@@ -65,7 +70,7 @@ def _code_field(coder, layout, prior, kept=None):
     live = []
     for count, lag, priors, axis in ((layout.columns, layout.lag, prior, 1), (layout.rows, 0, None, 0)):
         side, numbers = None if kept is None else kept.any(axis=axis), np.arange(count, dtype=np.int32)
-        if coder.code_flag(side is not None and not side.all()):
+        if coder.number(int(side is not None and not side.all()), 2):
             numbers = numbers[_code_entries(coder, Layout(1, count, lag=lag), priors, numbers, side).reshape(-1)]
         live.append(numbers)
     at = (live[0][:, None] * layout.rows + live[1]).reshape(-1)
@@ -75,41 +80,41 @@ def _code_field(coder, layout, prior, kept=None):
 def _code_entries(coder, layout, prior, at, kept):
     """Code which of the entries `at` are kept, the others being dead."""
     matrix = _Matrix(layout, mixing.FIELD, prior=prior)
-    coder.code(matrix, at, None if kept is None else kept.reshape(-1)[at])
+    _code_pass(coder, matrix, at, None if kept is None else kept.reshape(-1)[at])
     return layout.inside(matrix.known) > 0
 
 
-def plan_ranks(writer: Writer, ranks, values: int, negatives: int, kept, layout: Layout) -> Plan | None:
-    """Plan which of few values each kept entry has; None where that would take too long.
+def try_ranks(writer: Writer, ranks, values: int, negatives: int, kept, layout: Layout) -> Writer | None:
+    """Write which of few values each kept entry has, on trial; None where that would take too long.
 
     ranks   whole numbers from 0 to values - 1, in the order of the flat matrix, larger for larger values
     negatives  how many of the values are below zero;  kept  flat bool array, or None for all
     """
     entries, decisions = layout.rows * layout.columns, len(ranks) * (values - 1).bit_length()
-    quick = decisions <= max(QUICK, SLOW * entries) and entries <= writer.context_entries
+    quick = decisions <= max(QUICK, SLOW * entries) and writer.affords_contexts(entries)
     if not quick or not _fits_ranks(layout, len(ranks), values):
         return None
     record = _record_ranks if decisions <= REMEMBERED else _record_ranks.__wrapped__
     packed = None if kept is None else np.packbits(kept).tobytes()
-    return record(ranks.astype(np.uint8).tobytes(), values, negatives, packed, layout).plan(writer, decisions)
+    return _try(writer, record(ranks.astype(np.uint8).tobytes(), values, negatives, packed, layout), decisions)
 
 
 def read_ranks(reader: Reader, values: int, negatives: int, kept, layout: Layout) -> np.ndarray:
     """Read the ranks that were written, int16, in the order of the flat matrix's kept entries."""
     count = layout.rows * layout.columns if kept is None else int(np.count_nonzero(kept))
     check(_fits_ranks(layout, count, values))
-    flat = layout.flat(_code_ranks(_Player(reader), layout, kept, values, negatives))
+    flat = layout.flat(_code_ranks(reader, layout, kept, values, negatives))
     return flat if kept is None else flat[kept]
 
 
 @functools.lru_cache(maxsize=16)  # assignments to a codebook stay the same while it is trained
 def _record_ranks(ranks, values, negatives, packed, layout):
-    """Return the _Recorder of ranks; arrays as bytes."""
-    kept, recorder = None if packed is None else _unpack(packed, layout), _Recorder()
+    """Write ranks to a Writer of their own; arrays as bytes."""
+    kept, writer = None if packed is None else _unpack(packed, layout), Writer()
     matrix = np.zeros(layout.rows * layout.columns, dtype=np.int16)
     matrix[slice(None) if kept is None else kept] = np.frombuffer(ranks, np.uint8)
-    _code_ranks(recorder, layout, kept, values, negatives, layout.by_lines(matrix))
-    return recorder
+    _code_ranks(writer, layout, kept, values, negatives, layout.by_lines(matrix))
+    return writer
 
 
 def _code_ranks(coder, layout, kept, values, negatives, ranks=None):
@@ -120,7 +125,7 @@ def _code_ranks(coder, layout, kept, values, negatives, ranks=None):
     # First all signs.
     matrix = _Matrix(layout, mixing.SIGNS)
     if 0 < negatives < values:
-        coder.code(matrix, at, None if ranks is None else ranks >= negatives)
+        _code_pass(coder, matrix, at, None if ranks is None else ranks >= negatives)
     else:
         matrix.entries[at] = -1 if negatives else 1
     # Then all sizes, by halves of what is left of their ranges.
@@ -131,7 +136,7 @@ def _code_ranks(coder, layout, kept, values, negatives, ranks=None):
         ends = np.abs(matrix.entries[at]) - 1 + (1 << shift)
         undecided = ends < np.where(matrix.entries[at] > 0, *sides)
         bits = None if sizes is None else sizes[undecided] >> shift & 1
-        coder.code(matrix, at[undecided], bits, 1 << shift)
+        _code_pass(coder, matrix, at[undecided], bits, 1 << shift)
     known = layout.inside(matrix.known)
     return np.where(known > 0, negatives - 1 + known, negatives + known)
 
@@ -162,56 +167,18 @@ class _Matrix:
         return *sums, self._offsets, self._counters, self._weights, *block, mixing.LOOKUP
 
 
-class _Recorder:
-    """Notes bits (bool), their probabilities over 2**16 (uint16), and what they will take (cost, bits)."""
-
-    def __init__(self):
-        self._parts, self._cost, self._symbols = [], 0.0, 0
-
-    def code_flag(self, bit):
-        self._note(np.array([bit]), np.array([0.5]))
-        return bit
-
-    def code(self, matrix, at, bits, half=0):
-        """Code a bit for each of the entries `at`."""
-        out, state = np.empty(len(at)), matrix.begin(block_size(len(at)), half)
+def _code_pass(coder, matrix, at, bits, half=0):
+    """Code a bit for each of the entries `at` (int32)."""
+    size = block_size(len(at))
+    coder.charge(count_symbols(len(at)))
+    out, state = np.empty(size if bits is None else len(at)), matrix.begin(size, half)
+    if bits is not None:
         mixing.run(bits.astype(np.int32), 1, at, matrix.known, state, out)
-        self._symbols += count_symbols(len(at))
-        self._note(bits.astype(bool), out)
-
-    def _note(self, bits, probabilities):
-        probabilities = (probabilities * mixing.ONE).astype(np.uint16)
-        shares = np.where(bits, probabilities, -probabilities)  # 2**16 less the probability, in 16 bits
-        self._cost -= float(_LOG2[shares - 1].sum())
-        self._parts.append((bits, probabilities))
-
-    def plan(self, writer, entries):
-        """Plan to write what was noted, of so many entries; None where reading it would take too long."""
-
-        def write(writer):
-            for bits, probabilities in self._parts:
-                writer.bits(bits, probabilities / mixing.ONE)
-            writer.charge(self._symbols)
-            writer.context_entries -= entries
-
-        return Plan(self._cost, write) if writer.affords(self._symbols, self._cost) else None
-
-
-@dataclass(frozen=True)
-class _Player:
-    """Reads what a _Recorder noted; what it is given to code is None."""
-
-    reader: Reader
-
-    def code_flag(self, _):
-        return bool(self.reader.bits(np.array([0.5]))[0])
-
-    def code(self, matrix, at, _, half=0):
-        self.reader.allowance.spend(count_symbols(len(at)))
-        size, bits = block_size(len(at)), np.zeros(0, dtype=np.int32)
-        out, state = np.empty(size), matrix.begin(size, half)
-        while count := mixing.run(bits, 0, at, matrix.known, state, out):
-            bits = self.reader.bits(out[:count])
+        coder.bits(bits.astype(bool), out)
+        return
+    bits = np.zeros(0, dtype=np.int32)
+    while count := mixing.run(bits, 0, at, matrix.known, state, out):
+        bits = coder.bits(None, out[:count])
 
 
 def _unpack(packed, layout):

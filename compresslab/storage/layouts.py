@@ -69,7 +69,7 @@ def shape_layout(shape: tuple) -> Layout:
 def choose_layout(marks: np.ndarray, shape: tuple) -> Layout:
     """Choose the layout in which what is marked lies most regularly.
 
-    marks  flat bool array: what is kept, or, where all is, what is positive
+    marks  flat array, above 0 where an entry is kept, or, where all are, where it is positive
     """
     layout = shape_layout(shape)
     if len(shape) != 2 or not marks.size:
@@ -77,16 +77,12 @@ def choose_layout(marks: np.ndarray, shape: tuple) -> Layout:
     return _with_lag(layout, _find_lag(marks.reshape(layout.rows, layout.columns)))
 
 
-def write_layout(writer: Writer, layout: Layout, shape: tuple) -> None:
-    """Write a layout of a tensor of that shape, which a reader knows."""
-    changed = layout.lag != shape_layout(shape).lag
-    writer.uint(layout.lag + 1 if changed else 0)
-
-
-def read_layout(reader: Reader, shape: tuple) -> Layout:
-    """Read the layout that was written."""
-    lag, layout = reader.uint(LARGEST_LAG), shape_layout(shape)
-    return _with_lag(layout, lag - 1) if lag else layout
+def code_layout(coder: Writer | Reader, layout: Layout | None, shape: tuple) -> Layout:
+    """Write or read the layout of a tensor of that shape, which a reader knows."""
+    usual = shape_layout(shape)
+    changed = layout is not None and layout.lag != usual.lag
+    lag = coder.uint(layout.lag + 1 if changed else 0, LARGEST_LAG)
+    return _with_lag(usual, lag - 1) if lag else usual
 
 
 def _with_lag(layout, lag):
@@ -97,9 +93,9 @@ def _with_lag(layout, lag):
 
 
 def _find_lag(matrix):
-    """Find the width of the square images that the columns of a bool matrix look like, 0 for none."""
+    """Find the width of the square images that the columns of a matrix look like, 0 for none."""
     columns = matrix.shape[1]
-    sample = matrix[: max(1, ENOUGH // max(1, columns))]
+    sample = matrix[: max(1, ENOUGH // max(1, columns))] > 0
     of_columns, clearest, lag = sample.sum(axis=0), CLEAR, 0
     for width in range(3, 257):
         if width * width > columns or columns % (width * width):

@@ -6,39 +6,31 @@ docs/format.md, section 7.
 import numpy as np
 
 from compresslab.storage import binary_words, contexts
-from compresslab.storage.coder import Plan, Reader, Writer
+from compresslab.storage.coder import Reader, Writer
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.layouts import Layout
 
 NONE, ALL, CONTEXTS, BITMAP = range(4)
 
 
-def plan(writer: Writer, present: np.ndarray, layout: Layout) -> Plan:
-    """Plan how to write a flat bool array: by contexts, or as a bitmap where those would take too long."""
-    count = int(np.count_nonzero(present))
-    if count in (0, len(present)):
-        return Plan(2, lambda writer: writer.uint(ALL if count else NONE))
-    prior = contexts.find_priors(writer.row_counts, layout.columns)
-    planned, form = contexts.plan_field(writer, present, layout, prior), CONTEXTS
-    if planned is None:
-        planned, form = binary_words.plan(writer, np.packbits(present), "unsigned"), BITMAP
-
-    def _write(writer):
-        writer.uint(form)
-        planned.write(writer)
-
-    return Plan(3 + planned.bits, _write)
-
-
-def read(reader: Reader, count: int, layout: Layout) -> np.ndarray:
-    """Read a bool array of `count` entries."""
-    form = reader.uint(BITMAP)
+def code(coder: Writer | Reader, present: np.ndarray | None, count: int, layout: Layout) -> np.ndarray:
+    """Write or read a flat bool array of `count` entries; as a bitmap where contexts would take too long."""
+    prior, form, trial = contexts.find_priors(coder.row_counts, layout.columns), None, None
+    if present is not None and not (present.any() and not present.all()):
+        form = ALL if present.any() else NONE
+    elif present is not None:
+        trial = contexts.try_field(coder, present, layout, prior)
+        form = BITMAP if trial is None else CONTEXTS
+    form = coder.uint(form, BITMAP)
     if form in (NONE, ALL):
         return np.full(count, form == ALL)
     if not count:
         raise CorruptFileError("an empty tensor has neither all nor none of its entries")
+    if trial is not None:
+        coder.append(trial)
+        return present
     if form == CONTEXTS:
-        return contexts.read_field(reader, layout, contexts.find_priors(reader.row_counts, layout.columns))
-    packed = np.empty(-(-count // 8), dtype=np.uint8)
-    binary_words.read(reader, packed, "unsigned")
+        return contexts.read_field(coder, layout, prior)
+    packed = np.empty(-(-count // 8), dtype=np.uint8) if present is None else np.packbits(present)
+    binary_words.code(coder, packed, "unsigned")
     return np.unpackbits(packed, count=count).view(bool)

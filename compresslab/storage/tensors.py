@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from compresslab.storage import binary_words, positions, unrolled
-from compresslab.storage.binary_words import Place
-from compresslab.storage.coder import CHUNK, Plan, Reader, Writer
+from compresslab.storage.coder import CHUNK, Reader, Writer
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.contexts import SIDES
-from compresslab.storage.layouts import choose_layout, read_layout, write_layout
+from compresslab.storage.layouts import choose_layout, code_layout
 
 DENSE, SPARSE, UNROLLED = range(3)
 SMALL = 4096  # words up to which both forms are tried; above, the share of zeros decides what is worth the time
@@ -70,21 +69,22 @@ def write(writer: Writer, tensor: torch.Tensor, mask: torch.Tensor | None = None
         if convolution is not None:
             with writer.counting("values"):
                 writer.uint(UNROLLED)
-                unrolled.write(writer, convolution)
+                unrolled.code(writer, convolution, *shape)
             write(writer, make_tensor(kernel.reshape(-1), stored, convolution.kernel_shape))
             _count_rows(writer, numbers != 0, shape)
             return
-    if mask is not None:
-        present = mask.detach().cpu().contiguous().numpy().reshape(-1)
-        plans = [_plan_sparse(writer, numbers, present, shape, stored)]
-    else:
-        present = numbers != 0  # -0 is a number like any other
-        zeros, plans = len(present) - int(np.count_nonzero(present)), []
-        if zeros and (len(present) <= SMALL or zeros > (FEW if stored.kind == "float" else MANY) * len(present)):
-            plans.append(_plan_sparse(writer, numbers, present, shape, stored))
-        if not plans or len(present) <= SMALL or zeros < MANY * len(present) or stored.kind == "signed":
-            plans.append(_plan_dense(writer, numbers, shape, stored))
-    min(plans, key=lambda candidate: candidate.bits).write(writer)
+    present = numbers != 0 if mask is None else mask.detach().cpu().contiguous().numpy().reshape(-1)  # -0 is a number
+    zeros, trials = len(present) - int(np.count_nonzero(present)), []
+    small, many = len(present) <= SMALL, zeros >= MANY * len(present)
+    if mask is not None or zeros and (small or many or stored.kind == "float" and zeros > FEW * len(present)):
+        trials.append((Writer(writer), present))
+    if mask is None and (not trials or small or not many or stored.kind == "signed"):
+        trials.append((Writer(writer), None))
+    for trial, kept in trials:
+        _code_numbers(trial, DENSE if kept is None else SPARSE, numbers, kept, stored.kind, shape)
+    trial, kept = min(trials, key=lambda candidate: candidate[0].size)
+    writer.append(trial)
+    _count_rows(writer, kept, shape)
 
 
 def read(reader: Reader, name: str, shape: tuple) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -93,57 +93,43 @@ def read(reader: Reader, name: str, shape: tuple) -> tuple[torch.Tensor, torch.T
     if stored.real is not None:
         value, kept = read(reader, stored.real, (*shape, 2))
         return torch.view_as_complex(value), None if kept is None else kept.any(dim=-1)
-    form = reader.uint(UNROLLED)
+    form = reader.uint(None, UNROLLED)
     if form == UNROLLED:
         return _read_unrolled(reader, name, shape, stored), None
-    count = math.prod(shape)
-    numbers = np.empty(count, dtype=f"<u{stored.size}")
-    if form == DENSE:
-        binary_words.read(reader, numbers, stored.kind, Place(shape))
-        _count_rows(reader, None, shape)
-        return make_tensor(numbers, stored, shape), None
-    layout = read_layout(reader, shape)
-    kept = positions.read(reader, count, layout)
-    tail = numbers[count - int(np.count_nonzero(kept)) :]
-    binary_words.read(reader, tail, stored.kind, Place(shape, kept, layout))
-    _move_to_places(numbers, tail, kept)
+    numbers = np.empty(math.prod(shape), dtype=f"<u{stored.size}")
+    kept = _code_numbers(reader, form, numbers, None, stored.kind, shape)
     _count_rows(reader, kept, shape)
-    return make_tensor(numbers, stored, shape), torch.from_numpy(kept).reshape(shape)
+    return make_tensor(numbers, stored, shape), None if kept is None else torch.from_numpy(kept).reshape(shape)
 
 
-def _plan_dense(writer, numbers, shape, stored):
-    planned = binary_words.plan(writer, numbers, stored.kind, Place(shape))
+def _code_numbers(coder, form, numbers, present, kind, shape):
+    """Code all numbers, DENSE, or those that are present and where, SPARSE; a Reader fills the array with them.
 
-    def write(writer):
-        with writer.counting("values"):
-            writer.uint(DENSE)
-        planned.write(writer)
-        _count_rows(writer, None, shape)
-
-    return Plan(1 + planned.bits, write)
-
-
-def _plan_sparse(writer, numbers, present, shape, stored):
-    """Plan the words that are present and their positions."""
-    layout = choose_layout(present, shape)
-    places = positions.plan(writer, present, layout)
-    planned = binary_words.plan(writer, numbers[present], stored.kind, Place(shape, present, layout))
-
-    def _write(writer):
-        with writer.counting("positions"):
-            writer.uint(SPARSE)
-            write_layout(writer, layout, shape)
-            places.write(writer)
-        planned.write(writer)
-        _count_rows(writer, present, shape)
-
-    return Plan(4 + places.bits + planned.bits, _write)
+    returns  flat bool array of what is present, or None for all
+    """
+    layout, reading = None, isinstance(coder, Reader)
+    with coder.counting("values" if form == DENSE else "positions"):
+        if not reading:
+            coder.uint(form)
+            layout = choose_layout(numbers.view(f"<i{numbers.itemsize}") if present is None else present, shape)
+        layout = code_layout(coder, layout, shape)
+        if form == SPARSE:
+            present = positions.code(coder, present, len(numbers), layout)
+    if form == DENSE:
+        binary_words.code(coder, numbers, kind, None, layout)
+        return None
+    # A Reader has the words that are present at the end of the array first.
+    tail = numbers[len(numbers) - int(np.count_nonzero(present)) :] if reading else numbers[present]
+    binary_words.code(coder, tail, kind, present, layout)
+    if reading:
+        _move_to_places(numbers, tail, present)
+    return present
 
 
 def _read_unrolled(reader, name, shape, stored):
     if len(shape) != 2:
         raise CorruptFileError(f"a tensor of shape {shape} is stored as a convolution's matrix")
-    convolution = unrolled.read(reader, *shape)
+    convolution = unrolled.code(reader, None, *shape)
     kernel = get_words(read(reader, name, convolution.kernel_shape)[0], stored).reshape(convolution.kernel_shape)
     numbers = unrolled.build(convolution, kernel, *shape).reshape(-1)
     _count_rows(reader, numbers != 0, shape)

@@ -64,15 +64,10 @@ def build(shape: Convolution, kernel: np.ndarray, rows: int, columns: int) -> np
     return words
 
 
-def write(writer: Writer, shape: Convolution) -> None:
-    """Write the five numbers."""
-    for number in (shape.maps, shape.channels, shape.width, shape.kernel, shape.stride):
-        writer.uint(number)
-
-
-def read(reader: Reader, rows: int, columns: int) -> Convolution:
-    """Read the Convolution that was written, for a matrix of so many rows and columns."""
-    shape = Convolution(*(reader.uint(MOST) for _ in range(5)))
+def code(coder: Writer | Reader, shape: Convolution | None, rows: int, columns: int) -> Convolution:
+    """Write or read the Convolution of a matrix of so many rows and columns."""
+    numbers = [None] * 5 if shape is None else [shape.maps, shape.channels, shape.width, shape.kernel, shape.stride]
+    shape = Convolution(*(coder.uint(number, MOST) for number in numbers))
     if not shape.fits(rows, columns):
         raise CorruptFileError(f"a convolution of {shape} does not lie within {rows} x {columns} weights")
     return shape
