@@ -27,17 +27,17 @@ SAMPLE = 2048  # words looked at to see whether a palette is worth a sort
 
 
 def code(
-    coder: Writer | Reader, words: np.ndarray, kind: str, kept: np.ndarray | None = None, layout: Layout | None = None
+    coder: Writer | Reader, words: np.ndarray, kind: str, keep: np.ndarray | None = None, layout: Layout | None = None
 ) -> None:
     """Write words in their cheapest form; a Reader fills the array with them.
 
     words   unsigned little-endian array, 1-d
     layout  of the tensor that the words are of, or None: then contexts do not code them
-    kept    flat bool array of the tensor's entries that the words are of, or None for every entry
+    keep    flat bool array of the tensor's entries that the words are of, or None for every entry
     """
     if isinstance(coder, Reader):
         if coder.uint(None, FEW) == FEW:
-            _code_few(coder, words, kind, kept, layout)
+            _code_few(coder, words, kind, keep, layout)
         else:
             _code_planes(coder, words, kind)
         return
@@ -46,7 +46,7 @@ def code(
         trials.append(few := Writer(coder))
         with few.counting("codebook"):
             few.uint(FEW)
-        _code_few(few, words, kind, kept, layout, *distinct)
+        _code_few(few, words, kind, keep, layout, *distinct)
     if not trials or len(words) <= SMALL or not trials[0].affords():
         trials.append(planes := Writer(coder))
         with planes.counting("values"):
@@ -70,7 +70,7 @@ def _find_distinct(words):
     return None
 
 
-def _code_few(coder, words, kind, kept, layout, distinct=None, which=None):
+def _code_few(coder, words, kind, keep, layout, distinct=None, which=None):
     """Code a palette and ranks; a Writer is given the distinct words, rising, and which of them each word is."""
     palette = ranks = count = None
     if distinct is not None:
@@ -81,7 +81,7 @@ def _code_few(coder, words, kind, kept, layout, distinct=None, which=None):
         palette = palettes.code(coder, palette, count, words.itemsize, kind)
     if count > 1:
         with coder.counting("values"):
-            ranks = _code_ranks(coder, ranks, palette, kind, len(words), kept, layout)
+            ranks = _code_ranks(coder, ranks, palette, kind, len(words), keep, layout)
     if distinct is None and count == 1:
         words[:] = palette
     elif distinct is None:
@@ -89,11 +89,11 @@ def _code_few(coder, words, kind, kept, layout, distinct=None, which=None):
             words[start : start + CHUNK] = palette[ranks[start : start + CHUNK]]
 
 
-def _code_ranks(coder, ranks, palette, kind, size, kept, layout):
+def _code_ranks(coder, ranks, palette, kind, size, keep, layout):
     """Code the ranks of `size` words, by contexts if that is possible and worth it."""
     count, negatives, trial = len(palette), palettes.count_negatives(palette, kind), None
     if ranks is not None and layout is not None:
-        trial = contexts.try_ranks(coder, ranks, count, negatives, kept, layout)
+        trial = contexts.try_ranks(coder, ranks, count, negatives, keep, layout)
         trial = None if trial is None or trial.size > size * math.log2(count) else trial
     if coder.number(BY_PLANES if trial is None else BY_CONTEXTS, 2) == BY_PLANES:
         dtype = "<u1" if count <= 256 else "<u2"
@@ -103,7 +103,7 @@ def _code_ranks(coder, ranks, palette, kind, size, kept, layout):
         coder.append(trial)
     else:
         contexts.check(layout is not None)
-        ranks = contexts.read_ranks(coder, count, negatives, kept, layout)
+        ranks = contexts.read_ranks(coder, count, negatives, keep, layout)
     return ranks
 
 

@@ -31,16 +31,16 @@ QUICK, SLOW = 2**17, 1.25  # decisions about ranks that are tried: so many, or f
 REMEMBERED = 2**20  # bits that are remembered of a matrix at most; they take 3 bytes each
 
 
-def try_field(writer: Writer, kept: np.ndarray, layout: Layout, prior: np.ndarray | None) -> Writer | None:
+def try_field(writer: Writer, keep: np.ndarray, layout: Layout, prior: np.ndarray | None) -> Writer | None:
     """Write which entries of a matrix are kept, on trial; None where reading it would take too much.
 
-    kept  bool array, flat;  prior  as from `find_priors`, for the columns, or None
+    keep  bool array, flat;  prior  as from `find_priors`, for the columns, or None
     """
     if not fits(layout):
         return None
-    record = _record_field if len(kept) <= REMEMBERED else _record_field.__wrapped__
-    recorded = record(np.packbits(kept).tobytes(), layout, None if prior is None else prior.tobytes())
-    return _try(writer, recorded, len(kept))
+    record = _record_field if len(keep) <= REMEMBERED else _record_field.__wrapped__
+    recorded = record(np.packbits(keep).tobytes(), layout, None if prior is None else prior.tobytes())
+    return _try(writer, recorded, len(keep))
 
 
 def _try(writer, recorded, entries):
@@ -60,67 +60,67 @@ def read_field(reader: Reader, layout: Layout, prior: np.ndarray | None) -> np.n
 @functools.lru_cache(maxsize=16)  # a retrained model's positions are those of the one-shot model
 def _record_field(packed, layout, prior):
     """Write a field to a Writer of its own; arguments as bytes."""
-    kept, writer = _unpack(packed, layout), Writer()
-    _code_field(writer, layout, None if prior is None else np.frombuffer(prior, np.uint8), layout.by_lines(kept))
+    keep, writer = _unpack(packed, layout), Writer()
+    _code_field(writer, layout, None if prior is None else np.frombuffer(prior, np.uint8), layout.by_lines(keep))
     return writer
 
 
-def _code_field(coder, layout, prior, kept=None):
+def _code_field(coder, layout, prior, keep=None):
     """Code which entries are kept, and return them: bool, (lines, places)."""
     live = []
     for count, lag, priors, axis in ((layout.columns, layout.lag, prior, 1), (layout.rows, 0, None, 0)):
-        side, numbers = None if kept is None else kept.any(axis=axis), np.arange(count, dtype=np.int32)
+        side, numbers = None if keep is None else keep.any(axis=axis), np.arange(count, dtype=np.int32)
         if coder.number(int(side is not None and not side.all()), 2):
             numbers = numbers[_code_entries(coder, Layout(1, count, lag=lag), priors, numbers, side).reshape(-1)]
         live.append(numbers)
     at = (live[0][:, None] * layout.rows + live[1]).reshape(-1)
-    return _code_entries(coder, layout, prior, at, kept)
+    return _code_entries(coder, layout, prior, at, keep)
 
 
-def _code_entries(coder, layout, prior, at, kept):
+def _code_entries(coder, layout, prior, at, keep):
     """Code which of the entries `at` are kept, the others being dead."""
     matrix = _Matrix(layout, mixing.FIELD, prior=prior)
-    _code_pass(coder, matrix, at, None if kept is None else kept.reshape(-1)[at])
+    _code_pass(coder, matrix, at, None if keep is None else keep.reshape(-1)[at])
     return layout.inside(matrix.known) > 0
 
 
-def try_ranks(writer: Writer, ranks, values: int, negatives: int, kept, layout: Layout) -> Writer | None:
+def try_ranks(writer: Writer, ranks, values: int, negatives: int, keep, layout: Layout) -> Writer | None:
     """Write which of few values each kept entry has, on trial; None where that would take too long.
 
     ranks   whole numbers from 0 to values - 1, in the order of the flat matrix, larger for larger values
-    negatives  how many of the values are below zero;  kept  flat bool array, or None for all
+    negatives  how many of the values are below zero;  keep  flat bool array, or None for all
     """
     entries, decisions = layout.rows * layout.columns, len(ranks) * (values - 1).bit_length()
     quick = decisions <= max(QUICK, SLOW * entries) and writer.affords_contexts(entries)
     if not quick or not _fits_ranks(layout, len(ranks), values):
         return None
     record = _record_ranks if decisions <= REMEMBERED else _record_ranks.__wrapped__
-    packed = None if kept is None else np.packbits(kept).tobytes()
+    packed = None if keep is None else np.packbits(keep).tobytes()
     return _try(writer, record(ranks.astype(np.uint8).tobytes(), values, negatives, packed, layout), decisions)
 
 
-def read_ranks(reader: Reader, values: int, negatives: int, kept, layout: Layout) -> np.ndarray:
+def read_ranks(reader: Reader, values: int, negatives: int, keep, layout: Layout) -> np.ndarray:
     """Read the ranks that were written, int16, in the order of the flat matrix's kept entries."""
-    count = layout.rows * layout.columns if kept is None else int(np.count_nonzero(kept))
+    count = layout.rows * layout.columns if keep is None else int(np.count_nonzero(keep))
     check(_fits_ranks(layout, count, values))
-    flat = layout.flat(_code_ranks(reader, layout, kept, values, negatives))
-    return flat if kept is None else flat[kept]
+    flat = layout.flat(_code_ranks(reader, layout, keep, values, negatives))
+    return flat if keep is None else flat[keep]
 
 
 @functools.lru_cache(maxsize=16)  # assignments to a codebook stay the same while it is trained
 def _record_ranks(ranks, values, negatives, packed, layout):
     """Write ranks to a Writer of their own; arrays as bytes."""
-    kept, writer = None if packed is None else _unpack(packed, layout), Writer()
+    keep, writer = None if packed is None else _unpack(packed, layout), Writer()
     matrix = np.zeros(layout.rows * layout.columns, dtype=np.int16)
-    matrix[slice(None) if kept is None else kept] = np.frombuffer(ranks, np.uint8)
-    _code_ranks(writer, layout, kept, values, negatives, layout.by_lines(matrix))
+    matrix[slice(None) if keep is None else keep] = np.frombuffer(ranks, np.uint8)
+    _code_ranks(writer, layout, keep, values, negatives, layout.by_lines(matrix))
     return writer
 
 
-def _code_ranks(coder, layout, kept, values, negatives, ranks=None):
+def _code_ranks(coder, layout, keep, values, negatives, ranks=None):
     """Code the ranks of kept entries, and return them: int16, (lines, places)."""
-    kept = np.ones(layout.rows * layout.columns, dtype=bool) if kept is None else layout.by_lines(kept)
-    at = np.flatnonzero(kept).astype(np.int32)
+    keep = np.ones(layout.rows * layout.columns, dtype=bool) if keep is None else layout.by_lines(keep)
+    at = np.flatnonzero(keep).astype(np.int32)
     ranks = None if ranks is None else ranks.reshape(-1)[at]
     # First all signs.
     matrix = _Matrix(layout, mixing.SIGNS)

@@ -171,9 +171,9 @@ def _sign_contexts(line, place, near, known, by_place, by_line):
 
 
 @compiled
-def _toward(number, own, low, half):
+def _toward(number, sign, low, half):
     """Return whether a neighbour of the same sign and low end is in the upper half, 2, or not, 1; 0 for any other."""
-    size = own * number - 1
+    size = sign * number - 1
     return np.int64(0) if size < low or size >= low + 2 * half else np.int64(1) + np.int64(size >= low + half)
 
 
@@ -181,16 +181,16 @@ def _toward(number, own, low, half):
 def _size_contexts(line, place, near, known, by_place, by_line, half, values):
     """Return the contexts of a decision about a size."""
     # All signs are known: how many of eight neighbours, before and after, have the entry's own?
-    own, alike = _sign(known[line, place]), 0
+    sign, alike = _sign(known[line, place]), 0
     for i in range(4):
         alike += _sign(known[line - near[i], place]) + _sign(known[line + near[i], place])
     left, up = np.int64(known[line - near[LEFT], place]), np.int64(known[line - near[UP], place])
-    low = own * known[line, place] - 1
-    toward = 3 * _toward(left, own, low, half) + _toward(up, own, low, half)
+    low = sign * known[line, place] - 1
+    toward = 3 * _toward(left, sign, low, half) + _toward(up, sign, low, half)
     large = min(11, 6 * (max(0, abs(left) - 1) + max(0, abs(up) - 1)) // values)
     beside = large + 12 * ((left != 0) + (up != 0))
-    pair = 3 * own * _sign(left) + own * _sign(up) + 4
-    return 0, by_place, by_line, beside, min(4, max(-4, own * alike)) + 4, 9 * toward + pair
+    pair = 3 * sign * _sign(left) + sign * _sign(up) + 4
+    return 0, by_place, by_line, beside, min(4, max(-4, sign * alike)) + 4, 9 * toward + pair
 
 
 @compiled

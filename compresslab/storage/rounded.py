@@ -38,8 +38,8 @@ def find_roundings(model: nn.Module, state: dict, masks: dict) -> dict:
     """
     seen, roundings = set(), {}
     for name, tensor in state.items():
-        path, _, own = name.rpartition(".")
-        rounding = layers.get_rounding(model.get_submodule(path), own)
+        path, _, attribute = name.rpartition(".")
+        rounding = layers.get_rounding(model.get_submodule(path), attribute)
         if rounding is not None and id(tensor) not in seen:
             seen.add(id(tensor))
             roundings[name] = _settle(rounding, tensor, masks.get(name))
@@ -75,8 +75,8 @@ def read(reader: Reader, entry: object, masked: bool) -> tuple:
     reader.charge(COST + 4 * count)
     if how == HALF:
         reader.allowance.check(2 * count)
-        value, kept = tensors.read(reader, tensors.NAMES[grids.HALVES[reader.number(None, 2)]], entry.shape)
-        return grids.Half(value.dtype), value.to(tensors.TYPES[entry.dtype].dtype), kept
+        value, keep = tensors.read(reader, tensors.NAMES[grids.HALVES[reader.number(None, 2)]], entry.shape)
+        return grids.Half(value.dtype), value.to(tensors.TYPES[entry.dtype].dtype), keep
     return (_read_grid if how == GRID else _read_book)(reader, entry, masked)
 
 
@@ -101,22 +101,22 @@ def _read_grid(reader, entry, masked):
     sides = [tensors.read(reader, wide, shape)[0] for _ in range(2)]
     reader.row_counts = counts
     grid = _make_grid(*sides, *limits)
-    levels, kept = _read_levels(reader, entry, masked)
+    levels, keep = _read_levels(reader, entry, masked)
     weight = torch.empty(entry.shape, dtype=tensors.TYPES[entry.dtype].dtype)
     sides = [side.expand(entry.shape) for side in (grid.scale, grid.zero_point)]
     for rows in _slices(entry.shape):
         part = _slice_grid(grid, *(side[rows] for side in sides))
         codes = levels[rows].to(torch.int32) + part.zero_point.floor().to(torch.int32)
         if masked:
-            codes.masked_fill_(~kept[rows], grid.low)
+            codes.masked_fill_(~keep[rows], grid.low)
         if ((codes < grid.low) | (codes > grid.high)).any():
             raise CorruptFileError(f"a code lies outside its grid, {grid.low} to {grid.high}")
         values = part.values(codes).to(weight.dtype)
         right = part.codes(values) == codes
-        if not (right | ~kept[rows] if masked else right).all():
+        if not (right | ~keep[rows] if masked else right).all():
             raise CorruptFileError("weights do not lie on their grid")
-        weight[rows] = values.masked_fill_(~kept[rows], 0.0) if masked else values
-    return grid, weight, kept
+        weight[rows] = values.masked_fill_(~keep[rows], 0.0) if masked else values
+    return grid, weight, keep
 
 
 def _code_range(coder, grid, shape):
@@ -146,10 +146,10 @@ def _write_levels(writer, levels, mask):
 
 def _read_levels(reader, entry, masked):
     """Read levels, and what a mask keeps of them or None."""
-    levels, kept = tensors.read(reader, "int32" if reader.number(None, 2) else "int16", entry.shape)
-    if masked and kept is None:
+    levels, keep = tensors.read(reader, "int32" if reader.number(None, 2) else "int16", entry.shape)
+    if masked and keep is None:
         raise CorruptFileError(f"tensor {entry.name!r} is to have a mask, but is stored without one")
-    return levels, kept if masked else None
+    return levels, keep if masked else None
 
 
 def _make_grid(scale, zero_point, low, high, bits, learned):
@@ -211,7 +211,7 @@ def _read_book(reader, entry, masked):
     else:
         centroids = tensors.read(reader, entry.dtype, (count,))[0]
     reader.row_counts = counts
-    levels, kept = _read_levels(reader, entry, masked)
+    levels, keep = _read_levels(reader, entry, masked)
     order, first, gap = _sort_centroids(centroids)
     chosen = torch.empty(entry.shape, dtype=torch.uint8 if count <= 256 else torch.int16)
     weight = torch.empty(entry.shape, dtype=stored.dtype)
@@ -219,16 +219,16 @@ def _read_book(reader, entry, masked):
         ranks = levels[rows].to(torch.int64)
         ranks += first - gap * (ranks > 0)
         if masked:
-            ranks.masked_fill_(~kept[rows], min(first, count - 1))
+            ranks.masked_fill_(~keep[rows], min(first, count - 1))
         if ranks.numel() and not 0 <= int(ranks.min()) <= int(ranks.max()) < count:
             raise CorruptFileError(f"a weight has a level of none of the {count} centroids")
         part = order[ranks]
         chosen[rows], weight[rows] = part.to(chosen.dtype), centroids[part]
         if masked:
-            weight[rows] = weight[rows].masked_fill(~kept[rows], 0.0)
+            weight[rows] = weight[rows].masked_fill(~keep[rows], 0.0)
     codebook = codebooks.Codebook(centroids, chosen, zero_stays)
     codebook.centroids.requires_grad_(not frozen)
-    return codebook, weight, kept
+    return codebook, weight, keep
 
 
 def _write_centroids(writer, centroids, zero):
@@ -276,7 +276,7 @@ def settle_grid(grid: grids.Grid, weight: torch.Tensor, mask: torch.Tensor | Non
     weight, learned = weight.detach().cpu(), grid.growth is not None
     scale, zero_point = (side.detach().cpu() for side in (grid.step_size, grid.zero_point))
     sizes = zip(reversed(scale.shape), reversed(weight.shape), strict=False)
-    if scale.dim() > weight.dim() or any(size not in (1, whole) for size, whole in sizes):
+    if scale.dim() > weight.dim() or any(size not in (1, full) for size, full in sizes):
         return None
     try:
         learned += learned and not grid.growth.requires_grad

@@ -1,7 +1,7 @@
 """Exact coding of one tensor: its numbers as words of bits, all of them or the kept ones and where they are.
 
     word      the bits of a number (see `words`)
-    kept      not left out: what a mask keeps (it may be 0), or without a mask what is not zero
+    keep      not left out: what a mask keeps (it may be 0), or without a mask what is not zero
     dense     every word;  sparse  positions, and the words there
     unrolled  a convolution written as a matrix (see `unrolled`)
 
@@ -80,26 +80,26 @@ def write(writer: Writer, tensor: torch.Tensor, mask: torch.Tensor | None = None
         trials.append((Writer(writer), present))
     if mask is None and (not trials or small or not many or stored.kind == "signed"):
         trials.append((Writer(writer), None))
-    for trial, kept in trials:
-        _code_numbers(trial, DENSE if kept is None else SPARSE, numbers, kept, stored.kind, shape)
-    trial, kept = min(trials, key=lambda candidate: candidate[0].size)
+    for trial, keep in trials:
+        _code_numbers(trial, DENSE if keep is None else SPARSE, numbers, keep, stored.kind, shape)
+    trial, keep = min(trials, key=lambda candidate: candidate[0].size)
     writer.append(trial)
-    _count_rows(writer, kept, shape)
+    _count_rows(writer, keep, shape)
 
 
 def read(reader: Reader, name: str, shape: tuple) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Read a tensor, and a bool tensor of what it keeps (None if it is dense); name  a key of TYPES."""
     stored, shape = TYPES[name], tuple(shape)
     if stored.real is not None:
-        value, kept = read(reader, stored.real, (*shape, 2))
-        return torch.view_as_complex(value), None if kept is None else kept.any(dim=-1)
+        value, keep = read(reader, stored.real, (*shape, 2))
+        return torch.view_as_complex(value), None if keep is None else keep.any(dim=-1)
     form = reader.uint(None, UNROLLED)
     if form == UNROLLED:
         return _read_unrolled(reader, name, shape, stored), None
     numbers = np.empty(math.prod(shape), dtype=f"<u{stored.size}")
-    kept = _code_numbers(reader, form, numbers, None, stored.kind, shape)
-    _count_rows(reader, kept, shape)
-    return make_tensor(numbers, stored, shape), None if kept is None else torch.from_numpy(kept).reshape(shape)
+    keep = _code_numbers(reader, form, numbers, None, stored.kind, shape)
+    _count_rows(reader, keep, shape)
+    return make_tensor(numbers, stored, shape), None if keep is None else torch.from_numpy(keep).reshape(shape)
 
 
 def _code_numbers(coder, form, numbers, present, kind, shape):
@@ -136,24 +136,24 @@ def _read_unrolled(reader, name, shape, stored):
     return make_tensor(numbers, stored, shape)
 
 
-def _count_rows(coder, kept, shape):
+def _count_rows(coder, keep, shape):
     """Note in a Writer or Reader how many weights each unit keeps: it tells which inputs of the next layer matter.
 
-    kept  flat bool array, or None for all. More units than contexts can code as inputs are not counted.
+    keep  flat bool array, or None for all. More units than contexts can code as inputs are not counted.
     """
     if len(shape) > 1 and all(shape):
-        known = kept is not None and shape[0] <= SIDES
-        coder.row_counts = np.count_nonzero(kept.reshape(shape[0], -1), axis=1) if known else None
+        known = keep is not None and shape[0] <= SIDES
+        coder.row_counts = np.count_nonzero(keep.reshape(shape[0], -1), axis=1) if known else None
 
 
-def _move_to_places(numbers, tail, kept):
+def _move_to_places(numbers, tail, keep):
     """Move the kept words from the end of `numbers` to their places and zero the rest, in the same memory.
 
     Going forward never overwrites a word that is still to be moved: what is left of the tail fits behind.
     """
     used = 0
     for start in range(0, len(numbers), CHUNK):
-        inside = kept[start : start + CHUNK]
+        inside = keep[start : start + CHUNK]
         count = int(np.count_nonzero(inside))
         block = np.zeros(len(inside), dtype=numbers.dtype)
         block[inside] = tail[used : used + count]

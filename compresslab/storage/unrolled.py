@@ -79,19 +79,19 @@ def _guess(words):
     The rows of one map have the same values in the same order; from one to the next they begin `stride` columns later,
     and at the end of a line a jump says how wide the image is.
     """
-    kept = words != 0
-    counts = np.count_nonzero(kept, axis=1)
+    keep = words != 0
+    counts = np.count_nonzero(keep, axis=1)
     alive = np.flatnonzero(counts)
     if not len(alive) or counts[alive[0]] == words.shape[1]:
         return None
     first, end = alive[0], alive[0] + 1
-    values = words[first][kept[first]]
-    while end < len(words) and counts[end] == len(values) and np.array_equal(words[end][kept[end]], values):
+    values = words[first][keep[first]]
+    while end < len(words) and counts[end] == len(values) and np.array_equal(words[end][keep[end]], values):
         end += 1
     out = math.isqrt(end - first)
     if out < 2 or out * out != end - first or first % out**2:
         return None
-    starts = np.argmax(kept[first:end], axis=1)
+    starts = np.argmax(keep[first:end], axis=1)
     stride = int(starts[1] - starts[0])
     if stride < 1:
         return None
