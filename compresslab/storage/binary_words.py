@@ -4,63 +4,55 @@
     plane    a byte of every word: the lowest of all, the next of all, …
     palette  the distinct words of an array, in the order of their values (see `palettes`)
     rank     a word's place in the palette
-    place    where words stand in a tensor: what lies around them tells contexts what they are
 
-*Planes* are coded each by itself, raw or with a histogram: the one that holds the exponents of floats is predictable.
-*Few* is a palette and the ranks, by contexts where that is quick.
+*Planes* are coded each by itself, raw, with a histogram, or as numbers below a limit: the plane that holds the
+exponents of floats is predictable. *Few* is a palette and the ranks, by contexts where that is quick, else as planes.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from compresslab.storage import contexts, palettes
-from compresslab.storage.coder import CHUNK, Plan, Reader, Writer, count_frequencies, estimate_bits
-from compresslab.storage.layouts import Layout, choose_layout, read_layout, write_layout
+from compresslab.storage.coder import CHUNK, Reader, Writer, count_frequencies, count_symbols
+from compresslab.storage.layouts import Layout
 
 PLANES, FEW = range(2)
-CONTEXTS, HISTOGRAM, EVEN = range(3)
+RAW, HISTOGRAM, EVEN = range(3)
+BY_PLANES, BY_CONTEXTS = range(2)
 MOST_DISTINCT = 4096
 SMALL = 4096  # words up to which both forms are tried
 WORTH = 127 / 128  # of its raw size a plane may have and still be coded: less gain is not worth the time
 SAMPLE = 2048  # words looked at to see whether a palette is worth a sort
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place of words in a tensor.
+def code(
+    coder: Writer | Reader, words: np.ndarray, kind: str, keep: np.ndarray | None = None, layout: Layout | None = None
+) -> None:
+    """Write words in their cheapest form; a Reader fills the array with them.
 
-    shape   of the tensor
-    kept    flat bool array of the entries that the words are of, or None for every entry
-    layout  Layout, or None where it is still to be chosen, or read: then `kept` is None
+    words   unsigned little-endian array, 1-d
+    layout  of the tensor that the words are of, or None: then contexts do not code them
+    keep    flat bool array of the tensor's entries that the words are of, or None for every entry
     """
-
-    shape: tuple
-    kept: np.ndarray | None = None
-    layout: Layout | None = None
-
-
-def plan(writer: Writer, words: np.ndarray, kind: str, place: Place | None = None) -> Plan:
-    """Find the cheapest way to write words.
-
-    words  unsigned little-endian array, 1-d;  place  Place, if they are of a tensor: then contexts may code them
-    """
-    plans = []
+    if isinstance(coder, Reader):
+        if coder.uint(None, FEW) == FEW:
+            _code_few(coder, words, kind, keep, layout)
+        else:
+            _code_planes(coder, words, kind)
+        return
+    trials = []
     if len(words) and (distinct := _find_distinct(words)) is not None:
-        if writer.affords(palettes.COST * len(distinct[0]), 0):
-            plans.append(_plan_few(writer, words, kind, place, *distinct))
-    if not plans or len(words) <= SMALL:
-        plans.append(_plan_planes(writer, words, kind))
-    return min(plans, key=lambda candidate: candidate.bits)
-
-
-def read(reader: Reader, out: np.ndarray, kind: str, place: Place | None = None) -> None:
-    """Fill `out` (unsigned little-endian array, 1-d) with the words that were written."""
-    if reader.uint(FEW) == FEW:
-        _read_few(reader, out, kind, place)
-    else:
-        _read_planes(reader, out, kind)
+        trials.append(few := Writer(coder))
+        with few.counting("codebook"):
+            few.uint(FEW)
+        _code_few(few, words, kind, keep, layout, *distinct)
+    if not trials or len(words) <= SMALL or not trials[0].affords():
+        trials.append(planes := Writer(coder))
+        with planes.counting("values"):
+            planes.uint(PLANES)
+            _code_planes(planes, words, kind)
+    coder.append(min((trial for trial in trials if trial.affords()), key=lambda trial: trial.size))
 
 
 def _find_distinct(words):
@@ -78,111 +70,80 @@ def _find_distinct(words):
     return None
 
 
-def _plan_few(writer, words, kind, place, distinct, which):
-    """Plan a palette and ranks."""
-    palette = palettes.sort_words(distinct, kind)
-    ranks = np.argsort(palette).astype(np.int32)[which] if kind != "unsigned" else which
-    negatives, layout, form = palettes.count_negatives(palette, kind), None, CONTEXTS
-    coded = Plan(0.0, lambda writer: None)
-    if len(palette) > 1:
-        coded = None
-        if place is not None:
-            layout = place.layout or choose_layout(ranks >= negatives, place.shape)
-            coded = contexts.plan_ranks(writer, ranks, len(palette), negatives, place.kept, layout)
-        if coded is None:
-            coded, form = _plan_histogram(writer, ranks), HISTOGRAM
-        even = math.log2(len(palette)) * len(ranks)
-        if coded is None or even < coded.bits:
-            coded, form = Plan(even, lambda writer: writer.even(ranks, len(palette))), EVEN
-
-    def write(writer):
-        with writer.counting("codebook"):
-            writer.uint(FEW)
-            writer.uint(len(palette) - 1)
-            palettes.write(writer, palette, kind)
-        with writer.counting("values"):
-            if len(palette) > 1:
-                writer.uint(form)
-                if form == CONTEXTS and place.layout is None:
-                    write_layout(writer, layout, place.shape)
-            coded.write(writer)
-
-    side = Writer()
-    palettes.write(side, palette, kind)
-    return Plan(6 + 2 * len(palette).bit_length() + side.count_bits() + coded.bits, write)
+def _code_few(coder, words, kind, keep, layout, distinct=None, which=None):
+    """Code a palette and ranks; a Writer is given the distinct words, rising, and which of them each word is."""
+    palette = ranks = count = None
+    if distinct is not None:
+        palette, count = palettes.sort_words(distinct, kind), len(distinct) - 1
+        ranks = np.argsort(palette).astype(np.uint16)[which]
+    with coder.counting("codebook"):
+        count = coder.uint(count, MOST_DISTINCT - 1) + 1
+        palette = palettes.code(coder, palette, count, words.itemsize, kind)
+    if count > 1:
+        with coder.counting("values"):
+            ranks = _code_ranks(coder, ranks, palette, kind, len(words), keep, layout)
+    if distinct is None and count == 1:
+        words[:] = palette
+    elif distinct is None:
+        for start in range(0, len(words), CHUNK):
+            words[start : start + CHUNK] = palette[ranks[start : start + CHUNK]]
 
 
-def _read_few(reader, out, kind, place):
-    count = reader.uint(MOST_DISTINCT - 1) + 1
-    palette = palettes.read(reader, count, out.itemsize, kind)
-    if count == 1:
-        out[:] = palette
-        return
-    form = reader.uint(EVEN)
-    if form == HISTOGRAM:
-        _fill(out, (palette[ranks] for ranks in reader.symbols(len(out), reader.frequencies(count))))
-    elif form == EVEN:
-        _fill(out, (palette[ranks] for ranks in reader.even(len(out), count)))
+def _code_ranks(coder, ranks, palette, kind, size, keep, layout):
+    """Code the ranks of `size` words, by contexts if that is possible and worth it."""
+    count, negatives, trial = len(palette), palettes.count_negatives(palette, kind), None
+    if ranks is not None and layout is not None:
+        trial = contexts.try_ranks(coder, ranks, count, negatives, keep, layout)
+        trial = None if trial is None or trial.size > size * math.log2(count) else trial
+    if coder.number(BY_PLANES if trial is None else BY_CONTEXTS, 2) == BY_PLANES:
+        dtype = "<u1" if count <= 256 else "<u2"
+        ranks = np.empty(size, dtype) if ranks is None else ranks.astype(dtype)
+        _code_planes(coder, ranks, "unsigned")
+    elif trial is not None:
+        coder.append(trial)
     else:
-        contexts.check(place is not None)
-        layout = place.layout or read_layout(reader, place.shape)
-        negatives = palettes.count_negatives(palette, kind)
-        out[:] = palette[contexts.read_ranks(reader, count, negatives, place.kept, layout)]
+        contexts.check(layout is not None)
+        ranks = contexts.read_ranks(coder, count, negatives, keep, layout)
+    return ranks
 
 
-def _plan_histogram(writer, symbols):
-    """Plan a histogram and the symbols; None where that would be more of them than a reader allows."""
-    counts, size = 0, int(symbols.max()) + 1
-    for start in range(0, len(symbols), CHUNK):
-        counts = counts + np.bincount(symbols[start : start + CHUNK], minlength=size)
-    table = count_frequencies(counts)
-    bits = estimate_bits(counts, table)
-    if np.count_nonzero(table) > 1 and not writer.affords(len(symbols), bits):
-        return None
-
-    def write(writer):
-        writer.frequencies(table)
-        writer.symbols(symbols, table)
-
-    return Plan(bits, write)
-
-
-def _plan_planes(writer, words, kind):
-    planes, plans, total = _spread_exponent(words, kind).view(np.uint8).reshape(len(words), words.itemsize), [], 2.0
-    for plane in planes.T:
-        coded = _plan_histogram(writer, plane) if len(plane) > 8 else None
-        coded = coded if coded is not None and coded.bits < WORTH * 8 * len(plane) else None
-        plans.append((plane, coded))
-        total += 8 * len(plane) if coded is None else coded.bits
-
-    def write(writer):
-        with writer.counting("values"):
-            writer.uint(PLANES)
-            for plane, coded in plans:
-                writer.uint(int(coded is not None))
-                if coded is None:
-                    writer.raw(plane.tobytes())
-                else:
-                    coded.write(writer)
-
-    return Plan(total + words.itemsize, write)
-
-
-def _read_planes(reader, out, kind):
-    for plane in out.view(np.uint8).reshape(len(out), out.itemsize).T:
-        if reader.uint(1):
-            _fill(plane, reader.symbols(len(plane), reader.frequencies(256)))
+def _code_planes(coder, words, kind):
+    """Code words byte by byte."""
+    reading = isinstance(coder, Reader)
+    rotated = words if reading else _spread_exponent(words, kind)
+    for plane in rotated.view(np.uint8).reshape(len(words), words.itemsize).T:
+        form, table = (None, None) if reading else _choose_plane(coder, np.ascontiguousarray(plane))
+        form = coder.uint(form, EVEN)
+        if form == RAW:
+            parts = [np.frombuffer(coder.raw(None if reading else plane.tobytes(), len(plane)), dtype=np.uint8)]
         else:
-            plane[:] = np.frombuffer(reader.raw(len(plane)), dtype=np.uint8)
-    for start in range(0, len(out), CHUNK):
-        out[start : start + CHUNK] = _gather_exponent(out[start : start + CHUNK], kind)
+            table = coder.frequencies(table, 256) if form == HISTOGRAM else coder.number(table, 255) + 2
+            parts = coder.symbols(None if reading else np.ascontiguousarray(plane), len(plane), table)
+        if reading:
+            _fill(plane, parts)
+    for start in range(0, len(words) if reading else 0, CHUNK):
+        words[start : start + CHUNK] = _gather_exponent(words[start : start + CHUNK], kind)
 
 
-def _fill(out, chunks):
+def _choose_plane(writer, plane):
+    """Choose the form of a plane: RAW, HISTOGRAM and its frequencies, or EVEN and its largest symbol less one."""
+    if not len(plane):
+        return RAW, None
+    # With a histogram, where that is worth the time and a reader allows it.
+    table, trial = count_frequencies(count_symbols(plane, 256)), Writer(writer)
+    trial.symbols(plane, len(plane), trial.frequencies(table))
+    even = len(plane) * math.log2(len(table)) + 8
+    least = min(even, trial.size)
+    if least >= WORTH * 8 * len(plane) or len(plane) <= 8 and len(table) > 1 or not trial.affords():
+        return RAW, None
+    return (EVEN, len(table) - 2) if even < trial.size and len(table) > 1 else (HISTOGRAM, table)
+
+
+def _fill(out, parts):
     start = 0
-    for chunk in chunks:
-        out[start : start + len(chunk)] = chunk
-        start += len(chunk)
+    for part in parts:
+        out[start : start + len(part)] = part
+        start += len(part)
 
 
 def _spread_exponent(words, kind):

@@ -1,8 +1,11 @@
 """The payload of a file: plain bytes, and the output of one range coder that all tensors share.
 
     symbol      a whole number that is coded with a probability of its own
-    plan        a way of writing something that was tried: the bits it takes, and a function that writes it
+    trial       a Writer of one form of something; the shortest is appended to the file's Writer
     allowance   the time and memory that reading a file may still take
+
+A Writer and a Reader have the same methods, so that one function can describe a form both ways: what it codes is given
+to a Writer and returned; a Reader is given None, and returns what it reads.
 
 Entropy coding is constriction's range coder (Bamler 2022, arXiv:2201.01741) with 24-bit probabilities. Every
 probability is a whole number over a power of two, so that each machine computes the same one.
@@ -14,8 +17,7 @@ limit, its digits to base 2**16 are written, the least significant first, each a
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import constriction
 import numpy as np
@@ -30,18 +32,12 @@ DIGIT = 2**16
 FREE_TO_READ, PER_BYTE = 3 * 2**24, 48
 FREE_TO_WRITE, PER_BIT = 2**25, 5  # a writer stays below, for reading costs more than symbols
 CONTEXT_ENTRIES = 2**22  # entries of a file that are worth the time of coding them by contexts
+ONE = 2**16  # probabilities of bits are whole numbers over this
+_LOG2 = np.log2(np.arange(1, ONE) / ONE)
 _coder = constriction.stream.queue
 _models = constriction.stream.model
 _EVEN = _models.Bernoulli(0.5, perfect=False)
 _BITS = _models.Categorical(perfect=False)  # the bytes of Bernoulli(perfect=False) in a third of the time
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A form that was tried: about how many `bits` it takes, and `write(writer)`, which writes it."""
-
-    bits: float
-    write: Callable
 
 
 class Allowance:
@@ -83,79 +79,106 @@ class Allowance:
 class Writer:
     """Collects both parts: `raw` and `frequencies` go to the bytes, numbers, `symbols` and `bits` to the coder.
 
-    row_counts       weights kept in each row of the last matrix that was written, or None (see `positions`)
-    context_entries  entries that may still be coded by contexts
-    spent            kind of content -> bits
+    size        bits written so far
+    row_counts  weights kept in each row of the last matrix that was written, or None (see `contexts.find_priors`)
+    spent       kind of content -> bits; None for what is of none
     """
 
-    def __init__(self):
-        self.data, self.row_counts, self.context_entries = bytearray(), None, CONTEXT_ENTRIES
-        self.spent, self._kind, self._symbols = {}, None, 0
-        self._encoder = _coder.RangeEncoder()
+    def __init__(self, parent: "Writer | None" = None):
+        """parent  of a trial: the Writer that it may be appended to"""
+        self.size, self.spent, self.context_entries = 0.0, {}, 0
+        self.row_counts, self._kind = (parent.row_counts, parent._kind) if parent else (None, None)
+        self._parent, self._symbols, self._data, self._coded = parent, 0, [], []
 
     @contextlib.contextmanager
     def counting(self, kind: str) -> Iterator[None]:
         """Count what is written meanwhile as of this kind; inside another kind, that one counts."""
-        if self._kind is not None:
-            yield
-            return
-        before, self._kind = self.count_bits(), kind
+        before, self._kind = self._kind, self._kind or kind
         yield
-        self.spent[kind] = self.spent.get(kind, 0.0) + self.count_bits() - before
-        self._kind = None
+        self._kind = before
 
-    def affords(self, symbols: int, bits: float) -> bool:
-        """Tell whether a reader's allowance has room for so many symbols, coded in about so many bits."""
-        return self._symbols + symbols <= FREE_TO_WRITE + PER_BIT * (self.count_bits() + bits)
+    def append(self, trial: "Writer") -> None:
+        """Write what was written to a trial."""
+        self._data += trial._data
+        self._coded += trial._coded
+        self.charge(trial._symbols)
+        self.size, self.context_entries = self.size + trial.size, self.context_entries + trial.context_entries
+        for kind, bits in trial.spent.items():
+            self.spent[kind or self._kind] = self.spent.get(kind or self._kind, 0.0) + bits
+
+    def affords(self, symbols: int = 0) -> bool:
+        """Tell whether a reader's allowance has room for all that was charged, and so many symbols."""
+        size, writer = 0.0, self
+        while writer is not None:
+            symbols, size, writer = symbols + writer._symbols, size + writer.size, writer._parent
+        return symbols <= FREE_TO_WRITE + PER_BIT * size
+
+    def affords_contexts(self, entries: int) -> bool:
+        """Tell whether so many entries may still be coded by contexts."""
+        writer = self
+        while writer is not None:
+            entries, writer = entries + writer.context_entries, writer._parent
+        return entries <= CONTEXT_ENTRIES
 
     def charge(self, symbols: int) -> None:
         """Note that reading takes the time of so many symbols."""
         self._symbols += symbols
 
-    def uint(self, number: int) -> None:
+    def uint(self, number: int, limit: int | None = None) -> int:
         """Write a whole number, 0 or more, small ones in fewer bits."""
         digits = [int(digit) for digit in f"{number + 1:b}"[1:]]
-        self._encoder.encode(np.array([1] * len(digits) + [0] + digits, dtype=np.int32), _EVEN)
+        self._encode(2 * len(digits) + 1, np.array([1] * len(digits) + [0] + digits), _EVEN)
+        return number
 
-    def number(self, number: int, limit: int) -> None:
+    def number(self, number: int, limit: int) -> int:
         """Write a whole number from 0 to limit - 1, all of them as likely."""
+        rest = number
         while limit > 1:
-            if min(limit, DIGIT) > 1:
-                self._encoder.encode(np.array([number % DIGIT], np.int32), _models.Uniform(min(limit, DIGIT)))
-            number, limit = number // DIGIT, -(-limit // DIGIT)
+            digit = min(limit, DIGIT)
+            self._encode(math.log2(digit), np.array([rest % DIGIT]), _models.Uniform(digit))
+            rest, limit = rest // DIGIT, -(-limit // DIGIT)
+        return number
 
-    def raw(self, content: bytes) -> None:
+    def raw(self, content: bytes, count: int | None = None) -> bytes:
         """Write bytes as they are."""
-        self.data += content
+        self._data.append(content)
+        self._count(8 * len(content))
+        return content
 
-    def frequencies(self, table: np.ndarray) -> None:
+    def frequencies(self, table: np.ndarray, alphabet: int | None = None) -> np.ndarray:
         """Write a histogram: the first symbol that occurs, how many follow, their frequencies (sum TOTAL)."""
         first = int(np.flatnonzero(table)[0])
-        for number in (first, len(table) - first - 1, *table[first:].tolist()):
-            self.data += write_varint(number)
+        numbers = first, len(table) - first - 1, *table[first:].tolist()
+        self.raw(b"".join(write_varint(number) for number in numbers))
+        return table
 
-    def symbols(self, symbols: np.ndarray, table: np.ndarray) -> None:
-        """Write symbols of frequency 1 or more in `table`; an alphabet of a single symbol takes nothing."""
-        if np.count_nonzero(table) > 1:
-            self.charge(len(symbols))
-            model = _models.Categorical(table / TOTAL, perfect=False)
-            for start in range(0, len(symbols), CHUNK):
-                self._encoder.encode(symbols[start : start + CHUNK].astype(np.int32), model)
+    def symbols(self, symbols: np.ndarray, count: int, table: np.ndarray | int) -> Iterable[np.ndarray]:
+        """Write symbols by a histogram, or of so many that are all as likely; a single one takes nothing."""
+        if isinstance(table, int):
+            self.charge(count)
+            self._encode(count * math.log2(table), symbols, _make_model(table))
+        elif np.count_nonzero(table) > 1:
+            self.charge(count)
+            used, counts = np.flatnonzero(table), count_symbols(symbols, len(table))
+            bits = float(counts[used] @ (np.log2(TOTAL) - np.log2(table[used])))
+            self._encode(bits, symbols, _make_model(table))
+        return [symbols]
 
-    def even(self, symbols: np.ndarray, alphabet: int) -> None:
-        """Write symbols below `alphabet` (2 to 2**16), all of them as likely."""
-        self.charge(len(symbols))
-        for start in range(0, len(symbols), CHUNK):
-            self._encoder.encode(symbols[start : start + CHUNK].astype(np.int32), _models.Uniform(alphabet))
+    def bits(self, bits: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        """Write bits (bool), each with its probability of being 1 (float64, strictly between 0 and 1)."""
+        probabilities = (probabilities * ONE).astype(np.uint16)
+        shares = np.where(bits, probabilities, -probabilities)  # 2**16 less the probability, in 16 bits
+        self._encode(-float(_LOG2[shares - 1].sum()), bits, _BITS, probabilities)
+        return bits
 
-    def bits(self, bits: np.ndarray, probabilities: np.ndarray) -> None:
-        """Write bits (bool or int32), each with its probability of being 1 (float64, strictly between 0 and 1)."""
-        self._encoder.encode(bits.astype(np.int32, copy=False), _BITS, _pairs(probabilities))
+    def data(self) -> bytes:
+        """Return the bytes section."""
+        return b"".join(self._data)
 
     def coded(self) -> bytes:
-        """Return what the coder has made, as the fewest bytes that decode alike: zeros follow the last byte."""
-        blob = self._encoder.get_compressed().astype(">u4").tobytes()
-        count, (low, width) = self._encoder.pos()
+        """Return the output of the coder, as the fewest bytes that decode alike: zeros follow the last byte."""
+        encoder = self._encode_all()
+        blob, (count, (low, width)) = encoder.get_compressed().astype(">u4").tobytes(), encoder.pos()
         head, tail = blob[: 4 * count], blob[4 * count :]
         if len(tail) not in (4, 8) or int.from_bytes(tail.ljust(8, b"\0"), "big") < low:  # a carry went into the head
             return blob
@@ -166,16 +189,29 @@ class Writer:
                 return head + shortest.to_bytes(8, "big")[:size]
         return blob
 
-    def count_bits(self) -> float:
-        """Count the bits written so far, the coder's to a fraction."""
-        count, (_, width) = self._encoder.pos()
-        return 8.0 * len(self.data) + 32 * count + 64 - math.log2(width)
+    def _encode_all(self):
+        encoder = _coder.RangeEncoder()
+        for symbols, model, *probabilities in self._coded:
+            for start in range(0, len(symbols), CHUNK):
+                part = slice(start, start + CHUNK)
+                pairs = [_pair(of_bits[part] / ONE) for of_bits in probabilities]
+                encoder.encode(symbols[part].astype(np.int32), model, *pairs)
+        return encoder
+
+    def _encode(self, bits, *arguments):
+        self._coded.append(arguments)
+        self._count(bits)
+
+    def _count(self, bits):
+        self.size += bits
+        self.spent[self._kind] = self.spent.get(self._kind, 0.0) + bits
 
 
 class Reader:
     """Hands out both parts of a payload in the order they were written; asking for more raises CorruptFileError.
 
     data, coded  the bytes, and the output of the coder;  allowance  Allowance;  row_counts  as of Writer
+    Its methods are those of Writer; what they are given to code is ignored.
     """
 
     def __init__(self, data: bytes, coded: bytes, allowance: Allowance):
@@ -184,7 +220,15 @@ class Reader:
         words = np.frombuffer(coded + bytes(-len(coded) % 4), dtype=">u4")
         self._decoder = _coder.RangeDecoder(words.astype(np.uint32))
 
-    def uint(self, limit: int) -> int:
+    def counting(self, kind: str) -> contextlib.AbstractContextManager:
+        """Do nothing: only a Writer counts."""
+        return contextlib.nullcontext()
+
+    def charge(self, symbols: int) -> None:
+        """Take the time of so many symbols off the allowance."""
+        self.allowance.spend(symbols)
+
+    def uint(self, _: object, limit: int) -> int:
         """Read a number from 0 to `limit` in gamma code."""
         size = 0
         while self._decode(_EVEN, 1)[0]:
@@ -197,7 +241,7 @@ class Reader:
             raise CorruptFileError(f"a count is {number}, more than {limit}")
         return number
 
-    def number(self, limit: int) -> int:
+    def number(self, _: object, limit: int) -> int:
         """Read a number from 0 to limit - 1."""
         number, worth, left = 0, 1, limit
         while left > 1:
@@ -207,7 +251,7 @@ class Reader:
             raise CorruptFileError(f"a number is {number}, not below {limit}")
         return number
 
-    def raw(self, count: int) -> bytes:
+    def raw(self, _: object, count: int) -> bytes:
         """Read so many bytes."""
         start, end = self._at, self._at + count
         if end > len(self._data):
@@ -215,7 +259,7 @@ class Reader:
         self._at = end
         return self._data[start:end]
 
-    def frequencies(self, alphabet: int) -> np.ndarray:
+    def frequencies(self, _: object, alphabet: int) -> np.ndarray:
         """Read a histogram of symbols below `alphabet`."""
         first = self._varint(alphabet - 1)
         table = np.zeros(first + self._varint(alphabet - first - 1) + 1, dtype=np.int64)
@@ -224,21 +268,18 @@ class Reader:
             raise CorruptFileError(f"frequencies sum to {table.sum()}, not {TOTAL}")
         return table
 
-    def symbols(self, count: int, table: np.ndarray) -> Iterator[np.ndarray]:
+    def symbols(self, _: object, count: int, table: np.ndarray | int) -> Iterator[np.ndarray]:
         """Read `count` symbols, in int arrays of at most CHUNK."""
-        if np.count_nonzero(table) == 1:
-            symbol = int(np.flatnonzero(table)[0])
-            yield from (np.full(size, symbol, dtype=np.int32) for size in _cut(count))
+        sizes = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
+        if not isinstance(table, int) and np.count_nonzero(table) == 1:
+            yield from (np.full(size, np.flatnonzero(table)[0]) for size in sizes)
         else:
-            yield from self._read_symbols(count, _models.Categorical(table / TOTAL, perfect=False))
+            self.charge(count)
+            yield from (self._decode(_make_model(table), size) for size in sizes)
 
-    def even(self, count: int, alphabet: int) -> Iterator[np.ndarray]:
-        """Read `count` symbols below `alphabet`, all of them as likely, in int arrays of at most CHUNK."""
-        return self._read_symbols(count, _models.Uniform(alphabet))
-
-    def bits(self, probabilities: np.ndarray) -> np.ndarray:
+    def bits(self, _: object, probabilities: np.ndarray) -> np.ndarray:
         """Read bits (int32), one for each of `probabilities`; their time must have been taken off the allowance."""
-        return self._decode(_BITS, _pairs(probabilities))
+        return self._decode(_BITS, _pair(probabilities))
 
     def close(self) -> None:
         """Check that the bytes were used to their end, and the coder's output at all."""
@@ -246,11 +287,6 @@ class Reader:
             raise CorruptFileError(f"{len(self._data) - self._at} bytes are left over after the last tensor")
         if self._unused:
             raise CorruptFileError("entropy-coded words are left over after the last tensor")
-
-    def _read_symbols(self, count, model):
-        self.allowance.spend(count)
-        for size in _cut(count):
-            yield self._decode(model, size)
 
     def _varint(self, limit):
         number, self._at = read_varint(self._data, self._at)
@@ -264,6 +300,12 @@ class Reader:
             return self._decoder.decode(model, argument)
         except (AssertionError, ValueError) as error:
             raise CorruptFileError(f"entropy-coded words are damaged: {error}") from error
+
+
+def count_symbols(symbols: np.ndarray, size: int) -> np.ndarray:
+    """Count each of the symbols below `size`, a part at a time: numpy makes wide copies."""
+    parts = range(0, len(symbols), CHUNK)
+    return sum((np.bincount(symbols[at : at + CHUNK], minlength=size) for at in parts), np.zeros(size, np.int64))
 
 
 def count_frequencies(counts: np.ndarray) -> np.ndarray:
@@ -280,19 +322,12 @@ def count_frequencies(counts: np.ndarray) -> np.ndarray:
     return table
 
 
-def estimate_bits(counts: np.ndarray, table: np.ndarray) -> float:
-    """Estimate the bits of symbols with these counts, their histogram included."""
-    counts, table = np.asarray(counts)[: len(table)], np.asarray(table)
-    used = table > 0
-    stored = 8 * (2 + len(table) - int(np.argmax(used)) + np.count_nonzero(table > 127))
-    return stored + float(counts[used] @ (np.log2(TOTAL) - np.log2(table[used])))
+def _make_model(table):
+    """Make the model of symbols with a histogram, or of a number of equally likely ones."""
+    return _models.Uniform(table) if isinstance(table, int) else _models.Categorical(table / TOTAL, perfect=False)
 
 
-def _cut(count):
-    return [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
-
-
-def _pairs(probabilities):
+def _pair(probabilities):
     """Probabilities of 0 and of 1, (bits, 2), from those of 1; exact, for they are whole numbers over 2**16."""
     pairs = np.empty((len(probabilities), 2))
     pairs[:, 1] = probabilities

@@ -166,7 +166,7 @@ def _pack(flat, masks, roundings, node, extra):
     if node is not None and head["tensors"] == _imply_tensors(json.dumps(node)):
         del head["tensors"]
     head["model"] = architecture.shorten(node)
-    return container.pack(head, bytes(writer.data), writer.coded()), spent
+    return container.pack(head, writer.data(), writer.coded()), spent
 
 
 @functools.lru_cache(maxsize=16)

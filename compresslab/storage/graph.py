@@ -123,8 +123,8 @@ def _run(model, kind, name, arguments, keywords):
         return getattr(arguments[0], name)(*arguments[1:], **keywords)
     if kind == "module":
         return model.get_submodule(name)(*arguments, **keywords)
-    holder, _, own = name.rpartition(".")
-    return getattr(model.get_submodule(holder), own)
+    holder, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(holder), attribute)
 
 
 def _refer(number, limit, user, last_user):
@@ -153,8 +153,8 @@ def _in_order(names, inputs, named):
     """Return inputs by position and by name in the order of the names; raises TypeError as a function would."""
     left = names[len(inputs) :]
     if len(inputs) > len(names) or set(left) != set(named):
-        given = f"{len(inputs)} by position and {sorted(named)} by name"
-        raise TypeError(f"the model takes ({', '.join(names)}); got {given}")
+        inputs_got = f"{len(inputs)} by position and {sorted(named)} by name"
+        raise TypeError(f"the model takes ({', '.join(names)}); got {inputs_got}")
     return [*inputs, *(named[name] for name in left)]
 
 

@@ -105,8 +105,8 @@ def get_masks(model: nn.Module, flat: nn.Module) -> dict:
     """Return name -> mask of the masked tensors; flat  plain(model). Tied names share the first one's mask."""
     first, masks = {}, {}
     for name, tensor in get_state(flat).items():
-        path, _, own = name.rpartition(".")
-        mask = layers.get_mask(model.get_submodule(path), own)
+        path, _, attribute = name.rpartition(".")
+        mask = layers.get_mask(model.get_submodule(path), attribute)
         if mask is not None:
             mask = first.setdefault(id(tensor), mask)
             if not (tensors.find_nonzeros(tensor) > mask.cpu().numpy()).any():
@@ -187,16 +187,16 @@ def read_content(parts: Parts, entries: list[Entry], allowance: Allowance, model
     reader, values, keeps, roundings = Reader(parts.data, parts.coded, allowance), [], [], {}
     for index, entry in enumerate(bars.over(entries, "reading tensors")):
         if entry.tied is None:
-            rounding, value, kept = rounded.read(reader, entry, index in masked)
+            rounding, value, keep = rounded.read(reader, entry, index in masked)
             roundings |= {index: rounding} if rounding is not None else {}
             if entry.order is not None:
                 value = tensors.reorder_memory(value, entry.order)
-                kept = None if kept is None else tensors.reorder_memory(kept, entry.order)
+                keep = None if keep is None else tensors.reorder_memory(keep, entry.order)
         else:
-            value, kept = values[entry.tied], keeps[entry.tied]
+            value, keep = values[entry.tied], keeps[entry.tied]
         values.append(value)
-        keeps.append(kept if index in masked or entry.tied is not None else None)
-        value = kept = None  # while the next is read, this takes no memory twice
+        keeps.append(keep if index in masked or entry.tied is not None else None)
+        value = keep = None  # while the next is read, this takes no memory twice
     reader.close()
     _charge_parametrizations(allowance, [entries[index].name for index in {*sets["masked"], *roundings}], model)
     if dense := [entries[index].name for index in sets["masked"] if keeps[index] is None]:

@@ -1,8 +1,7 @@
 """Layouts: how a tensor is gone through as a matrix, and what lies beside what in it (docs/format.md, section 5).
 
-line   a column of the matrix, first dimension × the rest, so that the weights of all units for one input stand
-       together; or a row (transposed)
-place  an entry's number within its line
+line   a column of the matrix, first dimension × the rest: the weights of all units for one input
+place  an entry's number within its line, the unit
 lag    where the inputs of a layer are an image, or a kernel, row after row: so many lines before is the one above
 group  lines that are one image, or one channel of a kernel
 """
@@ -24,23 +23,13 @@ LARGEST_LAG = 2**20
 class Layout:
     """The way through a matrix.
 
-    rows, columns  its size;  transposed  whether a line is a row (else a column)
-    lag            0 where no line is above another, and where lines are rows;  group  number of lines
+    rows, columns  its size;  lag  0 where no line is above another;  group  number of lines
     """
 
     rows: int
     columns: int
-    transposed: bool = False
     lag: int = 0
     group: int = 1
-
-    @property
-    def lines(self) -> int:
-        return self.rows if self.transposed else self.columns
-
-    @property
-    def places(self) -> int:
-        return self.columns if self.transposed else self.rows
 
     @property
     def near(self) -> list[int]:
@@ -55,19 +44,18 @@ class Layout:
 
     def inside(self, padded: np.ndarray) -> np.ndarray:
         """Return the entries of the matrix itself, of an array with so many lines more on either side."""
-        return padded[self.pad : self.pad + self.lines]
+        return padded[self.pad : self.pad + self.columns]
 
     def by_lines(self, flat: np.ndarray) -> np.ndarray:
-        """Return a flat array of the matrix's entries as a contiguous one of (lines, places)."""
-        matrix = flat.reshape(self.rows, self.columns)
-        return np.ascontiguousarray(matrix if self.transposed else matrix.T)
+        """Return a flat array of the matrix's entries as a contiguous one of (columns, rows)."""
+        return np.ascontiguousarray(flat.reshape(self.rows, self.columns).T)
 
     def flat(self, by_lines: np.ndarray) -> np.ndarray:
         """Undo `by_lines`."""
-        return np.ascontiguousarray(by_lines if self.transposed else by_lines.T).reshape(-1)
+        return np.ascontiguousarray(by_lines.T).reshape(-1)
 
 
-def own_layout(shape: tuple) -> Layout:
+def shape_layout(shape: tuple) -> Layout:
     """Return the layout that the shape of a tensor alone suggests."""
     rows = shape[0] if len(shape) > 1 else 1
     count = math.prod(shape)
@@ -81,41 +69,33 @@ def own_layout(shape: tuple) -> Layout:
 def choose_layout(marks: np.ndarray, shape: tuple) -> Layout:
     """Choose the layout in which what is marked lies most regularly.
 
-    marks  flat bool array: what is kept, or, where all is, what is positive
+    marks  flat array, above 0 where an entry is kept, or, where all are, where it is positive
     """
-    layout = own_layout(shape)
+    layout = shape_layout(shape)
     if len(shape) != 2 or not marks.size:
         return layout
     return _with_lag(layout, _find_lag(marks.reshape(layout.rows, layout.columns)))
 
 
-def write_layout(writer: Writer, layout: Layout, shape: tuple) -> None:
-    """Write a layout of a tensor of that shape, which a reader knows."""
-    usual = own_layout(shape).lag
-    writer.uint(layout.transposed + 2 * (layout.lag != usual))
-    if layout.lag != usual:
-        writer.uint(layout.lag)
-
-
-def read_layout(reader: Reader, shape: tuple) -> Layout:
-    """Read the layout that was written."""
-    how, layout = reader.uint(3), own_layout(shape)
-    if how & 2:
-        layout = _with_lag(layout, reader.uint(LARGEST_LAG))
-    return Layout(layout.rows, layout.columns, transposed=True) if how & 1 else layout
+def code_layout(coder: Writer | Reader, layout: Layout | None, shape: tuple) -> Layout:
+    """Write or read the layout of a tensor of that shape, which a reader knows."""
+    usual = shape_layout(shape)
+    changed = layout is not None and layout.lag != usual.lag
+    lag = coder.uint(layout.lag + 1 if changed else 0, LARGEST_LAG)
+    return _with_lag(usual, lag - 1) if lag else usual
 
 
 def _with_lag(layout, lag):
     """Return the layout with another lag, of images that are square."""
-    if lag > layout.lines // 2:
-        raise CorruptFileError(f"a line has its like {lag} lines before; there are {layout.lines}")
+    if lag > layout.columns // 2:
+        raise CorruptFileError(f"a line has its like {lag} lines before; there are {layout.columns}")
     return replace(layout, lag=lag, group=max(1, lag * lag))
 
 
 def _find_lag(matrix):
-    """Find the width of the square images that the columns of a bool matrix look like, 0 for none."""
+    """Find the width of the square images that the columns of a matrix look like, 0 for none."""
     columns = matrix.shape[1]
-    sample = matrix[: max(1, ENOUGH // max(1, columns))]
+    sample = matrix[: max(1, ENOUGH // max(1, columns))] > 0
     of_columns, clearest, lag = sample.sum(axis=0), CLEAR, 0
     for width in range(3, 257):
         if width * width > columns or columns % (width * width):

@@ -5,7 +5,8 @@
     steps  whole multiples of a step, of which all floats are
 
 Rising numbers are coded by halves: the middle one is any that leaves room for those before and behind it, and so on in
-both halves (Moffat and Stuiver 2000, "Binary interpolative coding for effective index compression").
+both halves (Moffat and Stuiver 2000, "Binary interpolative coding for effective index compression"). Every function
+here serves both ways: a Writer is given numbers, a Reader None.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ _FLOATS = {2: "<f2", 4: "<f4", 8: "<f8"}
 
 
 def sort_words(words: np.ndarray, kind: str) -> np.ndarray:
-    """Sort distinct words (unsigned, rising) by the values that they are the bits of; kind  as in `words`."""
+    """Sort distinct words (unsigned, rising) by the values that they are the bits of; kind  as in `binary_words`."""
     negative = _are_negative(words, kind)
     below = words[negative]
     return np.concatenate([below[::-1] if kind == "float" else below, words[~negative]])
@@ -32,94 +33,58 @@ def count_negatives(palette: np.ndarray, kind: str) -> int:
     return int(np.count_nonzero(_are_negative(palette, kind)))
 
 
-def write(writer: Writer, palette: np.ndarray, kind: str) -> None:
-    """Write a palette, words in the order of their values; how many they are, a reader knows already."""
-    size = palette.itemsize
-    writer.charge(COST * len(palette))
-    if kind != "float":
-        numbers = [int(word) for word in (palette.view(f"<i{size}") if kind == "signed" else palette)]
-        _write_bounded(writer, numbers, kind)
-        return
-    steps = _find_steps(palette)
-    writer.uint(PLAIN if steps is None else STEPS)
-    if steps is None:
-        _write_plain(writer, palette)
-    else:
-        step, multiples = steps
-        _write_plain(writer, step)
-        _write_bounded(writer, multiples, kind)
-
-
-def read(reader: Reader, count: int, itemsize: int, kind: str) -> np.ndarray:
-    """Read a palette of `count` words; raises CorruptFileError."""
-    reader.allowance.spend(COST * count)
+def code(coder: Writer | Reader, palette: np.ndarray | None, count: int, itemsize: int, kind: str) -> np.ndarray:
+    """Write or read a palette of `count` words of `itemsize` bytes, in the order of their values; returns it."""
+    coder.charge(COST * count)
     if kind == "float":
-        if reader.uint(STEPS) == PLAIN:
-            return _read_plain(reader, count, itemsize)
-        step = _read_plain(reader, 1, itemsize)
-        multiples = _read_bounded(reader, count, kind, MOST_STEPS)
-        return _multiply(multiples, step)
-    most = 2 ** (8 * itemsize - (kind == "signed")) - 1
-    numbers = _read_bounded(reader, count, kind, most)
+        steps = None if palette is None else _find_steps(palette)
+        if coder.uint(PLAIN if steps is None else STEPS, STEPS) == PLAIN:
+            return _code_plain(coder, palette, count, itemsize)
+        step, multiples = steps or (None, None)
+        step = _code_plain(coder, step, 1, itemsize)
+        return _multiply(_code_bounded(coder, multiples, count, "signed", MOST_STEPS), step)
+    numbers = None
+    if palette is not None:
+        numbers = palette.view(f"<i{itemsize}").tolist() if kind == "signed" else palette.tolist()
+    numbers = _code_bounded(coder, numbers, count, kind, 2 ** (8 * itemsize - (kind == "signed")) - 1)
     return np.array([number % 2 ** (8 * itemsize) for number in numbers], dtype=f"<u{itemsize}")
 
 
-def _write_plain(writer, palette):
-    bits, magnitudes = 8 * palette.itemsize - 1, []
-    for word in map(int, palette):
-        magnitudes.append(word & (1 << bits) - 1)
-    every = 0
-    for magnitude in magnitudes:
-        every |= magnitude
-    zeros = (every & -every).bit_length() - 1 if every else bits
-    writer.number(zeros, bits + 1)
-    signs = [int(word) >> bits for word in palette]
-    numbers = [-1 - (one >> zeros) if sign else one >> zeros for one, sign in zip(magnitudes, signs, strict=True)]
+def _code_plain(coder, palette, count, itemsize):
+    """Code floats by their bits, less the zeros in which all magnitudes end."""
+    bits, zeros, numbers = 8 * itemsize - 1, 0, None
+    if palette is not None:
+        every = int(np.bitwise_or.reduce(palette)) & (1 << bits) - 1
+        zeros = (every & -every).bit_length() - 1 if every else bits
+        magnitudes = [(word & (1 << bits) - 1) >> zeros for word in palette.tolist()]
+        numbers = [-1 - n if word >> bits else n for n, word in zip(magnitudes, palette.tolist(), strict=True)]
+    zeros = coder.number(zeros, bits + 1)
     limit = 1 << bits - zeros
-    _write_between(writer, numbers, -limit, limit - 1)
-
-
-def _read_plain(reader, count, itemsize):
-    bits = 8 * itemsize - 1
-    zeros = reader.number(bits + 1)
-    limit = 1 << bits - zeros
-    numbers = _read_between(reader, count, -limit, limit - 1)
+    numbers = _code_between(coder, numbers, count, -limit, limit - 1)
     words = [number << zeros if number >= 0 else (-1 - number) << zeros | 1 << bits for number in numbers]
     return np.array(words, dtype=f"<u{itemsize}")
 
 
-def _write_bounded(writer, numbers, kind):
-    """Write whole numbers behind the least `most` that they are not beyond: -1 - most to most, unsigned from 0."""
-    most = max(number if number >= 0 else -1 - number for number in numbers)
-    writer.uint(most)
-    _write_between(writer, numbers, 0 if kind == "unsigned" else -1 - most, most)
+def _code_bounded(coder, numbers, count, kind, limit):
+    """Code rising numbers behind the least `most` that they are not beyond: -1 - most to most, unsigned from 0."""
+    most = None if numbers is None else max(number if number >= 0 else -1 - number for number in numbers)
+    most = coder.uint(most, limit)
+    return _code_between(coder, numbers, count, 0 if kind == "unsigned" else -1 - most, most)
 
 
-def _read_bounded(reader, count, kind, limit):
-    most = reader.uint(limit)
-    return _read_between(reader, count, 0 if kind == "unsigned" else -1 - most, most)
-
-
-def _write_between(writer, numbers, low, high):
-    """Write rising numbers, none below `low` or above `high`: the middle one, then each half between its neighbours."""
-    if numbers:
-        middle = len(numbers) // 2
-        first, last = low + middle, high - (len(numbers) - 1 - middle)
-        writer.number(numbers[middle] - first, last - first + 1)
-        _write_between(writer, numbers[:middle], low, numbers[middle] - 1)
-        _write_between(writer, numbers[middle + 1 :], numbers[middle] + 1, high)
-
-
-def _read_between(reader, count, low, high):
+def _code_between(coder, numbers, count, low, high):
+    """Code rising numbers from `low` to `high`: the middle one, then each half between its neighbours."""
     if not count:
         return []
     if high - low + 1 < count:
         raise CorruptFileError(f"a palette has {count} values from {low} to {high}")
-    middle = count // 2
-    first, last = low + middle, high - (count - 1 - middle)
-    number = first + reader.number(last - first + 1)
-    before = _read_between(reader, middle, low, number - 1)
-    return [*before, number, *_read_between(reader, count - middle - 1, number + 1, high)]
+    middle, halves = count // 2, (None, None)
+    first, last, number = low + middle, high - (count - 1 - middle), None
+    if numbers is not None:
+        number, halves = numbers[middle] - first, (numbers[:middle], numbers[middle + 1 :])
+    number = first + coder.number(number, last - first + 1)
+    before = _code_between(coder, halves[0], middle, low, number - 1)
+    return [*before, number, *_code_between(coder, halves[1], count - middle - 1, number + 1, high)]
 
 
 def _find_steps(palette):

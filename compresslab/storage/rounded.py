@@ -21,7 +21,7 @@ from compresslab.storage.coder import CHUNK, Reader, Writer
 from compresslab.storage.container import CorruptFileError
 from compresslab.weights import codebooks, grids, layers
 
-RISING, ZERO_FIRST, ANY_ORDER = range(3)
+RISING, ANY_ORDER = range(2)
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 NONE, GRID, BOOK, HALF = range(4)
 DTYPES = {GRID: FLOATS, BOOK: FLOATS, HALF: ("float64", "float32")}
@@ -38,8 +38,8 @@ def find_roundings(model: nn.Module, state: dict, masks: dict) -> dict:
     """
     seen, roundings = set(), {}
     for name, tensor in state.items():
-        path, _, own = name.rpartition(".")
-        rounding = layers.get_rounding(model.get_submodule(path), own)
+        path, _, attribute = name.rpartition(".")
+        rounding = layers.get_rounding(model.get_submodule(path), attribute)
         if rounding is not None and id(tensor) not in seen:
             seen.add(id(tensor))
             roundings[name] = _settle(rounding, tensor, masks.get(name))
@@ -55,13 +55,11 @@ def write(writer: Writer, tensor: torch.Tensor, mask: torch.Tensor | None = None
     writer.uint(NONE if rounding is None else how)
     if rounding is None:
         tensors.write(writer, tensor, mask)
-    elif how == GRID:
-        _write_grid(writer, *rounding, mask)
-    elif how == BOOK:
-        _write_book(writer, rounding, mask)
-    else:
+    elif how == HALF:
         writer.number(grids.HALVES.index(rounding), 2)
         tensors.write(writer, tensor.to(rounding), mask)
+    else:
+        (_write_grid if how == GRID else _write_book)(writer, rounding, mask)
 
 
 def read(reader: Reader, entry: object, masked: bool) -> tuple:
@@ -69,76 +67,89 @@ def read(reader: Reader, entry: object, masked: bool) -> tuple:
 
     entry  header.Entry;  masked  whether it is to have a mask
     """
-    how, count = reader.uint(HALF), math.prod(entry.shape)
+    how, count = reader.uint(None, HALF), math.prod(entry.shape)
     if how == NONE:
         return None, *tensors.read(reader, entry.dtype, entry.shape)
     if entry.dtype not in DTYPES[how]:
         raise CorruptFileError(f"tensor {entry.name!r} is rounded, which is {entry.dtype}")
-    reader.allowance.spend(COST + 4 * count)
+    reader.charge(COST + 4 * count)
     if how == HALF:
         reader.allowance.check(2 * count)
-        value, kept = tensors.read(reader, tensors.NAMES[grids.HALVES[reader.number(2)]], entry.shape)
-        return grids.Half(value.dtype), value.to(tensors.TYPES[entry.dtype].dtype), kept
-    rounding, value, kept = (_read_grid if how == GRID else _read_book)(reader, entry, masked)
-    return rounding, value, kept if masked else None
+        value, keep = tensors.read(reader, tensors.NAMES[grids.HALVES[reader.number(None, 2)]], entry.shape)
+        return grids.Half(value.dtype), value.to(tensors.TYPES[entry.dtype].dtype), keep
+    return (_read_grid if how == GRID else _read_book)(reader, entry, masked)
 
 
 # A weight on a grid.
 
 
-def _write_grid(writer, grid, codes, mask):
-    counts = writer.row_counts
+def _write_grid(writer, rounding, mask):
+    (grid, codes), counts = rounding, writer.row_counts
     with writer.counting("codebook"):
-        writer.number(grid.bits - 1, grids.MOST_BITS)
-        writer.uint(2 * grid.low if grid.low >= 0 else -2 * grid.low - 1)
-        writer.uint(grid.high - grid.low)
-        learned = grid.growth is not None
-        writer.number(learned + (learned and not grid.growth.requires_grad), 3)  # 2: takes no gradient
-        writer.number(int(grid.scale.dtype == torch.float64), 2)
-        writer.uint(grid.scale.dim())
-        for size in grid.scale.shape:
-            writer.number(int(size != 1), 2)
+        _code_range(writer, grid, codes.shape)
         tensors.write(writer, grid.scale)
         tensors.write(writer, grid.zero_point)
     writer.row_counts = counts  # those of the layer before are what matters to the weight
-    levels = codes - grid.zero_point.floor().to(torch.int32)
-    most = max(map(abs, torch.aminmax(levels))) if levels.numel() else 0
-    with writer.counting("values"):
-        writer.uint(int(most >= 2**15))
-    tensors.write(writer, levels.to(torch.int16 if most < 2**15 else torch.int32), mask)
+    _write_levels(writer, codes - grid.zero_point.floor().to(torch.int32), mask)
 
 
 def _read_grid(reader, entry, masked):
-    counts, dtype = reader.row_counts, tensors.TYPES[entry.dtype].dtype
-    bits, zigzagged = reader.number(grids.MOST_BITS) + 1, reader.uint(2 * FARTHEST)
-    low = zigzagged // 2 if zigzagged % 2 == 0 else -(zigzagged + 1) // 2
-    high, learned = low + reader.uint(2**bits - 1), reader.number(3)
-    wide = "float64" if reader.number(2) else "float32"
-    sizes = entry.shape[len(entry.shape) - reader.uint(len(entry.shape)) :]
-    shape = tuple(size if reader.number(2) else 1 for size in sizes)
-    row = math.prod(entry.shape[1:])
+    counts, row = reader.row_counts, math.prod(entry.shape[1:])
+    *limits, wide, shape = _code_range(reader, None, entry.shape)
     reader.allowance.take(4 * tensors.TYPES[wide].size * math.prod(shape))
     reader.allowance.check(2 * math.prod(entry.shape) + 40 * max(row, CHUNK))
     sides = [tensors.read(reader, wide, shape)[0] for _ in range(2)]
     reader.row_counts = counts
-    grid = _make_grid(*sides, low, high, bits, learned)
-    levels, kept = tensors.read(reader, "int32" if reader.uint(1) else "int16", entry.shape)
-    _check_mask(kept, masked, entry)
-    weight = torch.empty(entry.shape, dtype=dtype)
+    grid = _make_grid(*sides, *limits)
+    levels, keep = _read_levels(reader, entry, masked)
+    weight = torch.empty(entry.shape, dtype=tensors.TYPES[entry.dtype].dtype)
     sides = [side.expand(entry.shape) for side in (grid.scale, grid.zero_point)]
     for rows in _slices(entry.shape):
         part = _slice_grid(grid, *(side[rows] for side in sides))
         codes = levels[rows].to(torch.int32) + part.zero_point.floor().to(torch.int32)
         if masked:
-            codes.masked_fill_(~kept[rows], grid.low)
+            codes.masked_fill_(~keep[rows], grid.low)
         if ((codes < grid.low) | (codes > grid.high)).any():
             raise CorruptFileError(f"a code lies outside its grid, {grid.low} to {grid.high}")
-        values = part.values(codes).to(dtype)
+        values = part.values(codes).to(weight.dtype)
         right = part.codes(values) == codes
-        if not (right | ~kept[rows] if masked else right).all():
+        if not (right | ~keep[rows] if masked else right).all():
             raise CorruptFileError("weights do not lie on their grid")
-        weight[rows] = values.masked_fill_(~kept[rows], 0.0) if masked else values
-    return grid, weight, kept
+        weight[rows] = values.masked_fill_(~keep[rows], 0.0) if masked else values
+    return grid, weight, keep
+
+
+def _code_range(coder, grid, shape):
+    """Code what a grid has beside its tensors: low, high, bits, how it learns, the type and the shape of its scale."""
+    bits = low = width = learned = wide = dimensions = None
+    sizes = iter([None] * len(shape))
+    if grid is not None:
+        bits, low, width = grid.bits - 1, 2 * grid.low if grid.low >= 0 else -2 * grid.low - 1, grid.high - grid.low
+        learned = 0 if grid.growth is None else 1 if grid.growth.requires_grad else 2
+        wide, dimensions = int(grid.scale.dtype == torch.float64), grid.scale.dim()
+        sizes = iter([int(size != 1) for size in grid.scale.shape])
+    bits = coder.number(bits, grids.MOST_BITS) + 1
+    low = coder.uint(low, 2 * FARTHEST)
+    low = -(low + 1) // 2 if low % 2 else low // 2
+    high = low + coder.uint(width, 2**bits - 1)
+    learned, wide = coder.number(learned, 3), "float64" if coder.number(wide, 2) else "float32"
+    behind = shape[len(shape) - coder.uint(dimensions, len(shape)) :]
+    return low, high, bits, learned, wide, tuple(size if coder.number(next(sizes), 2) else 1 for size in behind)
+
+
+def _write_levels(writer, levels, mask):
+    wide = bool(levels.numel()) and max(map(abs, torch.aminmax(levels))) >= 2**15
+    with writer.counting("values"):
+        writer.number(int(wide), 2)
+    tensors.write(writer, levels.to(torch.int32 if wide else torch.int16), mask)
+
+
+def _read_levels(reader, entry, masked):
+    """Read levels, and what a mask keeps of them or None."""
+    levels, keep = tensors.read(reader, "int32" if reader.number(None, 2) else "int16", entry.shape)
+    if masked and keep is None:
+        raise CorruptFileError(f"tensor {entry.name!r} is to have a mask, but is stored without one")
+    return levels, keep if masked else None
 
 
 def _make_grid(scale, zero_point, low, high, bits, learned):
@@ -175,95 +186,68 @@ def _slice_grid(grid, scale, zero_point):
 
 def _write_book(writer, codebook, mask):
     centroids, counts = codebook.centroids.detach(), writer.row_counts
-    stored = tensors.TYPES[tensors.NAMES[centroids.dtype]]
-    words = tensors.get_words(centroids, stored)
     with writer.counting("codebook"):
         writer.number(int(codebook.zero), 2)
         writer.number(int(not codebook.centroids.requires_grad), 2)
-        writer.uint(len(words) - 1)
-        _write_centroids(writer, words, centroids, codebook.zero)
+        writer.uint(len(centroids) - 1)
+        _write_centroids(writer, centroids, codebook.zero)
     writer.row_counts = counts
-    levels = _find_levels(words)[0].astype(_level_type(len(words)))
-    tensors.write(writer, torch.from_numpy(levels)[codebook.assignments.cpu().long()], mask)
-
-
-def _write_centroids(writer, words, centroids, zero):
-    first = int(zero and words[0] == 0 and len(words) > 1)
-    if np.array_equal(palettes.sort_words(np.unique(words[first:]), "float"), words[first:]) and not (
-        first and (words[1:] == 0).any()
-    ):
-        writer.uint(ZERO_FIRST if first else RISING)
-        palettes.write(writer, words[first:], "float")
-    else:
-        writer.uint(ANY_ORDER)
-        tensors.write(writer, centroids)
+    order, first, gap = _sort_centroids(centroids)
+    levels = torch.argsort(order) - first
+    levels[levels >= 0] += gap
+    _write_levels(writer, levels.to(torch.int32)[codebook.assignments.cpu().long()], mask)
 
 
 def _read_book(reader, entry, masked):
     counts, stored, size = reader.row_counts, tensors.TYPES[entry.dtype], math.prod(entry.shape)
     reader.allowance.take(2 * size)
     reader.allowance.check(2 * size)
-    zero_stays, frozen = reader.number(2) == 1, reader.number(2) == 1
-    count = reader.uint(codebooks.MOST_CENTROIDS - 1) + 1
-    how = reader.uint(ANY_ORDER)
-    if how == ANY_ORDER:
-        words = tensors.get_words(tensors.read(reader, entry.dtype, (count,))[0], stored)
+    zero_stays, frozen = reader.number(None, 2) == 1, reader.number(None, 2) == 1
+    count = reader.uint(None, codebooks.MOST_CENTROIDS - 1) + 1
+    if reader.number(None, 2) == RISING:
+        words = np.zeros(count, dtype=f"<u{stored.size}")
+        words[int(zero_stays) :] = palettes.code(reader, None, count - zero_stays, stored.size, "float")
+        centroids = tensors.make_tensor(words, stored, (count,))
     else:
-        words = palettes.read(reader, count - (how == ZERO_FIRST), stored.size, "float")
-        words = np.concatenate([np.zeros(int(how == ZERO_FIRST), dtype=words.dtype), words])
+        centroids = tensors.read(reader, entry.dtype, (count,))[0]
     reader.row_counts = counts
-    levels, kept = tensors.read(reader, _level_type(count), entry.shape)
-    _check_mask(kept, masked, entry)
-    by_level, first, zero = _find_levels(words)[1:]
+    levels, keep = _read_levels(reader, entry, masked)
+    order, first, gap = _sort_centroids(centroids)
     chosen = torch.empty(entry.shape, dtype=torch.uint8 if count <= 256 else torch.int16)
-    centroids = tensors.make_tensor(words, stored, (count,))
     weight = torch.empty(entry.shape, dtype=stored.dtype)
     for rows in _slices(entry.shape):
-        part = levels[rows].to(torch.int64)
+        ranks = levels[rows].to(torch.int64)
+        ranks += first - gap * (ranks > 0)
         if masked:
-            part.masked_fill_(~kept[rows], zero)
-        part -= first
-        if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < len(by_level):
-            raise CorruptFileError(f"a weight has level {int(part.max()) + first}, of {count} centroids")
-        part = torch.from_numpy(by_level)[part]
-        if (part < 0).any():
-            raise CorruptFileError("a weight has the level of zero, which is no centroid")
+            ranks.masked_fill_(~keep[rows], min(first, count - 1))
+        if ranks.numel() and not 0 <= int(ranks.min()) <= int(ranks.max()) < count:
+            raise CorruptFileError(f"a weight has a level of none of the {count} centroids")
+        part = order[ranks]
         chosen[rows], weight[rows] = part.to(chosen.dtype), centroids[part]
         if masked:
-            weight[rows] = weight[rows].masked_fill(~kept[rows], 0.0)
+            weight[rows] = weight[rows].masked_fill(~keep[rows], 0.0)
     codebook = codebooks.Codebook(centroids, chosen, zero_stays)
     codebook.centroids.requires_grad_(not frozen)
-    return codebook, weight, kept
+    return codebook, weight, keep
 
 
-def _find_levels(words):
-    """Return the level of each centroid; the centroid of each level, from the first one; and the level of zero.
-
-    Where no centroid is zero, level 0 has the centroid -1, and the level of the least centroid stands for zero.
-    """
-    order = np.argsort(_sort_keys(words), kind="stable")
-    negatives, zeros = palettes.count_negatives(words, "float"), np.flatnonzero(words == 0)
-    ranks = np.empty(len(words), dtype=np.int64)
-    ranks[order] = np.arange(len(words)) - negatives
-    by_level = order
-    if len(zeros) != 1:
-        ranks[ranks >= 0] += 1
-        by_level = np.concatenate([order[:negatives], [-1], order[negatives:]])
-    zero = int(ranks[zeros[0]]) if len(zeros) == 1 else int(ranks.min())
-    return ranks, by_level.astype(np.int64), -negatives, zero
+def _write_centroids(writer, centroids, zero):
+    """Write centroids as a palette if they rise, but for a zero in front that stays; else as a tensor."""
+    words = tensors.get_words(centroids, tensors.TYPES[tensors.NAMES[centroids.dtype]])
+    rising, stays = words[int(zero) :], not zero or words[0] == 0
+    if stays and len(rising) and np.array_equal(palettes.sort_words(np.unique(rising), "float"), rising):
+        writer.number(RISING, 2)
+        palettes.code(writer, rising, len(rising), rising.itemsize, "float")
+    else:
+        writer.number(ANY_ORDER, 2)
+        tensors.write(writer, centroids)
 
 
-def _level_type(centroids):
-    """Name the type of the levels of so many centroids."""
-    return "int16" if centroids < 2**15 else "int32"
-
-
-def _sort_keys(words):
-    """Return whole numbers in the order of the floats whose bits these are (nan too)."""
-    top = np.uint64(8 * words.itemsize - 1)
-    wide = words.astype(np.uint64)
-    negative = wide >> top != 0
-    return np.where(negative, ~wide & ((np.uint64(2) << top) - np.uint64(1)), wide | np.uint64(1) << top)
+def _sort_centroids(centroids):
+    """Return the order of centroids by value, how many are negative, and 1 if none is zero: then no level is 0."""
+    values = centroids.double()
+    first = int((values < 0).sum())
+    return torch.argsort(values, stable=True), first, int(not (values == 0).any())
 
 
 # Is a rounding what it says?
@@ -292,7 +276,7 @@ def settle_grid(grid: grids.Grid, weight: torch.Tensor, mask: torch.Tensor | Non
     weight, learned = weight.detach().cpu(), grid.growth is not None
     scale, zero_point = (side.detach().cpu() for side in (grid.step_size, grid.zero_point))
     sizes = zip(reversed(scale.shape), reversed(weight.shape), strict=False)
-    if scale.dim() > weight.dim() or any(size not in (1, whole) for size, whole in sizes):
+    if scale.dim() > weight.dim() or any(size not in (1, full) for size, full in sizes):
         return None
     try:
         learned += learned and not grid.growth.requires_grad
@@ -320,11 +304,6 @@ def settle_book(codebook: codebooks.Codebook, weight: torch.Tensor, mask: torch.
     settled = codebooks.Codebook(centroids, chosen, codebook.zero)
     settled.centroids.requires_grad_(codebook.centroids.requires_grad)
     return settled
-
-
-def _check_mask(kept, masked, entry):
-    if masked and kept is None:
-        raise CorruptFileError(f"tensor {entry.name!r} is to have a mask, but is stored without one")
 
 
 def _bits(tensor):

@@ -55,13 +55,13 @@ def build(listed: list, content: Content, model: nn.Module | None, allowance: Al
     for path, empty in places:
         if not isinstance(empty, grids.InputGrid) or path in input_grids:
             raise CorruptFileError(f"{str(path)[:200]!r} is no input grid, or listed twice")
-        own = {name: indices[f"{path}.{name}"] for name in empty.state_dict()}
-        values = {name: content.values[index] for name, index in own.items()}
+        known = {name: indices[f"{path}.{name}"] for name in empty.state_dict()}
+        values = {name: content.values[index] for name, index in known.items()}
         key = id(values["scale"])
         if key not in made:
             made[key] = _remake(empty, **values)
         if empty.growth is not None:
-            made[key].growth.requires_grad_(own["growth"] not in content.frozen)
+            made[key].growth.requires_grad_(known["growth"] not in content.frozen)
         input_grids[path] = made[key]
     return input_grids
 
@@ -76,14 +76,14 @@ def find_places(into: nn.Module, names: Iterable, input_grids: dict) -> tuple[di
     """
     if not input_grids:
         return {name: name for name in names}, {}
-    own = dict(into.named_modules(remove_duplicate=False))
-    inside, around, shorter = _find_children(names, 2 + max(path.count(".") for path in own)), {}, {}
+    known = dict(into.named_modules(remove_duplicate=False))
+    inside, around, shorter = _find_children(names, 2 + max(path.count(".") for path in known)), {}, {}
     for path in input_grids:
         parent, _, name = path.rpartition(".")
         siblings = inside.get(parent, set()) - {name}
-        if isinstance(own.get(path), grids.InputGrid):
+        if isinstance(known.get(path), grids.InputGrid):
             around[path] = None
-        elif parent and parent in own and path not in own and len(siblings) == 1:
+        elif parent and parent in known and path not in known and len(siblings) == 1:
             (around[path],) = siblings
             shorter[f"{parent}.{around[path]}"] = parent
         else:
@@ -131,7 +131,7 @@ def _find_children(names, most):
 
 def _replace_path(name, shorter):
     """Replace the path of a wrapped layer in a tensor's name; shorter  path in the file -> path in the module."""
-    path, _, own = name.rpartition(".")
+    path, _, known = name.rpartition(".")
     while path and path not in shorter:
         path = path.rpartition(".")[0]
     return shorter[path] + name[len(path) :] if path else name

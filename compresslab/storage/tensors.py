@@ -1,8 +1,8 @@
 """Exact coding of one tensor: its numbers as words of bits, all of them or the kept ones and where they are.
 
     word      the bits of a number (see `words`)
-    kept      not left out: what a mask keeps (it may be 0), or without a mask what is not zero
-    dense     every word;  sparse  positions, and the kept words;  signed  and which of the rest are -0
+    keep      not left out: what a mask keeps (it may be 0), or without a mask what is not zero
+    dense     every word;  sparse  positions, and the words there
     unrolled  a convolution written as a matrix (see `unrolled`)
 
 docs/format.md, section 4.
@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from compresslab.storage import binary_words, positions, unrolled
-from compresslab.storage.binary_words import Place
-from compresslab.storage.coder import CHUNK, Plan, Reader, Writer
+from compresslab.storage.coder import CHUNK, Reader, Writer
 from compresslab.storage.container import CorruptFileError
 from compresslab.storage.contexts import SIDES
-from compresslab.storage.layouts import Layout, read_layout, write_layout
+from compresslab.storage.layouts import choose_layout, code_layout
 
-DENSE, SPARSE, SIGNED, UNROLLED = range(4)
+DENSE, SPARSE, UNROLLED = range(3)
 SMALL = 4096  # words up to which both forms are tried; above, the share of zeros decides what is worth the time
 FEW, MANY = 1 / 256, 1 / 8
 
@@ -70,125 +69,96 @@ def write(writer: Writer, tensor: torch.Tensor, mask: torch.Tensor | None = None
         if convolution is not None:
             with writer.counting("values"):
                 writer.uint(UNROLLED)
-                unrolled.write(writer, convolution)
+                unrolled.code(writer, convolution, *shape)
             write(writer, make_tensor(kernel.reshape(-1), stored, convolution.kernel_shape))
             _count_rows(writer, numbers != 0, shape)
             return
-    if mask is not None:
-        kept = mask.detach().cpu().contiguous().numpy().reshape(-1)
-        plans = [_plan_sparse(writer, numbers, kept, shape, stored, np.zeros(len(kept) - kept.sum(), dtype=bool))]
-    else:
-        kept = _are_nonzero(numbers, stored)
-        zeros, plans = len(kept) - int(np.count_nonzero(kept)), []
-        if zeros and (len(kept) <= SMALL or zeros > (FEW if stored.kind == "float" else MANY) * len(kept)):
-            plans.append(_plan_sparse(writer, numbers, kept, shape, stored, numbers[~kept] != 0))
-        if not plans or len(kept) <= SMALL or zeros < MANY * len(kept) or stored.kind == "signed":
-            plans.append(_plan_dense(writer, numbers, shape, stored))
-    min(plans, key=lambda candidate: candidate.bits).write(writer)
+    present = numbers != 0 if mask is None else mask.detach().cpu().contiguous().numpy().reshape(-1)  # -0 is a number
+    zeros, trials = len(present) - int(np.count_nonzero(present)), []
+    small, many = len(present) <= SMALL, zeros >= MANY * len(present)
+    if mask is not None or zeros and (small or many or stored.kind == "float" and zeros > FEW * len(present)):
+        trials.append((Writer(writer), present))
+    if mask is None and (not trials or small or not many or stored.kind == "signed"):
+        trials.append((Writer(writer), None))
+    for trial, keep in trials:
+        _code_numbers(trial, DENSE if keep is None else SPARSE, numbers, keep, stored.kind, shape)
+    trial, keep = min(trials, key=lambda candidate: candidate[0].size)
+    writer.append(trial)
+    _count_rows(writer, keep, shape)
 
 
 def read(reader: Reader, name: str, shape: tuple) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Read a tensor, and a bool tensor of what it keeps (None if it is dense); name  a key of TYPES."""
     stored, shape = TYPES[name], tuple(shape)
     if stored.real is not None:
-        value, kept = read(reader, stored.real, (*shape, 2))
-        return torch.view_as_complex(value), None if kept is None else kept.any(dim=-1)
-    form = reader.uint(UNROLLED)
+        value, keep = read(reader, stored.real, (*shape, 2))
+        return torch.view_as_complex(value), None if keep is None else keep.any(dim=-1)
+    form = reader.uint(None, UNROLLED)
     if form == UNROLLED:
         return _read_unrolled(reader, name, shape, stored), None
-    count = math.prod(shape)
-    numbers = np.empty(count, dtype=f"<u{stored.size}")
+    numbers = np.empty(math.prod(shape), dtype=f"<u{stored.size}")
+    keep = _code_numbers(reader, form, numbers, None, stored.kind, shape)
+    _count_rows(reader, keep, shape)
+    return make_tensor(numbers, stored, shape), None if keep is None else torch.from_numpy(keep).reshape(shape)
+
+
+def _code_numbers(coder, form, numbers, present, kind, shape):
+    """Code all numbers, DENSE, or those that are present and where, SPARSE; a Reader fills the array with them.
+
+    returns  flat bool array of what is present, or None for all
+    """
+    layout, reading = None, isinstance(coder, Reader)
+    with coder.counting("values" if form == DENSE else "positions"):
+        if not reading:
+            coder.uint(form)
+            layout = choose_layout(numbers.view(f"<i{numbers.itemsize}") if present is None else present, shape)
+        layout = code_layout(coder, layout, shape)
+        if form == SPARSE:
+            present = positions.code(coder, present, len(numbers), layout)
     if form == DENSE:
-        binary_words.read(reader, numbers, stored.kind, Place(shape))
-        _count_rows(reader, None, shape)
-        return make_tensor(numbers, stored, shape), None
-    layout = read_layout(reader, shape)
-    kept = positions.read(reader, count, layout)
-    tail = numbers[count - int(np.count_nonzero(kept)) :]
-    binary_words.read(reader, tail, stored.kind, Place(shape, kept, layout))
-    _move_to_places(numbers, tail, kept)
-    if form == SIGNED:
-        count -= len(tail)
-        _set_signs(numbers, kept, positions.read(reader, count, Layout(1, count)))
-    _count_rows(reader, kept, shape)
-    return make_tensor(numbers, stored, shape), torch.from_numpy(kept).reshape(shape)
-
-
-def _plan_dense(writer, numbers, shape, stored):
-    planned = binary_words.plan(writer, numbers, stored.kind, Place(shape))
-
-    def write(writer):
-        with writer.counting("values"):
-            writer.uint(DENSE)
-        planned.write(writer)
-        _count_rows(writer, None, shape)
-
-    return Plan(1 + planned.bits, write)
-
-
-def _plan_sparse(writer, numbers, kept, shape, stored, negative):
-    """Plan the kept words and their positions; negative  which of the others are -0 (bool array)."""
-    layout, places = positions.plan_layout(writer, kept, shape)
-    planned = binary_words.plan(writer, numbers[kept], stored.kind, Place(shape, kept, layout))
-    signed = bool(negative.any())
-    signs = positions.plan(writer, negative, Layout(1, len(negative))) if signed else None
-
-    def write(writer):
-        with writer.counting("positions"):
-            writer.uint(SIGNED if signed else SPARSE)
-            write_layout(writer, layout, shape)
-            places.write(writer)
-        planned.write(writer)
-        if signed:
-            with writer.counting("values"):
-                signs.write(writer)
-        _count_rows(writer, kept, shape)
-
-    return Plan(4 + places.bits + planned.bits + (signs.bits if signed else 0), write)
+        binary_words.code(coder, numbers, kind, None, layout)
+        return None
+    # A Reader has the words that are present at the end of the array first.
+    tail = numbers[len(numbers) - int(np.count_nonzero(present)) :] if reading else numbers[present]
+    binary_words.code(coder, tail, kind, present, layout)
+    if reading:
+        _move_to_places(numbers, tail, present)
+    return present
 
 
 def _read_unrolled(reader, name, shape, stored):
     if len(shape) != 2:
         raise CorruptFileError(f"a tensor of shape {shape} is stored as a convolution's matrix")
-    convolution = unrolled.read(reader, *shape)
+    convolution = unrolled.code(reader, None, *shape)
     kernel = get_words(read(reader, name, convolution.kernel_shape)[0], stored).reshape(convolution.kernel_shape)
     numbers = unrolled.build(convolution, kernel, *shape).reshape(-1)
     _count_rows(reader, numbers != 0, shape)
     return make_tensor(numbers, stored, shape)
 
 
-def _count_rows(coder, kept, shape):
+def _count_rows(coder, keep, shape):
     """Note in a Writer or Reader how many weights each unit keeps: it tells which inputs of the next layer matter.
 
-    kept  flat bool array, or None for all. More units than contexts can code as inputs are not counted.
+    keep  flat bool array, or None for all. More units than contexts can code as inputs are not counted.
     """
     if len(shape) > 1 and all(shape):
-        known = kept is not None and shape[0] <= SIDES
-        coder.row_counts = np.count_nonzero(kept.reshape(shape[0], -1), axis=1) if known else None
+        known = keep is not None and shape[0] <= SIDES
+        coder.row_counts = np.count_nonzero(keep.reshape(shape[0], -1), axis=1) if known else None
 
 
-def _move_to_places(numbers, tail, kept):
+def _move_to_places(numbers, tail, keep):
     """Move the kept words from the end of `numbers` to their places and zero the rest, in the same memory.
 
     Going forward never overwrites a word that is still to be moved: what is left of the tail fits behind.
     """
     used = 0
     for start in range(0, len(numbers), CHUNK):
-        inside = kept[start : start + CHUNK]
+        inside = keep[start : start + CHUNK]
         count = int(np.count_nonzero(inside))
         block = np.zeros(len(inside), dtype=numbers.dtype)
         block[inside] = tail[used : used + count]
         numbers[start : start + CHUNK] = block
         used += count
-
-
-def _set_signs(numbers, kept, negative):
-    """Turn those of the zeros that are `negative` into -0, a chunk at a time."""
-    used, sign = 0, numbers.dtype.type(1 << (8 * numbers.itemsize - 1))
-    for start in range(0, len(numbers), CHUNK):
-        at = start + np.flatnonzero(~kept[start : start + CHUNK])
-        numbers[at[negative[used : used + len(at)]]] = sign
-        used += len(at)
 
 
 def find_memory_order(tensor: torch.Tensor) -> list[int] | None:

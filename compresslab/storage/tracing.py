@@ -306,19 +306,19 @@ def _trace(twin, tracer):
     for path, value in _get_tensors(twin).items():
         if not _is_in_place(value, path, before.get(path)):
             raise NotPlainError(f"forward puts another tensor in the place of {path!r}")
-        holder, _, own = path.rpartition(".")
+        holder, _, attribute = path.rpartition(".")
         part = twin.get_submodule(holder)
-        (part._parameters if own in part._parameters else part._buffers)[own] = before[path]
+        (part._parameters if attribute in part._parameters else part._buffers)[attribute] = before[path]
     return graph_and_constants
 
 
 def _get_tensors(module):
     """Return path -> parameter or buffer."""
-    found = {}
+    tensors = {}
     for path, part in module.named_modules():
-        own = {**part._parameters, **part._buffers}
-        found |= {f"{path}.{name}" if path else name: value for name, value in own.items()}
-    return found
+        inside = {**part._parameters, **part._buffers}
+        tensors |= {f"{path}.{name}" if path else name: value for name, value in inside.items()}
+    return tensors
 
 
 def _is_in_place(value, path, before):
@@ -365,12 +365,12 @@ def _encode_target(node, twin, constants):
             raise NotPlainError(f"forward reads the attribute {node.args[1]!r}")
         return "function", name
     if node.op == "get_attr":
-        path, _, own = node.target.rpartition(".")
+        path, _, attribute = node.target.rpartition(".")
         holder = twin.get_submodule(path)
         path = next(name for name, part in twin.named_modules() if part is holder)  # the first of its names
-        target = f"{path}.{own}" if path else own
-        if own not in holder._parameters and own not in holder._buffers:
-            value = getattr(holder, own)
+        target = f"{path}.{attribute}" if path else attribute
+        if attribute not in holder._parameters and attribute not in holder._buffers:
+            value = getattr(holder, attribute)
             if not isinstance(value, torch.Tensor) or get_standard_name(holder):
                 raise NotPlainError(f"forward uses {node.target}, a {type(value).__name__}")
             constants[target] = value.detach()

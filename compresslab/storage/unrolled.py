@@ -64,15 +64,10 @@ def build(shape: Convolution, kernel: np.ndarray, rows: int, columns: int) -> np
     return words
 
 
-def write(writer: Writer, shape: Convolution) -> None:
-    """Write the five numbers."""
-    for number in (shape.maps, shape.channels, shape.width, shape.kernel, shape.stride):
-        writer.uint(number)
-
-
-def read(reader: Reader, rows: int, columns: int) -> Convolution:
-    """Read the Convolution that was written, for a matrix of so many rows and columns."""
-    shape = Convolution(*(reader.uint(MOST) for _ in range(5)))
+def code(coder: Writer | Reader, shape: Convolution | None, rows: int, columns: int) -> Convolution:
+    """Write or read the Convolution of a matrix of so many rows and columns."""
+    numbers = [None] * 5 if shape is None else [shape.maps, shape.channels, shape.width, shape.kernel, shape.stride]
+    shape = Convolution(*(coder.uint(number, MOST) for number in numbers))
     if not shape.fits(rows, columns):
         raise CorruptFileError(f"a convolution of {shape} does not lie within {rows} x {columns} weights")
     return shape
@@ -84,19 +79,19 @@ def _guess(words):
     The rows of one map have the same values in the same order; from one to the next they begin `stride` columns later,
     and at the end of a line a jump says how wide the image is.
     """
-    kept = words != 0
-    counts = np.count_nonzero(kept, axis=1)
+    keep = words != 0
+    counts = np.count_nonzero(keep, axis=1)
     alive = np.flatnonzero(counts)
     if not len(alive) or counts[alive[0]] == words.shape[1]:
         return None
     first, end = alive[0], alive[0] + 1
-    values = words[first][kept[first]]
-    while end < len(words) and counts[end] == len(values) and np.array_equal(words[end][kept[end]], values):
+    values = words[first][keep[first]]
+    while end < len(words) and counts[end] == len(values) and np.array_equal(words[end][keep[end]], values):
         end += 1
     out = math.isqrt(end - first)
     if out < 2 or out * out != end - first or first % out**2:
         return None
-    starts = np.argmax(kept[first:end], axis=1)
+    starts = np.argmax(keep[first:end], axis=1)
     stride = int(starts[1] - starts[0])
     if stride < 1:
         return None

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from compresslab.storage import binary_words, palettes, rounded, tensors
+from compresslab.storage import binary_words, palettes, positions, rounded, tensors
 from compresslab.storage.coder import Writer
 
 SHAPES = [
@@ -24,7 +24,7 @@ def file(chance):
         coder.rounded(header, index, dtype, shape)
     tail = chance.choice([b"", bytes(1), b"\xff"]) * chance.choice([1, 3000, 30_000])
     tail = chance.randbytes(chance.choice([10, 3000, 30_000])) if chance.random() < 0.3 else tail
-    return header, bytes(coder.writer.data), coder.writer.coded() + tail
+    return header, coder.writer.data(), coder.writer.coded() + tail
 
 
 def module(listed):
@@ -65,61 +65,63 @@ class Claims:
     def tensor(self, dtype, shape):
         """A tensor of any form."""
         stored = tensors.TYPES[dtype]
-        form = self.pick(0, 1, 1, 2, 3 if len(shape) == 2 else 1)
+        form = self.pick(0, 1, 1, 2 if len(shape) == 2 else 1)
         if form == tensors.UNROLLED:
             for _ in range(5):
                 self.pick(1, 2, 3, 5, 28, 100, 1000)
             self.tensor(dtype, [2, 2, 3, 3])
         elif form == tensors.DENSE:
-            self.values(stored.size, stored.kind, shape)
+            self.layout()
+            self.values(stored.size, stored.kind)
         else:
-            self.layout(shape)
-            self.positions(shape)
-            self.values(stored.size, stored.kind, None)
-            if form == tensors.SIGNED:
-                self.pick(0, 1, 2, 3, 4)
+            self.layout()
+            self.positions()
+            self.values(stored.size, stored.kind)
 
-    def layout(self, shape):
+    def layout(self):
         """Which way a matrix is gone through."""
-        if self.pick(0, 0, 1, 2, 3) & 2:
-            self.pick(0, 1, 2, 3, 28, 2**10, 2**19)
+        self.pick(0, 0, 1, 2, 3, 4, 29, 2**10, 2**19)
 
-    def positions(self, shape):
+    def positions(self):
         """Which entries are kept."""
-        form = self.pick(0, 1, 1, 2, 3, 4, 4, 4)
-        if form in (2, 3):
-            self.pick(0, 1, 4096, 2**18, 2**21)
-            self.values(int(np.min_scalar_type(int(np.prod(shape))).itemsize), "unsigned", None)
-        elif form == 4:
-            self.pick(0, 0, 1, 2, 3)
+        form = self.pick(0, 1, 1, 2, 2, 2, 3)
+        if form == positions.BITMAP:
+            self.values(1, "unsigned")
+        elif form == positions.CONTEXTS:
+            for _ in range(2):
+                self.writer.number(self.chance.choice([0, 0, 1]), 2)
 
-    def values(self, size, kind, shape):
-        """Words; shape  of a whole tensor, whose layout is still to come, or None."""
+    def values(self, size, kind):
+        """Words."""
         if self.pick(0, 1, 1) == binary_words.FEW:
-            self.few(size, kind, shape)
-            return
+            self.few(size, kind)
+        else:
+            self.planes(size)
+
+    def planes(self, size):
+        """Words byte by byte."""
         for _ in range(size):
-            if self.pick(0, 1):
+            form = self.pick(0, 1, 2)
+            if form == binary_words.HISTOGRAM:
                 self.table(2)
+            elif form == binary_words.EVEN:
+                self.writer.number(self.chance.choice([0, 7, 254]), 255)
             else:
                 self.writer.raw(bytes(self.chance.choice([0, 8, 64])))
 
-    def few(self, size, kind, shape):
+    def few(self, size, kind):
         """A palette and ranks."""
         count = self.chance.choice([1, 1, 1, 2, 16, 100])
         self.writer.uint(count - 1)
         self.palette(count, size, kind)
         if count > 1:
-            how = self.pick(0, 0, 1, 2)
-            if how == binary_words.HISTOGRAM:
-                self.table(2)
-            elif how == binary_words.CONTEXTS and shape is not None:
-                self.layout(shape)
+            if self.writer.number(self.chance.choice([0, 1]), 2) == binary_words.BY_PLANES:
+                self.planes(1)
 
     def palette(self, count, size, kind):
         """A palette of words that ascend."""
         numbers = np.arange(1, count + 1, dtype=f"<u{size}") << (8 * size - 16 if size > 1 and count < 2**14 else 0)
-        palettes.write(self.writer, numbers, kind)
+        palettes.code(self.writer, numbers, count, size, kind)
 
     def table(self, symbols):
         """A histogram of one symbol, of two alike, or of two that are almost one."""
@@ -130,9 +132,10 @@ class Claims:
         """A weight on a grid, its scales and zero points all alike."""
         self.grid_head(self.chance.choice([[], scale]), shape)
         for word in (0x3F800000, 0):
+            self.writer.uint(tensors.DENSE)
             self.writer.uint(0)
             self.constant(word, 4, "float")
-        self.tensor("int32" if self.pick(0, 0, 1) else "int16", shape)
+        self.levels(shape)
 
     def grid_head(self, scale, shape, bits=4):
         """A grid's range, and the shape of its scale."""
@@ -145,7 +148,7 @@ class Claims:
         """Words that are all alike."""
         self.writer.uint(binary_words.FEW)
         self.writer.uint(0)
-        palettes.write(self.writer, np.array([word], dtype=f"<u{size}"), kind)
+        palettes.code(self.writer, np.array([word], dtype=f"<u{size}"), 1, size, kind)
 
     def book(self, dtype, shape):
         """A weight with a codebook."""
@@ -153,8 +156,12 @@ class Claims:
         self.writer.number(0, 2)
         self.writer.number(0, 2)
         self.writer.uint(count - 1)
-        if self.pick(0, 0, 1, 2) == 2:
+        if self.writer.number(self.chance.choice([0, 0, 1]), 2) == rounded.ANY_ORDER:
             self.tensor(dtype, [count])
         else:
             self.palette(count, tensors.TYPES[dtype].size, "float")
-        self.tensor("int16", shape)
+        self.levels(shape)
+
+    def levels(self, shape):
+        """Levels of weights on a grid or of a codebook."""
+        self.tensor("int32" if self.writer.number(self.chance.choice([0, 0, 1]), 2) else "int16", shape)

@@ -104,16 +104,17 @@ def test_a_codebook_that_does_not_give_the_weight_is_dropped_with_a_warning():
     )
 
 
-@pytest.mark.parametrize(("centroids", "level"), [([1.0, 2.0, 3.0], 4), ([1.0, 2.0, 3.0], 0), ([-1.0, 0.0, 3.0], 2)])
+@pytest.mark.parametrize(("centroids", "level"), [([1.0, 2.0, 3.0], 4), ([1.0, 2.0, 3.0], -1), ([-1.0, 0.0, 3.0], 2)])
 def test_levels_that_no_centroid_has_are_refused(centroids, level):
     writer = Writer()
     writer.uint(rounded.BOOK)
     writer.number(0, 2)
     writer.number(0, 2)
     writer.uint(2)
-    writer.uint(rounded.ANY_ORDER)
+    writer.number(rounded.ANY_ORDER, 2)
     tensors.write(writer, torch.tensor(centroids))
+    writer.number(0, 2)
     tensors.write(writer, torch.tensor([[1, 1], [1, level]], dtype=torch.int16))
-    reader = Reader(bytes(writer.data), writer.coded(), Allowance(1000))
-    with pytest.raises(CorruptFileError, match="a weight has (the )?level"):
+    reader = Reader(writer.data(), writer.coded(), Allowance(1000))
+    with pytest.raises(CorruptFileError, match="a weight has a level of none"):
         rounded.read(reader, Entry("weight", "float32", (2, 2)), False)

@@ -28,7 +28,7 @@ def grid_of(low, high, bits, channels=None, whole=True, seed=0):
 def written(settled, mask=None):
     writer = Writer()
     rounded.write(writer, None, mask, settled)
-    return bytes(writer.data), writer.coded()
+    return writer.data(), writer.coded()
 
 
 def read(data, coded, shape, masked=False, dtype=torch.float32):
@@ -191,9 +191,9 @@ def payload(scale, zero_point, levels=(2, 1), narrow=True, low=0, span=15, bits=
         writer.number(whole, 2)
     for side in (scale, zero_point):
         tensors.write(writer, torch.tensor(float(side)))
-    writer.uint(not narrow)
+    writer.number(int(not narrow), 2)
     tensors.write(writer, torch.tensor(levels, dtype=torch.int16 if narrow else torch.int32))
-    return bytes(writer.data), writer.coded()
+    return writer.data(), writer.coded()
 
 
 @pytest.mark.parametrize(

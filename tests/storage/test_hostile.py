@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import compresslab as cl
-from compresslab.storage import CorruptFileError, binary_words, container, palettes, rounded, tensors
+from compresslab.storage import CorruptFileError, binary_words, container, palettes, positions, rounded, tensors
 from compresslab.weights import grids
 from tests.storage import claims, fuzzing, samples
 from tests.storage.fuzzing import flipped, outcome, peak, remade, rewritten, signed, unsigned
@@ -36,7 +36,7 @@ def forged(header, payload=(), text=None):
         chosen(part)(coder) if isinstance(part, int) else coder.writer.raw(part) if isinstance(part, bytes) else part(
             coder
         )
-    return packed(text, bytes(coder.writer.data), coder.writer.coded() if payload else b"")
+    return packed(text, coder.writer.data(), coder.writer.coded() if payload else b"")
 
 
 def packed(text, data=b"", coded=b""):
@@ -107,7 +107,7 @@ def raw(*sizes, itemsize=4):
     """Payload of dense tensors of so many bytes, plane by plane."""
     parts = []
     for size in sizes:
-        parts += [rounded.NONE, tensors.DENSE, binary_words.PLANES, *[0, bytes(size // itemsize)] * itemsize]
+        parts += [rounded.NONE, tensors.DENSE, 0, binary_words.PLANES, *[0, bytes(size // itemsize)] * itemsize]
     return parts
 
 
@@ -118,13 +118,13 @@ def alike(word, itemsize=4, kind="float"):
 
 def single(value):
     """Payload of a tensor of a single float."""
-    return [rounded.NONE, tensors.DENSE, alike(int(np.array(value, dtype="<f4").view("<u4")))]
+    return [rounded.NONE, tensors.DENSE, 0, alike(int(np.array(value, dtype="<f4").view("<u4")))]
 
 
 def on_grid(*levels, scale=1.0, sides=(), bits=4):
     """Payload of a weight on a grid, with a zero point of 0; levels  planes, or what writes them."""
     inner = [part for value in (scale, 0.0) for part in single(value)[1:]]
-    return [rounded.GRID, lambda coder: coder.grid_head(sides, (), bits), *inner, 0, tensors.DENSE, *levels]
+    return [rounded.GRID, lambda coder: coder.grid_head(sides, (), bits), *inner, 0, tensors.DENSE, 0, *levels]
 
 
 def narrow(*numbers):
@@ -290,7 +290,7 @@ def one_tensor(dtype, shape, *payload):
 
 
 def test_declared_sizes_are_held_against_max_bytes():
-    ones = tensors.DENSE, alike(0x3F800000)
+    ones = tensors.DENSE, 0, alike(0x3F800000)
     constant = one_tensor("float32", [5, 2**20], *ones)  # 20 MiB in 200 bytes is allowed
     assert peak(constant) == ("loaded", pytest.approx(20 * 2**20, rel=0.1))
     assert peak(constant, max_bytes=20 * 2**20)[0] == "loaded"
@@ -310,16 +310,15 @@ def almost_certain(coder):
 
 def pair(itemsize, kind):
     """Write a palette of two words."""
-    return lambda coder: palettes.write(coder.writer, np.array([0, 1], dtype=f"<u{itemsize}"), kind)
+    return lambda coder: palettes.code(coder.writer, np.array([0, 1], dtype=f"<u{itemsize}"), 2, itemsize, kind)
 
 
 def test_a_few_bytes_cannot_claim_hours_of_decoding_or_much_memory():
     size = 2**24
-    planes = tensors.DENSE, binary_words.PLANES, 1, almost_certain
-    histogram = tensors.DENSE, binary_words.FEW, 1, pair(1, "unsigned"), binary_words.HISTOGRAM, almost_certain
-    even = tensors.DENSE, binary_words.FEW, 1, pair(1, "unsigned"), binary_words.EVEN
-    gaps = tensors.SPARSE, 0, 2, 2**23, binary_words.FEW, 0, alike(0, 4, "unsigned")
-    for payload in (planes, histogram, even, gaps):
+    planes = tensors.DENSE, 0, binary_words.PLANES, 1, almost_certain
+    histogram = tensors.DENSE, 0, binary_words.FEW, 1, pair(1, "unsigned"), 0, binary_words.HISTOGRAM, almost_certain
+    bitmap = tensors.SPARSE, 0, positions.BITMAP, binary_words.PLANES, 1, almost_certain
+    for payload in (planes, histogram, bitmap):
         found, held = peak(one_tensor("uint8", [2**12, 2**12], *payload))
         assert held < size + 2**26, payload
         found, held = peak(one_tensor("uint8", [2**13, 2**13 - 1], *payload))
@@ -334,12 +333,12 @@ def test_codes_of_a_few_bytes_take_little_more_memory_than_the_weights_they_stan
         blob = forged(header(node, listed), on_grid(level, sides=sides))
         found, held = peak(blob)
         assert found == "loaded" and held < 2**24  # torch holds the weights themselves
-    masked = [*on_grid()[:-1], tensors.SPARSE, 0, 1, level]
+    masked = [*on_grid()[:-2], tensors.SPARSE, 0, 1, level]
     found, held = peak(forged(header(node, listed, masked=[0]), masked))
     assert found == "loaded" and held < 2**25
     for data in (
         [binary_words.PLANES, 1, almost_certain],
-        [binary_words.FEW, 1, pair(2, "signed"), 1],
+        [binary_words.FEW, 1, pair(2, "signed"), 0, 1],
         [binary_words.PLANES, 0, b"abc"],
     ):
         found, held = peak(forged(header(node, listed), on_grid(*data)))
@@ -451,7 +450,7 @@ def claimed(shape, write, rounding=rounded.NONE, dtype="float32", **more):
     coder.writer.uint(rounding)
     write(coder)
     tensors = {"model": claims.module(listed), "training": True, "tensors": listed, **more}
-    return container.pack(tensors, bytes(coder.writer.data), coder.writer.coded() + b"\0")
+    return container.pack(tensors, coder.writer.data(), coder.writer.coded() + b"\0")
 
 
 def chosen(*numbers):
@@ -471,19 +470,11 @@ def test_units_that_are_counted_take_little_memory():
     assert found == "loaded" and held < 2**26 + 2**24 + 2**22
 
 
-def test_signs_of_zeros_take_little_memory():
-    blob = claimed(
-        [2**22, 4], lambda coder: (constant(coder, tensors.SIGNED, 0, 0, itemsize=2), chosen(1)(coder)), dtype="float16"
-    )
-    found, held = peak(blob)
-    assert held < 2**25 + 2**26
-
-
 @pytest.mark.parametrize("shape", [[2, 2**23], [2**23, 2], [2**24], [2**24, 1]])
-def test_gaps_take_little_memory(shape):
+def test_bitmaps_take_little_memory(shape):
     def write(coder):
-        chosen(tensors.SPARSE, 0, 3, 2**23 - 1)(coder)
-        constant(coder, word=1, kind="unsigned")
+        chosen(tensors.SPARSE, 0, positions.BITMAP)(coder)
+        constant(coder, word=129, itemsize=1, kind="unsigned")
         constant(coder, word=1, itemsize=1, kind="unsigned")
 
     paying = claimed(shape, write, dtype="bool", flipped=[random.Random(0).randbytes(2**14).hex()])
@@ -496,14 +487,15 @@ def book_head(coder, count):
     """Write what comes before so many centroids, which rise."""
     coder.writer.number(0, 2)
     coder.writer.number(0, 2)
-    chosen(count - 1, rounded.RISING)(coder)
+    chosen(count - 1)(coder)
+    coder.writer.number(rounded.RISING, 2)
 
 
 def test_assignments_take_little_memory():
     def write(coder):
         book_head(coder, 2)
         coder.palette(2, 4, "float")
-        constant(coder, tensors.DENSE, word=1, itemsize=2, kind="signed")
+        constant(coder, 0, tensors.DENSE, 0, word=1, itemsize=2, kind="signed")
 
     found, held = peak(claimed([2**22], write, rounded.BOOK))
     assert found == "loaded" and held < 2**24 + 2**22 + 2**23 + 2**22
@@ -516,14 +508,14 @@ def test_many_centroids_in_few_bytes_are_refused():
         coder.writer.uint(rounded.BOOK)
         book_head(coder, 2**15)
         coder.palette(2**15, 4, "float")
-        constant(coder, tensors.DENSE, word=1, kind="signed")
+        constant(coder, 0, tensors.DENSE, 0, word=1, kind="signed")
     header = {
         "model": claims.module(listed),
         "training": True,
         "tensors": listed,
     }
     with pytest.raises(CorruptFileError, match="more symbols"):
-        cl.storage.loads(container.pack(header, bytes(coder.writer.data), coder.writer.coded()))
+        cl.storage.loads(container.pack(header, coder.writer.data(), coder.writer.coded()))
 
 
 def test_sparse_tensors_of_small_types_are_held_against_the_length_of_the_file():
@@ -567,17 +559,17 @@ def padded(length, shape, write, dtype="int8", rounding=rounded.NONE, **more):
     """A file of about so many bytes: most are a tensor of raw bytes, behind it another that `write` makes."""
     listed = [["a", "int8", [length]], ["t", dtype, shape]]
     coder = claims.Claims(random.Random(0))
-    chosen(rounded.NONE, tensors.DENSE, binary_words.PLANES, 0)(coder)
+    chosen(rounded.NONE, tensors.DENSE, 0, binary_words.PLANES, 0)(coder)
     coder.writer.raw(random.Random(0).randbytes(length))
     coder.writer.uint(rounding)
     write(coder)
     head = {"model": claims.module(listed), "training": True, "tensors": listed, **more}
-    return container.pack(head, bytes(coder.writer.data), coder.writer.coded() + bytes(16))
+    return container.pack(head, coder.writer.data(), coder.writer.coded() + bytes(16))
 
 
 def nearly(coder):
     """One plane of almost certain symbols."""
-    chosen(tensors.DENSE, binary_words.PLANES, 1)(coder)
+    chosen(tensors.DENSE, 0, binary_words.PLANES, 1)(coder)
     almost_certain(coder)
 
 
@@ -597,18 +589,18 @@ def small(count, shape, rounding, write):
         coder.writer.uint(rounding)
         write(coder)
     head = {"model": claims.module(listed), "training": True, "tensors": listed}
-    return container.pack(head, bytes(coder.writer.data), coder.writer.coded() + bytes(16))
+    return container.pack(head, coder.writer.data(), coder.writer.coded() + bytes(16))
 
 
 def small_grid(coder, sides=()):
     coder.grid_head(sides, ())
     for word in (0x3F800000, 0):
-        constant(coder, tensors.DENSE, word=word)
-    constant(coder, 0, tensors.DENSE, word=1, itemsize=2, kind="signed")
+        constant(coder, tensors.DENSE, 0, word=word)
+    constant(coder, 0, tensors.DENSE, 0, word=1, itemsize=2, kind="signed")
 
 
 def small_field(coder):
-    chosen(tensors.SPARSE, 0, 4, 0)(coder)
+    chosen(tensors.SPARSE, 0, positions.CONTEXTS, 0, 0)(coder)
     coder.writer.bits(np.zeros(4, dtype=bool), np.full(4, 0.5))
     constant(coder)
 
@@ -626,7 +618,7 @@ ATTACKS = {
     "almost certain symbols": lambda: padded(256 * KIB, [255 * MIB], nearly),
     "almost certain symbols of a MiB": lambda: padded(MIB - 500, [MIB * 900], nearly),
     "a constant of a GiB": lambda: padded(
-        MIB - 500, [MIB * 1000], lambda coder: constant(coder, tensors.DENSE, word=1, itemsize=1, kind="signed")
+        MIB - 500, [MIB * 1000], lambda coder: constant(coder, tensors.DENSE, 0, word=1, itemsize=1, kind="signed")
     ),
     "sparse": lambda: padded(512 * KIB, [140 * MIB], sparse(1, "signed")),
     "mask": lambda: padded(900 * KIB, [100 * MIB], sparse(4, "float"), "float32", masked=[1]),
@@ -634,13 +626,13 @@ ATTACKS = {
     "order": lambda: padded(
         900 * KIB,
         [2, 100 * MIB],
-        lambda coder: constant(coder, tensors.DENSE, word=1, itemsize=1, kind="signed"),
+        lambda coder: constant(coder, tensors.DENSE, 0, word=1, itemsize=1, kind="signed"),
         tensors=[["a", "int8", [900 * KIB]], ["t", "int8", [2, 100 * MIB], [1, 0]]],
     ),
     "half": lambda: padded(
         900 * KIB,
         [70 * MIB],
-        lambda coder: (coder.writer.number(0, 2), constant(coder, tensors.DENSE, itemsize=2)),
+        lambda coder: (coder.writer.number(0, 2), constant(coder, tensors.DENSE, 0, itemsize=2)),
         "float32",
         rounding=rounded.HALF,
     ),
@@ -649,7 +641,7 @@ ATTACKS = {
     "grids": lambda: small(20_000, [2], rounded.GRID, small_grid),
     "grids of one module": lambda: small(2_400, [2], rounded.GRID, small_grid),
     "fields": lambda: small(20_000, [2, 2], rounded.NONE, small_field),
-    "buffers": lambda: small(23_000, [1], rounded.NONE, lambda coder: constant(coder, tensors.DENSE)),
+    "buffers": lambda: small(23_000, [1], rounded.NONE, lambda coder: constant(coder, tensors.DENSE, 0)),
 }
 
 
