@@ -75,11 +75,8 @@ def shrink(
 
 def _check_steps(data, steps, epochs, batch_size):
     """Raise ValueError where there are too few steps for the parts; `train.fit` checks the rest."""
-    if steps is None:
-        images = len(split_of(data))
-        epochs = checks.real("epochs", 1 if epochs is None else epochs, 0, math.inf)
-        steps = math.ceil(epochs * (images // train.batch_size_for(images, batch_size)))
-    checks.integer("steps", steps, 2)
+    _, per_epoch = train.plan_batches(split_of(data), batch_size)
+    checks.integer("steps", steps if steps is not None else train.count_steps(epochs, None, per_epoch), 2)
 
 
 def _shrinking(model, data, found, kept, codes, rate, parts, seed, bar, training):
