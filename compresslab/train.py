@@ -300,15 +300,15 @@ class _TensorFeed:
         self.model, self.split, self.size, self.device, self.precision = model, split, batch_size, device, precision
         self.order, self.tensors = torch.Generator().manual_seed(seed), None
 
-    def draw(self):
+    def draw(self) -> tuple:
         """Return the batches of an epoch: positions, (batch_size,) each; the last may be shorter."""
         return torch.randperm(len(self.split), generator=self.order).to(self.device).split(self.size)
 
-    def try_some(self, batches, count):
+    def try_some(self, batches: tuple, count: int) -> tuple:
         """Return the batches that the learning rate is chosen by: all of the first epoch."""
         return batches
 
-    def take(self, batch):
+    def take(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and targets of a batch, where they are trained."""
         if self.tensors is None:
             self.tensors = as_inputs(self.model, self.split.images, self.device), self.split.labels.to(self.device)
@@ -323,7 +323,7 @@ class _StreamFeed:
         self.model, self.stream, self.size, self.device, self.precision = model, stream, batch_size, device, precision
         self.chance = _PrivateChance(model, seed, torch.device("cpu"), loss=None)
 
-    def draw(self):
+    def draw(self) -> Iterator[Split]:
         """Yield the batches of an epoch."""
         batches = iter(self.stream)
         while True:
@@ -333,11 +333,11 @@ class _StreamFeed:
                 return
             yield batch
 
-    def try_some(self, batches, count):
+    def try_some(self, batches: Iterator, count: int) -> list[Split]:
         """Read the batches that the learning rate is chosen by, `count` of them."""
         return list(itertools.islice(self.draw(), count))
 
-    def take(self, batch):
+    def take(self, batch: Split) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and targets of a batch, where they are trained."""
         images = as_inputs(self.model, batch.images, self.device)
         return lay_out(images, self.precision), batch.labels.to(self.device)

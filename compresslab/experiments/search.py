@@ -73,7 +73,7 @@ class _Limits:
     max_ms: float | None
     min_accuracy: float | None
 
-    def list_misses(self, point):
+    def list_misses(self, point: dict) -> list[float]:
         """Return by how much a point misses each limit: in halvings of bytes or time, and in points of accuracy."""
         misses = []
         if self.max_bytes is not None:
@@ -84,7 +84,7 @@ class _Limits:
             misses.append(100 * (self.min_accuracy - point["accuracy"]))
         return [miss for miss in misses if miss > 0]
 
-    def score(self, point):
+    def score(self, point: dict) -> float:
         """Return what the search makes small: the file where an accuracy is asked for, else the points lost."""
         aim = math.log2(point["file_bytes"]) if self.min_accuracy is not None else -100 * point["accuracy"]
         misses = self.list_misses(point)

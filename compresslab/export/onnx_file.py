@@ -116,7 +116,8 @@ def _find_refused(copy, pair):
     """Name the innermost module that cannot be converted by itself, in words."""
     inputs, names = {}, {module: name for name, module in copy.named_modules()}
     handles = [
-        module.register_forward_pre_hook(lambda module, given: inputs.setdefault(module, given)) for module in names
+        module.register_forward_pre_hook(lambda module, arguments: inputs.setdefault(module, arguments))
+        for module in names
     ]
     with torch.no_grad():
         copy(pair)
@@ -142,7 +143,7 @@ def _converts(module, inputs):
 def _round_inputs(graph, form, stored):
     """Put QuantizeLinear and DequantizeLinear before the operation of a layer, and round its bias to int32."""
     grid = form.input_grid
-    nodes = [node for node in graph.readers(stored.initializer) if node.op_type in LAYERS]
+    nodes = [node for node in graph.list_readers(stored.initializer) if node.op_type in LAYERS]
     if not nodes or grid.scale.numel() != 1 or float(grid.zero_point) % 1 or grid.low < 0:
         raise ValueError(
             f"layer {form.layer!r} has a grid on its inputs that ONNX cannot hold; export it without images="
@@ -160,25 +161,19 @@ def _round_inputs(graph, form, stored):
             for end, value in zip(("low", "high"), ends, strict=True):
                 if f"{name}.{end}" not in graph.tensors:
                     graph.add(f"{name}.{end}", value)
-            graph.add_node("Clip", [source, f"{name}.low", f"{name}.high"], f"{output}.clipped")
+            graph.add_node("Clip", [source, f"{name}.low", f"{name}.high"], f"{output}.clipped", before=node)
             source = f"{output}.clipped"
         pair = [f"{name}.scale", f"{name}.zero_point"]
-        _insert_before(graph, node, "QuantizeLinear", [source, *pair], f"{output}.codes")
-        _insert_before(graph, node, "DequantizeLinear", [f"{output}.codes", *pair], output)
+        graph.add_node("QuantizeLinear", [source, *pair], f"{output}.codes", before=node)
+        graph.add_node("DequantizeLinear", [f"{output}.codes", *pair], output, before=node)
         if stored.scale is not None and node.op_type in ("Gemm", "Conv") and len(node.input) > 2 and node.input[2]:
             _round_bias(graph, node, scale * stored.scale)
-
-
-def _insert_before(graph, node, kind, inputs, output):
-    """Insert a node before another."""
-    place = next(place for place, entry in enumerate(graph.graph.node) if entry is node or entry == node)
-    graph.graph.node.insert(place, graph.onnx.helper.make_node(kind, inputs, [output], name=output))
 
 
 def _round_bias(graph, node, scale):
     """Write a node's bias as int32 in steps of `scale`, () or (channels,)."""
     name = node.input[2]
-    if name not in graph.tensors or len(graph.readers(name)) > 1:
+    if name not in graph.tensors or len(graph.list_readers(name)) > 1:
         return
     bias = graph.read(name)
     if bias.dtype != np.float32 or not np.all(scale):

@@ -73,13 +73,13 @@ class Graph:
         """Remove an initializer."""
         self.graph.initializer.remove(self.tensors.pop(name))
 
-    def add_node(self, kind: str, inputs: list, output: str, first: bool = True, **attributes) -> None:
-        """Add a node, named as its output; before all others, or else before the first node that reads the output."""
+    def add_node(self, kind: str, inputs: list, output: str, before: object = None, **attributes: object) -> None:
+        """Add a node, named as its output, before another one; by default before all others."""
         node = self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes)
-        readers = [place for place, reader in enumerate(self.graph.node) if output in reader.input]
-        self.graph.node.insert(0 if first or not readers else readers[0], node)
+        places = (place for place, entry in enumerate(self.graph.node) if before is None or entry == before)
+        self.graph.node.insert(next(places, 0), node)
 
-    def readers(self, name: str) -> list:
+    def list_readers(self, name: str) -> list:
         """Return the nodes that read a tensor."""
         return [node for node in self.graph.node if name in node.input]
 
@@ -103,7 +103,7 @@ def store_weight(graph: Graph, form: LayerForm) -> Stored:
         return Stored("", "not found in the graph: joined with another tensor", 0, "")
     name, transposed = place
     values = graph.read(name)
-    shared = len(graph.readers(name)) > 1
+    shared = len(graph.list_readers(name)) > 1
     unpacked = "fp32" if values.dtype == np.float32 else str(values.dtype)
     in_fp32 = Stored(name, unpacked + ", several operations read it" * shared, values.nbytes, name)
     if shared or not form.weight.numel() or values.dtype != np.float32:
@@ -214,9 +214,9 @@ def _along(vector, axis, dimensions):
 
 def _factor(values, steps, axis):
     """Find the factor for each index of `axis` for which steps * factor are the values; None if there is none."""
-    others = tuple(place for place in range(values.ndim) if place != axis)
-    squares = (steps**2).sum(others)
-    factor = np.where(squares > 0, (values * steps).sum(others) / np.where(squares > 0, squares, 1), 1.0)
+    rest = tuple(place for place in range(values.ndim) if place != axis)
+    squares = (steps**2).sum(rest)
+    factor = np.where(squares > 0, (values * steps).sum(rest) / np.where(squares > 0, squares, 1), 1.0)
     rounded = factor.astype(np.float32)
     common = np.float32(np.median(rounded[squares > 0])) if (squares > 0).any() else np.float32(1)
     for candidate in (np.full_like(rounded, common), np.where(squares > 0, rounded, common)):
