@@ -165,3 +165,10 @@ def test_classes_are_not_asked_of_other_targets():
     model, data, _ = make_task("regression")
     with pytest.raises(ValueError, match="metric of their own"):
         cl.measure.per_class(model, data.test)
+
+
+@pytest.mark.parametrize("kind", ["regression", "labels"])
+def test_distillation_refuses_targets_that_are_no_classes(kind):
+    model, data, _ = make_task(kind)
+    with pytest.raises(ValueError, match="distillation needs class numbers"):
+        cl.distillation.distill(model, model, data.train, epochs=1)

@@ -19,6 +19,7 @@ from compresslab.techniques.distillation_losses import (
     KNOWLEDGE,
     check_labels,
     check_setting,
+    check_targets,
     feature_loss,
     loss,
     ordinary,
@@ -58,6 +59,7 @@ def distill(
     """
     checks.module("student", student)
     split = split_of(data)
+    check_targets(split)
     options = {"label_smoothing": label_smoothing, "hint": hint, "seed": seed}
     objective = loss(teacher, temperature, alpha, knowledge, student=student, images=split.images[:2], **options)
     check_labels(split, objective)
@@ -121,6 +123,7 @@ def training(model: nn.Module, compressed: nn.Module, split: Split, setting: dic
     model, compressed  teacher and student;  setting  what `student` was called with; of its `share` of the images those
                        are taken that `seed` draws
     """
+    check_targets(split)
     share, part = _check_image_share(setting.get("share", 1.0)), split
     if share < 1:  # stratified, at least one image of each class
         labels = split.labels.cpu().numpy()

@@ -227,6 +227,14 @@ def check_setting(temperature: float, alpha: float, knowledge: str, label_smooth
     checks.fraction("label_smoothing", label_smoothing)
 
 
+def check_targets(split: Split) -> None:
+    """Refuse targets that are no class numbers: a teacher of classes has nothing to say about them."""
+    labels = split.labels
+    if labels.dim() != 1 or labels.is_floating_point():
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"labels are {kind}; distillation needs class numbers, (N,) int64")
+
+
 def check_labels(split: Split, objective: Loss) -> None:
     """Refuse labels beyond the classes of a prepared `Loss`, unless it asks the teacher alone."""
     highest, classes = int(split.labels.max()), objective.classes
