@@ -11,6 +11,7 @@ Needs the extra `export` (onnx, onnxscript, onnxruntime): pip install "compressl
 from compresslab.export.onnx_file import onnx
 from compresslab.export.report import LayerReport, Report
 from compresslab.export.runtime import OnnxModel, list_kernels, run_onnx
-from compresslab.export.torch_files import safetensors, torch_export
+from compresslab.export.torch_files import read_safetensors, safetensors, torch_export
 
-__all__ = ["LayerReport", "OnnxModel", "Report", "list_kernels", "onnx", "run_onnx", "safetensors", "torch_export"]
+__all__ = ["LayerReport", "OnnxModel", "Report", "list_kernels", "onnx", "read_safetensors", "run_onnx", "safetensors"]
+__all__ += ["torch_export"]

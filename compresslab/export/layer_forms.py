@@ -1,14 +1,14 @@
-"""What compression put on each layer, taken off a copy of the model so that other exporters see a plain one."""
+"""Take what compression put on each layer off a copy of the model, so that other exporters see a plain one."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from compresslab import calibration, checks
+from compresslab import checks
 from compresslab.weights.codebooks import Codebook
 from compresslab.weights.grids import Grid, Half, InputGrid
-from compresslab.weights.layers import as_inputs, duplicate, plain, unsupported, weight_layers
+from compresslab.weights.layers import find_matrices, plain, unsupported
 from compresslab.weights.masks import Rounding, get_mask, get_rounding
 
 MANY_ZEROS = 0.05  # share from which zeros are a saving
@@ -16,7 +16,7 @@ MANY_ZEROS = 0.05  # share from which zeros are a saving
 
 @dataclass(frozen=True)
 class LayerForm:
-    """A layer and what it carries.
+    """Name a layer's weight, and what it carries.
 
     layer       qualified name as its owner knows it;  tensor  name of its weight in the plain copy
     weight      effective weight, detached
@@ -64,40 +64,18 @@ def split_forms(model: nn.Module, inputs_off: bool = True) -> tuple[nn.Module, l
     The copy's weights are the effective ones. Grids before layers are taken out of it unless `inputs_off` is False.
     """
     copy = plain(checks.module("model", model)).eval()
-    originals, forms = dict(model.named_modules()), []
-    for name in weight_layers(model):
+    names, modules = {module: name for name, module in model.named_modules()}, dict(model.named_modules())
+    tables = [name for name in unsupported(model, matrices=True) if isinstance(modules[name], nn.Embedding)]
+    wanted, forms = [*find_matrices(model), *tables], []
+    for layer, (module, tensor) in (find_matrices(model, wanted) if wanted else {}).items():
+        name = names[module]
         path, _, child = name.rpartition(".")
-        gate = originals[path]
-        is_gate = child == "layer" and list(gate._modules) == ["input", "layer"] and isinstance(gate.input, InputGrid)
-        if is_gate and inputs_off:
-            copy.get_submodule(path).input = nn.Identity()
-        tensor = f"{name}.weight" if name else "weight"
-        weight = copy.get_submodule(name).weight.detach()
-        layer, grid = (path, gate.input) if is_gate else (name, None)
-        marks = get_rounding(originals[name]), grid, get_mask(originals[name]) is not None
-        forms.append(LayerForm(layer or "model", tensor, weight, *marks))
+        gate, grid = modules[path], None
+        if child == "layer" and list(gate._modules) == ["input", "layer"] and isinstance(gate.input, InputGrid):
+            layer, grid = path, gate.input
+            if inputs_off:
+                copy.get_submodule(path).input = nn.Identity()
+        weight = getattr(copy.get_submodule(name), tensor).detach()
+        marks = get_rounding(module, tensor), grid, get_mask(module, tensor) is not None
+        forms.append(LayerForm(layer or "model", f"{name}.{tensor}".lstrip("."), weight, *marks))
     return copy, forms
-
-
-def list_other_layers(model: nn.Module) -> dict[str, tuple[str, int]]:
-    """Return the layers whose weights no technique compresses: dict of name -> (class, bytes in fp32)."""
-    modules = dict(model.named_modules())
-    sizes = {name: sum(weight.numel() for weight in modules[name].parameters(False)) for name in unsupported(model)}
-    return {name: (type(modules[name]).__name__, 4 * size) for name, size in sizes.items()}
-
-
-def run_model(model: nn.Module, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Compute a model's outputs for images in evaluation mode; the model is left as it was.
-
-    raises  ValueError for images that it does not take, and outputs that are no single tensor of a row for each image
-    """
-    images = as_inputs(model, calibration.checked_images(images))
-    twin = duplicate(model).eval()
-    with torch.no_grad():
-        outputs = [calibration.run(twin, part) for part in images.split(batch_size)]
-    first = outputs[0]
-    if not isinstance(first, torch.Tensor) or not first.dim() or len(first) != min(len(images), batch_size):
-        kind = tuple(first.shape) if isinstance(first, torch.Tensor) else f"a {type(first).__name__}"
-        wanted = f"{min(len(images), batch_size)} images; an export takes one tensor, a row for each"
-        raise ValueError(f"the model returned {kind} for {wanted}")
-    return torch.cat(outputs).float()

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from compresslab import calibration, checks
-from compresslab.export.layer_forms import list_other_layers, run_model, split_forms
+from compresslab import calibration, checks, train
+from compresslab.export.layer_forms import split_forms
 from compresslab.export.onnx_weights import Graph, store_weight
 from compresslab.export.report import LayerReport, Report, compare_outputs
 from compresslab.export.runtime import import_optional, list_kernels, run_onnx
@@ -50,9 +50,11 @@ def onnx(model: nn.Module, path: str | Path, images: torch.Tensor, tolerance: fl
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         import_optional(name)
-    expected = run_model(model, images)
+    checks.module("model", model)
+    images = calibration.checked_images(images)
+    expected = train.evaluate(model, images, any_outputs=True)
     copy, forms = split_forms(model)
-    inputs = as_inputs(copy, calibration.checked_images(images))
+    inputs = as_inputs(copy, images)
     graph = Graph(_export(copy.cpu(), inputs.cpu()))
     stored = [store_weight(graph, form) for form in forms]
     for form, weight in zip(forms, stored, strict=True):
@@ -63,11 +65,10 @@ def onnx(model: nn.Module, path: str | Path, images: torch.Tensor, tolerance: fl
         trial = Path(folder) / "trial.onnx"
         trial.write_bytes(content)
         outputs, kernels = run_onnx(trial, inputs), list_kernels(trial)
-    error, agreement = compare_outputs(outputs, expected.cpu())
+    error, agreement = compare_outputs(outputs, expected)
     _check_error(error, expected, tolerance, any(form.input_grid is not None for form in forms))
     write_file(path, content)
     layers = [_report_layer(form, weight, kernels) for form, weight in zip(forms, stored, strict=True)]
-    layers += [_report_other(*entry) for entry in list_other_layers(model).items()]
     return Report(str(path), len(content), error, agreement, tuple(layers))
 
 
@@ -77,7 +78,7 @@ def _export(copy, images):
     with warnings.catch_warnings(), _quiet_logs():
         warnings.simplefilter("ignore")
         try:
-            program = _trace(copy, pair)
+            program = torch.export.export(copy, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         except Exception as error:
             raise ValueError(f"torch.export cannot follow the model's forward: {checks.reason(error)}") from error
         try:
@@ -87,14 +88,6 @@ def _export(copy, images):
             reason = f"uses {operation.group(1)}" if operation else f"is refused: {checks.reason(error)}"
             where = _find_refused(copy, pair)
             raise ValueError(f"{where} {reason}; the ONNX exporter of torch has no operation for it") from error
-
-
-def _trace(copy, pair):
-    """Return torch.export's program, for batches of any size where the model allows it."""
-    try:
-        return torch.export.export(copy, (pair,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    except Exception:
-        return torch.export.export(copy, (pair[:1],))
 
 
 def _convert(program):
@@ -145,9 +138,8 @@ def _round_inputs(graph, form, stored):
     grid = form.input_grid
     nodes = [node for node in graph.list_readers(stored.initializer) if node.op_type in LAYERS]
     if not nodes or grid.scale.numel() != 1 or float(grid.zero_point) % 1 or grid.low < 0:
-        raise ValueError(
-            f"layer {form.layer!r} has a grid on its inputs that ONNX cannot hold; export it without images="
-        )
+        reason = "has a grid on its inputs that ONNX cannot hold"
+        raise ValueError(f"layer {form.layer!r} {reason}; quantize it without images= for an export")
     scale, point = np.float32(grid.step_size.item()), int(grid.zero_point)
     kind, most = ("UINT8", 255) if grid.high <= 255 else ("UINT16", 2**16 - 1)
     name = f"{stored.initializer}.input"
@@ -230,16 +222,9 @@ def _report_layer(form, stored, kernels):
     )
 
 
-def _report_other(name, entry):
-    """Say that a layer of another kind is stored in fp32."""
-    kind, size = entry
-    return LayerReport(name or "model", (), "", "fp32", size, size, kind, f"{kind}: fp32", "computed in fp32")
-
-
 def _find_kernel(stored, kernels):
     """Return the operation that reads a weight in the runtime's graph; empty where it has been joined with another."""
-    names = [
-        name for name in kernels if name == stored.source or name.startswith(f"{stored.source}_")
-    ]  # "_T", "_s8_2_u8"
+    # The runtime may store a weight anew under a longer name: "fc1.weight.codes_T".
+    names = [name for name in kernels if stored.source and f"{name}_".startswith(f"{stored.source}_")]
     operations = [kind for name in [*names, stored.initializer] for kind in kernels.get(name, [])]
     return next((kind for kind in operations if kind not in ("DequantizeLinear", "Cast", "Gather", "Mul")), "")

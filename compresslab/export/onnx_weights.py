@@ -26,7 +26,7 @@ INTEGERS += (("INT16", -(2**15), 2**15 - 1), ("UINT16", 0, 2**16 - 1))
 
 @dataclass(frozen=True)
 class Stored:
-    """How a weight lies in the file.
+    """Describe how a weight lies in the file.
 
     initializer  name of the fp32 tensor that nodes read, made by operations unless it is stored in fp32
     words        for people: "int8, a scale for each channel"
@@ -100,7 +100,8 @@ def store_weight(graph: Graph, form: LayerForm) -> Stored:
     """Write a layer's weight in the form that its rounding allows; fp32 where ONNX has none."""
     place = graph.find_weight(form)
     if place is None:
-        return Stored("", "not found in the graph: joined with another tensor", 0, "")
+        size = 4 * form.weight.numel()
+        return Stored("", "fp32, arranged anew by the exporter", size, "")
     name, transposed = place
     values = graph.read(name)
     shared = len(graph.list_readers(name)) > 1

@@ -1,6 +1,6 @@
 """What an export is worth: its bytes, its difference to the torch model, and what became of each layer's saving."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
 import torch
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one layer.
+    """Say what became of one layer.
 
     layer         qualified name in the torch model
     shape         of its weight
@@ -33,32 +33,31 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of an export.
+    """Hold the result of an export.
 
     path        the file or folder
     bytes       its length in all
     max_error   largest absolute difference to the torch model's outputs on the images of the export
     agreement   share of those images for which both have the same largest output, 0 to 1
     layers      a LayerReport for each layer, in module order
-    notes       what else to know, a sentence each
     """
 
     path: str
     bytes: int
     max_error: float
     agreement: float
-    layers: tuple = ()
-    notes: tuple = field(default=())
+    layers: tuple
 
     def to_frame(self) -> pd.DataFrame:
         """Return a table with a row for each layer."""
-        return pd.DataFrame([asdict(layer) for layer in self.layers]).set_index("layer")
+        columns = [field.name for field in fields(LayerReport)]
+        return pd.DataFrame([asdict(layer) for layer in self.layers], columns=columns).set_index("layer")
 
     def __str__(self) -> str:
         """Describe the export: a line for each layer, the bytes and the check."""
         lines = [f"{layer.layer}: {layer.size}; {layer.speed}" for layer in self.layers]
         check = f"largest difference to torch {self.max_error:.2g}, same answer for {self.agreement:.1%} of the images"
-        return "\n".join([*lines, f"{self.bytes:,} bytes, {check}", *self.notes])
+        return "\n".join([*lines, f"{self.bytes:,} bytes, {check}"])
 
 
 def compare_outputs(outputs: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:

@@ -2,16 +2,15 @@
 
 import io
 import json
-import os
 import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import nn
 
-from compresslab import calibration, checks
-from compresslab.export.layer_forms import run_model, split_forms
+from compresslab import calibration, checks, train
+from compresslab.export.layer_forms import split_forms
 from compresslab.export.report import LayerReport, Report, compare_outputs
 from compresslab.weights.codebooks import Codebook
 from compresslab.weights.grids import Grid, Half
@@ -36,9 +35,11 @@ def torch_export(model: nn.Module, path: str | Path, images: torch.Tensor) -> Re
     returns  Report
     raises   ValueError for a forward that torch.export cannot follow, and images that the model does not take
     """
-    expected = run_model(model, images)
+    checks.module("model", model)
+    images = calibration.checked_images(images)
+    expected = train.evaluate(model, images, any_outputs=True)
     plain_copy, forms = split_forms(model, inputs_off=False)
-    inputs = as_inputs(plain_copy, calibration.checked_images(images))
+    inputs = as_inputs(plain_copy, images)
     pair = inputs[[0, -1]]  # the program is saved with them
     file = io.BytesIO()
     with warnings.catch_warnings():
@@ -67,7 +68,7 @@ def _report_dense(form):
 def safetensors(model: nn.Module, folder: str | Path) -> Report:
     """Write a model's tensors as model.safetensors and say in model.json how to read them; no class, no program.
 
-    A weight on a grid is stored as NAME.codes (int8 or int16), NAME.scale and NAME.zero_point; one with a codebook as
+    A weight on a grid is stored as NAME.codes (of 8, 16 or 32 bits), NAME.scale and NAME.zero_point; one with a codebook as
     NAME.codes and NAME.centroids; 16-bit floats as they are; all else under its name in its own dtype. model.json gives
     each weight's formula.
 
@@ -92,21 +93,25 @@ def safetensors(model: nn.Module, folder: str | Path) -> Report:
             sizes[form.tensor] = sum(value.nbytes for value in parts.values())
     modules = {name: str(module) for name, module in model.named_modules() if name and not list(module.children())}
     content = {"format": "compresslab plain tensors", "weights": how, "modules": modules}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "model.safetensors", save(tensors))
-    write_file(folder / "model.json", json.dumps(content, indent=1).encode())
-    read = read_safetensors(folder)
+    content = {"model.safetensors": save(tensors), "model.json": json.dumps(content, indent=1).encode()}
+    read = _join_tensors(load(content["model.safetensors"]), how)
     if not all(torch.equal(read[name], value) for name, value in state.items()):
-        raise ValueError("the tensors read back differ from the model's; is a weight nan?")
-    size = sum(os.path.getsize(folder / name) for name in ("model.safetensors", "model.json"))
+        raise ValueError("the tensors read back differ from the model's; is a weight nan? Nothing was written")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, blob in content.items():
+        write_file(folder / name, blob)
     layers = tuple(_report_plain(form, sizes[form.tensor], how) for form in forms)
-    return Report(str(folder), size, 0.0, 1.0, layers)
+    return Report(str(folder), sum(map(len, content.values())), 0.0, 1.0, layers)
 
 
 def read_safetensors(folder: str | Path) -> dict[str, torch.Tensor]:
     """Read what `safetensors` wrote: a dict of name -> tensor, as of layers.plain(model).state_dict()."""
-    tensors = load_file(Path(folder) / "model.safetensors")
     weights = json.loads((Path(folder) / "model.json").read_text())["weights"]
+    return _join_tensors(load_file(Path(folder) / "model.safetensors"), weights)
+
+
+def _join_tensors(tensors, weights):
+    """Put the weights that are stored in parts together again."""
     for name, entry in weights.items():
         parts = {part.removeprefix(f"{name}."): tensors.pop(part) for part in entry["parts"]}
         tensors[name] = _join_tensor(entry["kind"], parts)
@@ -118,7 +123,8 @@ def _split_tensor(form):
     rounding = form.rounding
     if isinstance(rounding, Grid):
         codes = rounding.codes(form.weight)
-        widths = ((torch.int8, -128, 127), (torch.uint8, 0, 255), (torch.int32, rounding.low, rounding.high))
+        widths = ((torch.int8, -128, 127), (torch.uint8, 0, 255), (torch.int16, -(2**15), 2**15 - 1))
+        widths += ((torch.int32, rounding.low, rounding.high),)
         dtype = next(kind for kind, low, high in widths if low <= rounding.low and rounding.high <= high)
         parts = {"codes": codes.to(dtype), "scale": rounding.step_size.detach(), "zero_point": rounding.zero_point}
         return {name: value.cpu() for name, value in parts.items()}, "grid"

@@ -155,7 +155,8 @@ def test_an_lstm_says_that_it_stays_in_fp32(tmp_path):
 
     report = cl.export.onnx(Reader(), tmp_path / "net.onnx", torch.rand(5, 1, 28, 28))
     rows = report.to_frame()
-    assert rows.loc["lstm", "stored"] == "fp32" and report.max_error < 1e-5
+    assert list(rows.index) == ["lstm.weight_ih_l0", "lstm.weight_hh_l0", "head"]
+    assert all(rows["stored"].str.startswith("fp32")) and report.max_error < 1e-5
 
 
 def test_a_tied_weight_is_stored_once(tmp_path):
@@ -194,7 +195,7 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("model", "images", "words"),
     [
-        (Pair(), torch.rand(3, 2), "returned a tuple"),
+        (Pair(), torch.rand(3, 2), "returned tuple"),
         (nn.Linear(3, 2), torch.rand(4, 5), "does not take images"),
         (nn.Linear(3, 2), None, "images is None"),
         ("net", torch.rand(4, 3), "model is 'net'"),
@@ -239,3 +240,32 @@ def test_a_file_is_measured_like_a_torch_model(net, data, images, tmp_path):
     assert cl.measure.accuracy(model, data.test) == cl.measure.accuracy(net, data.test)
     comparison = cl.measure.compare_latency(net, model, batch_size=8, shape=(1, 28, 28))
     assert comparison.low <= comparison.ratio <= comparison.high
+
+
+def test_attention_embeddings_and_recurrent_weights_have_a_row_that_names_their_saving(tmp_path):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.memory = nn.Embedding(50, 16), nn.LSTM(16, 16, batch_first=True)
+            self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, tokens):
+            sequence = self.memory(self.words(tokens))[0]
+            return self.head(self.attention(sequence, sequence, sequence, need_weights=False)[0].mean(1))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, tokens = Reader().eval(), torch.randint(0, 50, (20, 7))
+    names = ["words", "memory", "attention", "attention.out_proj", "head"]
+    small = cl.quantization.quantize(model, bits=8, layers=names)
+    report = cl.export.onnx(small, tmp_path / "net.onnx", tokens)
+    rows = report.to_frame()
+    assert report.max_error < 1e-3 * outputs(small, tokens).abs().max()
+    assert set(rows["saving"]) == {"8-bit grid"} and len(rows) == 6
+    assert rows.loc["words", "stored"].startswith("int8") and rows.loc["head", "stored"].startswith("int8")
+    assert rows.loc["memory.weight_ih_l0", "stored"].startswith("fp32")  # the saving is lost, and the row says so
+
+
+def test_a_model_without_weights_has_an_empty_table(tmp_path):
+    report = cl.export.onnx(nn.Flatten(), tmp_path / "net.onnx", torch.rand(5, 2, 3))
+    assert len(report.to_frame()) == 0 and report.max_error == 0

@@ -74,3 +74,11 @@ def test_a_forward_that_torch_cannot_follow_is_refused(images, tmp_path):
     with pytest.raises(ValueError, match=r"torch\.export cannot follow"):
         cl.export.torch_export(Branch(), tmp_path / "net.pt2", images)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_nan_leave_the_folder_alone(net, tmp_path):
+    with torch.no_grad():
+        net[0].weight[0] = float("nan")
+    with pytest.raises(ValueError, match="Nothing was written"):
+        cl.export.safetensors(net, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
