@@ -178,7 +178,8 @@ def fit(
     if any(weight.isnan().any() for weight in trained):
         raise ValueError("model has weights that are nan, before any training; give one whose weights are numbers")
     asked = model if output is None else choose_output(model, output)
-    if loss is cross_entropy or _takes_outputs(loss):
+    takes_outputs = _takes_outputs(loss)
+    if loss is cross_entropy or takes_outputs:
         sample = split.sample(2) if isinstance(split, Stream) else split
         images, labels = sample.images[: min(2, batch_size)], sample.labels
         if loss is cross_entropy:
@@ -190,7 +191,7 @@ def fit(
     wanted = choose_precision(model, device) if precision == "auto" else Precision.named(precision)
     _check_dtype(trained, wanted)
     chance = _PrivateChance(model, seed, device, loss)
-    with_outputs = _apply_to_outputs(loss) if _takes_outputs(loss) else loss
+    with_outputs = _apply_to_outputs(loss) if takes_outputs else loss
 
     def _loss_of(images, targets):
         return _compute_loss(with_outputs, asked, images, targets)
@@ -279,7 +280,10 @@ def _train(model, feed, loss_of, loss, steps, per_epoch, lr, chance, precision, 
         for step in range(steps):
             if step and step % per_epoch == 0:
                 batches = iter(feed.draw())
-            batch_loss = _loss_of(next(batches))
+            batch = next(batches, None)
+            if batch is None:
+                raise ValueError(f"the loader ended before the {per_epoch} batches that its length promises")
+            batch_loss = _loss_of(batch)
             optimizer.zero_grad()
             _compute_gradients(batch_loss, model)
             optimizer.param_groups[0]["lr"] = lr * _share_of_peak(step, steps)
@@ -594,13 +598,8 @@ def evaluate(
 
     def _logits_of(part):
         with torch.no_grad():  # a setting of each thread
-            return (
-                _compute_logits(
-                    model, lay_out(part.to(sample.device, sample.dtype), precision), any_outputs=any_outputs
-                )
-                .float()
-                .cpu()
-            )
+            inputs = lay_out(part.to(sample.device, sample.dtype), precision)
+            return _compute_logits(model, inputs, any_outputs=any_outputs).float().cpu()
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(modes_kept(model))

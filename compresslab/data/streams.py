@@ -26,7 +26,9 @@ class Stream:
         if not isinstance(loader, Iterable) or isinstance(loader, Iterator | str | torch.Tensor):
             raise ValueError(f"loader is {checks.words(loader)}; {WANTED}, and can be read again and again")
         self.loader, self.loss, self.metric = loader, loss, metric
-        self.batch_size = len(self.sample(1))
+        self.batch_size = len(next(iter(self), ()))
+        if not self.batch_size:
+            raise ValueError(f"the loader yields nothing; {WANTED}")
 
     def __iter__(self) -> Iterator[Split]:
         """Yield the batches of one pass."""
@@ -59,7 +61,7 @@ class Stream:
     @cached_property
     def images(self) -> torch.Tensor:
         """Return the first images, a thousand at most."""
-        return self.sample(SAMPLE).images[:SAMPLE]
+        return self.sample(SAMPLE).images
 
     @property
     def labels(self) -> torch.Tensor:
@@ -67,16 +69,14 @@ class Stream:
         raise ValueError("this needs all labels at once, and a DataLoader does not give them; use data.from_tensors")
 
     def sample(self, count: int) -> Split:
-        """Return the first batches together, `count` images or somewhat more."""
+        """Return the first images and their targets, `count` at most."""
         parts, size = [], 0
         for batch in self:
             parts.append(batch)
             size += len(batch)
             if size >= count:
                 break
-        if not parts:
-            raise ValueError(f"the loader yields nothing; {WANTED}")
-        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        images, labels = (torch.cat([getattr(part, name) for part in parts])[:count] for name in ("images", "labels"))
         return Split(images, labels, self.loss, self.metric)
 
     def __repr__(self):

@@ -80,7 +80,7 @@ def _call_for_each(technique, model, images, calls):
 
 
 class _Size(NamedTuple):
-    """How much of a layer (rows x columns) a value of the parameter leaves."""
+    """Compute how much of a layer (rows x columns) a value of the parameter leaves."""
 
     fraction: Callable  # fraction(value, rows, columns) of its numbers, or bits, that stay
     value: Callable  # value(fraction, rows, columns) that leaves so much at most, but never nothing

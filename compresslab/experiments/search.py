@@ -27,10 +27,11 @@ from compresslab.data import Data
 from compresslab.experiments import executors, sweep
 from compresslab.experiments.journal import Journal
 from compresslab.experiments.recipe import Recipe
+from compresslab.experiments.recipe_work import Work
 from compresslab.experiments.trial import load_subject
+from compresslab.export.runtime import import_optional
 from compresslab.techniques import get
 
-INSTALL = 'optuna is not installed; install it with: pip install "compresslab[export]"'
 STARTUP = 3  # one in so many trials, the first ones, is drawn evenly
 AT_ONCE = 4  # trials in the hands of an executor
 OUTSIDE = 1.0  # what breaking a limit costs, in halvings of the file or points of accuracy,
@@ -39,7 +40,7 @@ MISS = 2.0  # and what each doubling of 1 + the halvings or points costs by whic
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search chose, and all it tried.
+    """Hold what a search chose, and all it tried.
 
     model       the compressed model;  recipe  the Recipe that makes it
     accuracy    fraction of the validation images, 0 to 1
@@ -58,7 +59,7 @@ class SearchResult:
 
 
 class NothingFitsError(ValueError):
-    """No recipe meets the limits. Its text says what came nearest; `trials` is the table of all."""
+    """Say that no recipe meets the limits. Its text says what came nearest; `trials` is the table of all."""
 
     def __init__(self, text: str, trials: pd.DataFrame):
         super().__init__(text)
@@ -67,7 +68,7 @@ class NothingFitsError(ValueError):
 
 @dataclass(frozen=True)
 class _Limits:
-    """What a recipe must meet; None for no limit."""
+    """Hold what a recipe must meet; None for no limit."""
 
     max_bytes: float | None
     max_ms: float | None
@@ -125,14 +126,15 @@ def search(
     training = {"steps": steps} if steps is not None else {"epochs": 1 if epochs is None else epochs}
     journal = sweep.open_journal(journal)
     study, points = _make_study(trials, seed), []
-    run = _measure_here if executor is None else _measure_at(executor)
+    parcel = None if executor is None else executors.pack(get("zero_pruning"), model, data, {})
     with tqdm(total=trials, desc="searching", disable=not bar) as shown:
         while len(points) < trials:
             asked = [study.ask() for _ in range(min(1 if executor is None else AT_ONCE, trials - len(points)))]
             recipes = [_suggest(trial, training) for trial in asked]
-            for trial, point in zip(asked, run(recipes, model, data, seed, journal, max_ms is not None), strict=True):
+            measured = _measure_all(recipes, model, data, seed, journal, max_ms is not None, executor, parcel)
+            for trial, point in zip(asked, measured, strict=True):
                 points.append(point)
-                study.tell(trial, None if point["error"] else limits.score(point), state=_state(point))
+                study.tell(trial, limits.score(point) if not point["error"] else math.nan)  # nan: the trial failed
                 shown.set_postfix_str(_describe(next(iter(_sort(points, limits)), point)))
                 shown.update()
     return _choose(points, limits, model, data, seed, journal)
@@ -151,22 +153,13 @@ def _check_limits(max_bytes, max_ms, min_accuracy, metric):
 
 def _make_study(trials, seed):
     """Return an Optuna study in memory, which minimizes."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
+    optuna = import_optional("optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls this sampler experimental
         startup = max(2, trials // STARTUP)
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
     return optuna.create_study(sampler=sampler)
-
-
-def _state(point):
-    from optuna.trial import TrialState
-
-    return TrialState.FAIL if point["error"] else TrialState.COMPLETE
 
 
 def _suggest(trial, training):
@@ -183,10 +176,34 @@ def _suggest(trial, training):
     return Recipe([step for technique in chosen for step in (technique, retrain)] or [retrain])
 
 
-def _measure_here(recipes, model, data, seed, journal, timed) -> Iterator[dict]:
-    """Yield the point of each recipe."""
-    for recipe in recipes:
-        yield _measure(recipe, model, data, seed, journal, timed)[0]
+def _measure_all(recipes, model, data, seed, journal, timed, executor, parcel) -> Iterator[dict]:
+    """Yield the point of each recipe; those that the journal lacks are measured by the executor, if there is one."""
+    points = [
+        None if executor is None or timed else _find_point(recipe, model, data, seed, journal) for recipe in recipes
+    ]
+    missing = [] if executor is None else [position for position, point in enumerate(points) if point is None]
+    tasks = {
+        position: executor.submit(_measure_remotely, recipes[position].to_json(), parcel, seed, timed)
+        for position in missing
+    }
+    for position, recipe in enumerate(recipes):
+        point = points[position]
+        if position in tasks:
+            point, results = tasks[position].result()
+            for result in results if journal is not None else ():
+                journal.record(result)
+        yield point or _measure(recipe, model, data, seed, journal, timed)[0]
+
+
+def _find_point(recipe, model, data, seed, journal):
+    """Return the point of a recipe that the journal holds, or None."""
+    if journal is None:
+        return None
+    try:
+        result = journal.find(Work(recipe.steps, model, data, seed, journal).blanks[-1].key)
+    except (ValueError, ArithmeticError):
+        return None
+    return result and _make_point(recipe, result.accuracy, result.file_bytes)
 
 
 def _measure(recipe, model, data, seed, journal, timed):
@@ -212,21 +229,6 @@ def _make_point(recipe, accuracy=math.nan, file_bytes=0, milliseconds=None, erro
     }  # fmt: skip
 
 
-def _measure_at(executor):
-    """Return a function as `_measure_here` whose recipes are measured by an executor."""
-
-    def _run(recipes, model, data, seed, journal, timed):
-        parcel = executors.pack(get("zero_pruning"), model, data, {})
-        tasks = [executor.submit(_measure_remotely, recipe.to_json(), parcel, seed, timed) for recipe in recipes]
-        for task in tasks:
-            point, results = task.result()
-            for result in results if journal is not None else ():
-                journal.record(result)
-            yield point
-
-    return _run
-
-
 def _measure_remotely(steps, parcel, seed, timed):
     """Measure a recipe in a worker."""
     _, model, data, _ = executors.unpack(parcel)
@@ -240,7 +242,9 @@ def _sort(points, limits):
 
 def _describe(point):
     time = "" if point["milliseconds"] is None else f", {point['milliseconds']:.3g} ms"
-    return f"{point['error'] or format(point['accuracy'], '.2%')} with {point['file_bytes']:,} bytes{time}"
+    accuracy = point["accuracy"]  # of a metric of the user's own it may be any number
+    words = format(accuracy, ".2%" if 0 <= accuracy <= 1 else ".4g")
+    return f"{point['error'] or words} with {point['file_bytes']:,} bytes{time}"
 
 
 def _choose(points, limits, model, data, seed, journal):

@@ -68,9 +68,9 @@ def _report_dense(form):
 def safetensors(model: nn.Module, folder: str | Path) -> Report:
     """Write a model's tensors as model.safetensors and say in model.json how to read them; no class, no program.
 
-    A weight on a grid is stored as NAME.codes (of 8, 16 or 32 bits), NAME.scale and NAME.zero_point; one with a codebook as
-    NAME.codes and NAME.centroids; 16-bit floats as they are; all else under its name in its own dtype. model.json gives
-    each weight's formula.
+    A weight on a grid is stored as NAME.codes (of 8, 16 or 32 bits), NAME.scale and NAME.zero_point; one with a
+    codebook as NAME.codes and NAME.centroids; 16-bit floats as they are; all else under its name in its own dtype.
+    model.json gives each weight's formula.
 
     folder   made if it is not there; other files in it are left alone
     returns  Report whose check is that the formulas give every weight back exactly

@@ -118,3 +118,13 @@ def test_without_optuna_it_says_how_to_install_it(problem, tmp_path, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(ImportError, match="optuna is not installed"):
         find(problem, tmp_path / "journal.db", min_accuracy=0.9)
+
+
+def test_a_resumed_search_gives_the_executor_only_what_the_journal_lacks(problem, tmp_path):
+    limits = {"min_accuracy": 0.5, "trials": 4}
+    with ThreadPoolExecutor(1) as executor:
+        first = find(problem, tmp_path / "journal.db", executor=executor, **limits)
+        asked = []
+        executor.submit = lambda *arguments: asked.append(arguments)
+        again = find(problem, tmp_path / "journal.db", executor=executor, **limits)
+    assert not asked and list(map(str, again.trials["recipe"])) == list(map(str, first.trials["recipe"]))
