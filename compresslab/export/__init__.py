@@ -10,8 +10,8 @@ Needs the extra `export` (onnx, onnxscript, onnxruntime): pip install "compressl
 
 from compresslab.export.onnx_file import onnx
 from compresslab.export.report import LayerReport, Report
-from compresslab.export.runtime import OnnxModel, list_kernels, run_onnx
+from compresslab.export.runtime import OnnxModel, list_kernels, open_session, run_onnx
 from compresslab.export.torch_files import read_safetensors, safetensors, torch_export
 
-__all__ = ["LayerReport", "OnnxModel", "Report", "list_kernels", "onnx", "read_safetensors", "run_onnx", "safetensors"]
-__all__ += ["torch_export"]
+__all__ = ["LayerReport", "OnnxModel", "Report", "list_kernels", "onnx", "open_session", "read_safetensors"]
+__all__ += ["run_onnx", "safetensors", "torch_export"]
