@@ -35,6 +35,7 @@ WATCH = """
     document.querySelectorAll('img.widget-image').forEach((image, index) => {
       const box = image.getBoundingClientRect();
       const painted = image.complete && image.naturalWidth > 0;
+      if (image.offsetParent === null) return;  // in a tab that is not open
       if (sources.has(index) && (box.height < 20 || (image.complete && image.naturalWidth === 0)))
         watched.blanks += 1;
       if (painted && sources.get(index) !== image.src) {

@@ -44,6 +44,7 @@ class Panel:
         self.caption.add_class("compresslab-caption")
         layout = widgets.Layout(width="100%", max_width="720px", margin="0")
         self.widget = widgets.VBox([self.image, self.caption], layout=layout)
+        self.image_height = height
         self._places = place and [place]
         self._background = None
 
@@ -79,6 +80,14 @@ class Panel:
                 ax.draw_artist(artist)
                 artist.remove()
             self.image.value = _png(self.canvas)
+
+    def locate(self, points: list) -> list[tuple[float, float]]:
+        """Return where points (x, y of the data) lie in the picture, in pixels from its top left corner."""
+        with _drawing:
+            if self._background is None or not points:
+                return []
+            spots = self.figure.axes[0].transData.transform(np.asarray(points, dtype=float))
+            return [(round(float(x), 1), round(self.image_height - float(y), 1)) for x, y in spots]
 
     def blank(self) -> None:
         """Show an empty picture."""

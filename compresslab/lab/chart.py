@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from compresslab.lab import plots
-from compresslab.lab.canvas import Panel
+from compresslab.lab.canvas import HEIGHT, WIDTH, Panel
+from compresslab.lab.touch import Touch
 
 PLACE = (0.135, 0.15, 0.845, 0.64)  # of the axes: the title and two lines of legend fit above them
 LEGEND = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "frameon": False, "fontsize": plots.TEXT}
@@ -23,6 +24,7 @@ class Moving:
     trail: tuple = ()  # accuracies during the training
     longer: tuple | None = None  # file_bytes, accuracy, steps of the point trained for longer
     guess: tuple | None = None  # accuracy, file_bytes or None
+    pinned: tuple | None = None  # file_bytes, accuracy of the point A
 
 
 class Chart:
@@ -30,6 +32,9 @@ class Chart:
 
     def __init__(self):
         self.panel = Panel(place=PLACE)
+        self.touch = Touch(size=[WIDTH, HEIGHT]).add_class("compresslab-touch")
+        self.panel.widget.children = (*self.panel.widget.children, self.touch)
+        self.panel.widget.add_class("compresslab-chart")
         self.moving = Moving()
         self.reset()
 
@@ -54,6 +59,7 @@ class Chart:
         places = {result.stage: (result.file_bytes, result.accuracy) for result in results}
         longer = (longer.file_bytes, longer.accuracy, longer.steps) if longer else None
         point = Moving(places.get("one-shot"), places.get("retrained"), longer=longer, guess=self.moving.guess)
+        point = replace(point, pinned=self.moving.pinned)
         sizes, accuracies = [size for size, _ in places.values()], [accuracy for _, accuracy in places.values()]
         low, high = self._limits
         if all(low <= size <= high for size in sizes) and min(accuracies, default=1) >= self._worst:
@@ -72,6 +78,15 @@ class Chart:
         self._limits = plots.size_limits(sizes, *self._limits)
         self._worst = min([self._worst, *accuracies])
         self.panel.draw(self._draw_still, self._draw_moving)
+        points = self.list_points()
+        places = self.panel.locate([(point.file_bytes, 100 * point.accuracy) for point in points])
+        spots = [{"x": x, "y": y, "text": point.text} for (x, y), point in zip(places, points, strict=False)]
+        if spots != self.touch.points:
+            self.touch.points = spots
+
+    def list_points(self) -> list:
+        """Return the rows of all points on the chart, in the order of `touch.points`."""
+        return [point for _, frame in self._groups for point in frame.itertuples()]
 
     def _draw_still(self, ax):
         subject = self._subject
@@ -82,8 +97,10 @@ class Chart:
             on_curve = frame["on_curve"].astype(bool)
             for hollow, text in ((True, None if label else "one-shot"), (False, label or "retrained")):
                 in_stage = (frame["stage"] == "one-shot") == hollow
-                plots.series(ax, frame[in_stage & ~on_curve], *style, hollow=hollow, joined=False, alpha=0.35)
-                plots.series(ax, frame[in_stage & on_curve], *style, hollow=hollow, label=text)
+                rest, curve = frame[in_stage & ~on_curve], frame[in_stage & on_curve].sort_values("place")
+                faded = "other settings" if len(rest) and not hollow else None
+                plots.series(ax, rest, *style, hollow=hollow, joined=False, alpha=0.35, label=faded)
+                plots.series(ax, curve, *style, hollow=hollow, label=text)
         ax.legend(ncol=3 if len(self._groups) == 1 else 2, **LEGEND)
 
     def _draw_moving(self, ax):
@@ -92,6 +109,10 @@ class Chart:
         point = moving.retrained or moving.one_shot
         if moving.guess:
             artists += plots.guess(ax, *moving.guess)
+        if moving.pinned:
+            size, accuracy = moving.pinned
+            style = {"fontsize": plots.TEXT, "fontweight": "bold", "textcoords": "offset points", "ha": "center"}
+            artists.append(ax.annotate("A", (size, 100 * accuracy), xytext=(0, -22), **style))
         if moving.one_shot and moving.trail:  # accuracies during the retraining climb at one size
             heights = [100 * accuracy for accuracy in (moving.one_shot[1], *moving.trail)]
             places = [moving.one_shot[0]] * len(heights), heights

@@ -27,7 +27,7 @@ class Controls:
         self._declared = {control.name: control for control in technique.controls}
         self._active = {}  # alternative -> name of the control in use
         self._lock = threading.Lock()
-        self.on_change = lambda: None
+        self.on_change, self._setting_all = (lambda: None), False
         self._check(setting)
         self.widgets = {name: make_widget(control, setting.get(name)) for name, control in self._declared.items()}
         for name, control in self._declared.items():
@@ -42,6 +42,17 @@ class Controls:
         """Return name -> value of the controls in use: the setting of the technique's function."""
         with self._lock:
             return {name: drop_dust(widget.value) for name, widget in self.widgets.items() if self._is_used(name)}
+
+    def move_to(self, setting: dict) -> None:
+        """Set all controls of a setting, as one move."""
+        self._setting_all = True
+        try:
+            for name, value in setting.items():
+                if name in self.widgets and value is not None:
+                    self.widgets[name].value = value
+        finally:
+            self._setting_all = False
+        self.on_change()
 
     def _check(self, setting):
         """Raise ValueError unless the setting fits the controls, with one of each alternative at most."""
@@ -72,7 +83,8 @@ class Controls:
                 rivals = [rival for rival, control in self._declared.items() if control.alternative == alternative]
                 self._active[alternative] = next((rival for rival in rivals if rival != name), name)
         self._dim()
-        self.on_change()
+        if not self._setting_all:
+            self.on_change()
 
     def _dim(self):
         """Dim the controls out of use; empty their choosers, to be used again."""

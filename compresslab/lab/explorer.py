@@ -28,13 +28,15 @@ class Lab(widgets.VBox):
     fair      label -> checkbox of a fair control
     guess     "accuracy" (percent), "size" (KiB; 0 for none) -> field
     settled   the newest Choice, once it is measured with all that goes with it; None before
+    pinned    (Choice, model) that others are compared with, or None
     error     the last error shown to the person, or None; the next good result clears it
     """
 
     def __init__(self, measurements: Measurements, controls: Controls, choosers: dict, compare: tuple, threaded: bool):
         self.measurements, self.threaded, self._setting = measurements, threaded, controls
         self.controls = {**controls.widgets, **choosers}
-        self.settled = self.error = None
+        self.settled = self.error = self.pinned = None
+        self._history, self._place = [], -1  # settled Choices, for undo and redo
         self.view = View(measurements, controls.widgets.values(), choosers.values(), compare)
         self.buttons, self.guess, self.fair = self.view.buttons, self.view.guess, self.view.fair
         self._worker = Worker(lambda: jobs.choose_background(self), self.show_error, threaded)
@@ -102,6 +104,7 @@ class Lab(widgets.VBox):
     def discard(self) -> None:
         """Close the lab and take it off every page; its results stay."""
         self.close()
+        self.pinned = None
         self.measurements.release()
         self.view.release()
         close_widgets(self)
@@ -111,6 +114,26 @@ class Lab(widgets.VBox):
         """Note that the newest choice is measured, with all that goes with it."""
         self.settled = choice
         self.write_code()
+        if self._place < 0 or _list_moves(choice) != _list_moves(self._history[self._place]):
+            self._history[self._place + 1 :] = [choice]
+            self._place += 1
+        self.buttons["undo"].disabled = self._place == 0
+        self.buttons["redo"].disabled = self._place == len(self._history) - 1
+
+    def go_to_point(self, number: int) -> None:
+        """Set the controls as a point of the chart has them (its place in `chart.touch.points`), and measure it."""
+        points = self.view.chart.list_points()
+        if 0 <= number < len(points):
+            self._setting.move_to(points[number].setting)
+
+    def _go_through_history(self, places):
+        """Set the controls as they were some places back, or forward."""
+        place = self._place + places
+        if 0 <= place < len(self._history):
+            self._place, choice = place, self._history[place]
+            for name in ("model", "data", "steps", "seed"):
+                self.controls[name].value = getattr(choice, name)
+            self._setting.move_to(choice.setting)
 
     def show_error(self, problem: Exception) -> None:
         """Show an exception in words until the next good result."""
@@ -132,7 +155,11 @@ class Lab(widgets.VBox):
         for widget in (*self.fair.values(), *(self.controls[name] for name in ("data", "steps", "seed"))):
             widget.observe(lambda change: self.measure(), "value")
         self.controls["model"].observe(self._change_model, "value")
+        self.view.chart.touch.on_press(self.go_to_point)
         actions = {
+            "undo": lambda: self._go_through_history(-1),
+            "redo": lambda: self._go_through_history(1),
+            "pin": self._pin,
             "whole curve": lambda: self._submit(jobs.measure_whole_curve),
             "report on test": lambda: self._submit(jobs.report),
             "export CSV": lambda: sharing.export(self.results, self.measurements.technique.name, self.view.note),
@@ -153,6 +180,14 @@ class Lab(widgets.VBox):
         except (OSError, ValueError) as error:
             self.show_error(error)
 
+    def _pin(self):
+        """Pin the chosen point, or let go of the pinned one."""
+        if self.pinned is None:
+            self._submit(jobs.pin)
+        else:
+            self.pinned = None
+            self.view.show_pin(None)
+
     def _change_model(self, change):
         """Measure another model, with its own number of retraining steps unless a person chose one."""
         steps = self.controls["steps"]
@@ -171,3 +206,8 @@ class Lab(widgets.VBox):
         self.measurements.clear(undo=self.measurements.cleared)
         self.buttons["clear"].description = "undo clear" if self.measurements.cleared else "clear"
         self._submit(jobs.show_cleared)
+
+
+def _list_moves(choice):
+    """Return what undo and redo bring back."""
+    return choice.model, choice.data, choice.setting, choice.steps, choice.seed

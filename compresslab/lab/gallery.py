@@ -1,11 +1,11 @@
-"""The pictures beside the chart: a Panel for each picture that a technique makes of what happened inside."""
+"""The pictures in the tabs: a Panel for each picture that a technique makes of what happened inside, and the bytes."""
 
 from functools import partial
 
 import ipywidgets as widgets
 import numpy as np
 
-from compresslab.lab import anatomy
+from compresslab.lab import anatomy, size_table
 from compresslab.lab.canvas import Panel
 from compresslab.lab.page import close_widgets
 from compresslab.techniques import Picture
@@ -22,13 +22,13 @@ GRID = {  # two beside one another, or one where the page is narrow
 class Gallery:
     """Panels by their pictures' names; colours and axes keep the limits of the first picture of a model.
 
-    widget  the chart and the panels, side by side
+    inside  the panels of what happened inside, side by side;  bytes  the panel of the file's bytes
     """
 
-    def __init__(self, chart: widgets.Widget):
-        self.widget = widgets.GridBox([chart], layout=widgets.Layout(**GRID))
+    def __init__(self):
+        self.inside, self.bytes = (widgets.GridBox(layout=widgets.Layout(**GRID)) for _ in range(2))
         self.panels = {}
-        self._chart, self._shown, self._limits, self._waiting = chart, {}, {}, []
+        self._shown, self._limits, self._waiting = {}, {}, []
 
     def empty(self, forget_limits: bool = False) -> None:
         """Close all pictures; for another model, forget the limits too."""
@@ -45,9 +45,10 @@ class Gallery:
         self._waiting = []
         for name in names:
             self.panels[name] = self.panels.get(name) or Panel()
-        children = (self._chart, *(self.panels[name].widget for name in names))
-        if self.widget.children != children:
-            self.widget.children = children
+        for box, is_bytes in ((self.inside, False), (self.bytes, True)):
+            children = tuple(self.panels[name].widget for name in names if (name == size_table.BYTES) == is_bytes)
+            if box.children != children:
+                box.children = children
 
     def show(self, pictures: list[Picture]) -> None:
         """Move the cuts of pictures whose values stay; the others wait for `draw_next`."""

@@ -85,6 +85,30 @@ def report(lab, choice: Choice) -> Iterator:
     lab.settle(choice)
 
 
+def pin(lab, choice: Choice) -> Iterator:
+    """Keep the chosen point as the one that others are compared with."""
+    yield from measure(lab, choice)
+    model = yield from _find_model(lab, choice)
+    lab.pinned = choice, model
+    lab.view.show_pin(choice)
+
+
+def compare_with_pin(lab, choice: Choice) -> Iterator:
+    """Say in points, bytes and by McNemar's test how the chosen point differs from the pinned one."""
+    model = yield from _find_model(lab, choice)
+    if not lab.pinned:
+        return
+    pinned, pinned_model = lab.pinned
+    if pinned.data != choice.data or pinned == choice:
+        lab.view.show_difference(choice, "")
+        return
+    with train.threads(1):
+        test = measures.mcnemar(pinned_model, model, lab.measurements.subject(choice).data.validation)
+    results = lab.measurements.result(pinned), lab.measurements.result(choice)
+    if all(results):
+        lab.view.show_difference(choice, words.describe_difference(*results, test))
+
+
 def show_cleared(lab, choice: Choice) -> Iterator:
     """Show an empty page after a clear, the full page after its undo."""
     if not lab.measurements.cleared:
@@ -107,6 +131,8 @@ def choose_background(lab: widgets.Widget) -> Callable[[], Iterator] | None:
         return None
     if lab.view.weighed != choice:
         return lambda: weigh(lab, choice)
+    if lab.pinned and lab.view.compared != choice:
+        return lambda: compare_with_pin(lab, choice)
     missing = lab.measurements.missing(choice, longer=True)
     return (lambda: fill(lab, choice, missing)) if missing else None
 

@@ -15,6 +15,7 @@ from compresslab import data as datasets
 from compresslab import measure, models, train
 from compresslab.experiments import journal, sweep, trial
 from compresslab.experiments.journal import Result
+from compresslab.lab import words
 from compresslab.lab.settings import find_widest_gap, list_even_settings, list_neighbours, sort_by_distance
 from compresslab.techniques import Technique
 
@@ -25,6 +26,8 @@ MODEL_ROOM = 8 * 2**20  # bytes of retrained models that are kept
 STEPS = 60  # of retraining, unless a person chooses: a measured point within half a second for the MLPs
 FEWER_STEPS = {"article_mlp": 40, "lenet_5": 30}  # for slower networks
 BATCH_SIZE = {"lenet_5": 64}  # images a step, where many small steps recover more in the same time than few large ones
+
+CHART_COLUMNS = ["accuracy", "file_bytes", "stage", "on_curve", "place", "setting", "text"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,8 @@ class Measurements:
     def chart(self, choice: Choice) -> list[tuple[str, pd.DataFrame]]:
         """Return (label, points) of the technique's points and of each ticked fair control's.
 
-        The columns are accuracy, file_bytes, stage and on_curve, whether the point is on the curve through the choice.
+        The columns are accuracy, file_bytes, stage; on_curve, whether the point is on the curve through the choice;
+        place along it; the setting; and a text that says all this to a person.
         """
         curve, points = self.along(choice), self.points(choice).copy()
         fair = {label: self.along(self.fair(choice, label)) for label in self.technique.fair_controls}
@@ -186,11 +190,15 @@ class Measurements:
         frames = []
         for label, group in [("", points), *((label, fair[label]) for label in choice.compare)]:
             visible = [(key, point) for key, point in group.items() if key not in self._hidden]
-            rows = [
-                (point.accuracy, point.file_bytes, point.stage, bool(label) or key in curve) for key, point in visible
-            ]
-            frames.append((label, pd.DataFrame(rows, columns=["accuracy", "file_bytes", "stage", "on_curve"])))
+            rows = [self._make_row(choice, point, bool(label) or key in curve) for key, point in visible]
+            frames.append((label, pd.DataFrame(rows, columns=CHART_COLUMNS)))
         return frames
+
+    def _make_row(self, choice, point, on_curve):
+        place = point.setting.get(choice.control)
+        place = float(place) if isinstance(place, int | float) else 0.0
+        text = words.describe_measured(self.technique, point, self.subject(choice))
+        return point.accuracy, point.file_bytes, point.stage, on_curve, place, point.setting, text
 
     def missing(self, choice: Choice, longer: bool = False) -> Choice | None:
         """Return the next point that the chart lacks, with `longer` also the longer training."""

@@ -6,18 +6,26 @@ from pathlib import Path
 import ipywidgets as widgets
 
 STYLE = f"<style>\n{Path(__file__).with_name('page.css').read_text(encoding='utf-8')}</style>"
-BUTTONS = {  # name: (icon, tooltip), in the order of the row below the pictures
+BUTTONS = {  # name: (icon, tooltip)
+    # beside the slider
     "whole curve": ("line-chart", "Measure settings from one end of the slider to the other"),
-    "report on test": ("flag-checkered", "The chosen point on the test images, once, with its interval"),
-    "export CSV": ("download", "Write everything measured here to a file in the working folder"),
-    "show the code": ("code", "The lines of Python that reproduce the chosen point, and the one that reopens this lab"),
-    "clear": ("eraser", "Empty the picture and the results; the journal keeps everything"),
     "pause": ("pause", "Hold the training at its next step"),
     "step": ("step-forward", "Take one training step"),
     "resume": ("play", "Let the training go on"),
-    "lock in": ("lock", "Draw your guess; the measurement then says how far off it is"),  # beside the guess
+    "undo": ("undo", "Go back to the setting before"),
+    "redo": ("repeat", "Go forward again"),
+    "pin": ("thumb-tack", "Keep this point as A; each next one is compared with it, image by image"),
+    "report on test": ("flag-checkered", "The chosen point on the test images, once, with its interval"),
+    "show the code": ("code", "The lines of Python that reproduce the chosen point, and the one that reopens this lab"),
+    # in the tabs
+    "export CSV": ("download", "Write everything measured here to a file in the working folder"),
+    "clear": ("eraser", "Empty the picture and the results; the journal keeps everything"),
+    "lock in": ("lock", "Draw your guess; the measurement then says how far off it is"),
 }
-LABEL, LONG_LABEL = "135px", "270px"  # room for the longest name, and label, before a slider
+IN_TABS = ("export CSV", "clear", "lock in")
+LABEL, LONG_LABEL = "124px", "200px"  # room for the longest name, and label, before a slider
+NARROW = "1 1 360px"  # flex of the controls beside the chart: below one another on a page under 800 pixels
+WIDE = "2 1 430px"  # of the chart
 MOST_STEPS = 500  # right end of the slider for retraining steps
 LARGEST_SEED = 2**31 - 1
 NAME_FITS = {"description_width": "initial"}
@@ -34,11 +42,13 @@ def make_choosers(names: dict[str, list], chosen: dict) -> dict[str, widgets.Wid
         layout = widgets.Layout(width=width, margin="2px 8px 2px 2px")
         return {"description": name, "value": chosen[name], "layout": layout, "style": NAME_FITS, "tooltip": tooltip}
 
-    steps = {"min": 0, "max": max(MOST_STEPS, chosen["steps"]), "step": 5}
+    steps = {"min": 0, "max": max(MOST_STEPS, chosen["steps"]), "step": 5, "description": "steps"}
+    steps |= {"value": chosen["steps"], "tooltip": "Retraining steps; 0 for none"}
+    steps |= {"style": {"description_width": LABEL}, "layout": widgets.Layout(width="auto", min_width="300px")}
     return {
         "model": widgets.Dropdown(options=names["model"], **options("model", "auto")),
         "data": widgets.Dropdown(options=names["data"], **options("data", "auto")),
-        "steps": widgets.IntSlider(**steps, **options("steps", "230px", "Retraining steps; 0 for none")),
+        "steps": widgets.IntSlider(**steps),
         "seed": widgets.BoundedIntText(max=LARGEST_SEED, **options("seed", "130px", "Order of the training images")),
     }
 
@@ -66,6 +76,17 @@ def make_html(style: str, **layout: str) -> widgets.HTML:
 def make_row(children: Iterable) -> widgets.Box:
     """Lay widgets side by side, in several lines where the page is narrow."""
     return widgets.Box(list(children), layout=widgets.Layout(flex_flow="row wrap", width="100%"))
+
+
+def make_column(children: Iterable, flex: str) -> widgets.VBox:
+    """Lay widgets below one another, in a column that shares its row as `flex` says (CSS)."""
+    return widgets.VBox(list(children), layout=widgets.Layout(flex=flex, min_width="0"))
+
+
+def make_tabs(pages: dict[str, Iterable]) -> widgets.Tab:
+    """Lay out a tab for each title."""
+    boxes = [widgets.VBox(list(children), layout=widgets.Layout(width="100%")) for children in pages.values()]
+    return widgets.Tab(boxes, titles=tuple(pages), layout=widgets.Layout(width="100%", margin="6px 0 0"))
 
 
 def close_widgets(root: widgets.Widget) -> None:

@@ -118,8 +118,7 @@ def baseline(ax: Axes, accuracy: float | None, file_bytes=None, dense_bytes=None
 
 
 def series(ax: Axes, points: pd.DataFrame, color=BLUE, marker="o", *, hollow=False, joined=True, label=None, alpha=1.0):
-    """Draw measured points, joined in the order of size, with the band of their seeds."""
-    points = points.sort_values("file_bytes")
+    """Draw measured points, joined in their order, with the band of their seeds."""
     sizes, heights = points["file_bytes"].to_numpy(), 100 * points["accuracy"].to_numpy()
     line, width = ("--", 1.0) if hollow else ("-", 2.0)
     style = {"linestyle": line if joined else "none", "linewidth": width, "color": color, "alpha": alpha}

@@ -16,6 +16,7 @@ from compresslab.lab.plots import BLUE
 TICK = 0.1  # seconds between two movements of the progress bar
 PARTIAL = 0.3  # seconds between two accuracies during training, at least
 LONG = 1.0  # seconds that a training has left for its inside to be drawn before it is over
+FEW = 3  # choosers and boxes that have room beside the chart; more of them fill a tab
 SHARE = 5  # such an accuracy may take one part in so many of the time
 
 
@@ -25,19 +26,21 @@ class View:
     fair      label -> checkbox of a fair control;  buttons, guess  name -> button or field
     opened    `conditions` of the Choice whose points the chart shows, or None
     weighed   the Choice whose ledger is shown, or None
+    compared  the Choice that is compared with the pinned one, or None
     """
 
     def __init__(self, measurements: Measurements, controls: list, choosers: list, compare: tuple = ()):
         self._measurements, self._technique = measurements, measurements.technique
         self._said, self._warnings = (None, ""), []
-        self.opened = self.weighed = None
+        self.opened = self.weighed = self.compared = None
         self._ticked = self._began = self._look_at = 0.0  # times, as `monotonic` counts
         self.chart = Chart()
-        self.gallery = Gallery(self.chart.panel.widget)
+        self.gallery = Gallery()
         self.status = page.make_html("status", margin="2px 0", min_height="48px")
         bar = {"width": "100%", "height": "10px", "margin": "0"}
         self.progress = widgets.FloatProgress(max=1, layout=bar, style={"bar_color": BLUE})
         self.ledger, self.note = widgets.HTML(), page.make_html("note", margin="4px 0")
+        self.difference = page.make_html("note", margin="0", display="none")
         self.unkept = page.make_html("note", margin="0", display="none")
         self.code = widgets.Textarea(layout=widgets.Layout(width="100%", height="240px", display="none"))
         self.guess = page.make_guess_fields()
@@ -50,16 +53,29 @@ class View:
             name: widgets.Button(description=name, icon=icon, tooltip=tooltip, layout=button)
             for name, (icon, tooltip) in page.BUTTONS.items()
         }
-        # From here on the page: sliders in rows of their own, small controls together.
+        self.children = self._lay_out(controls, choosers)
+
+    def _lay_out(self, controls, choosers):
+        """Return the page: controls and status beside the chart, all else in tabs below."""
         sliders = [control for control in controls if isinstance(control, widgets.IntSlider | widgets.FloatSlider)]
         small = [control for control in controls if control not in sliders]
-        fair = [page.make_label("compare with"), *self.fair.values()] if self.fair else []
-        guess = [page.make_label("your guess", "auto" if fair else page.LABEL), *self.guess.values()]
-        *buttons, lock = self.buttons.values()
+        model, data, steps, seed = choosers
+        buttons = page.make_row(self.buttons[name] for name in page.BUTTONS if name not in page.IN_TABS)
+        beside = small if len(small) <= FEW else []
+        left = [*sliders, *beside, steps, buttons, self.unkept]
+        top = [
+            page.make_column([*left, self.status, self.progress, self.difference], page.NARROW),
+            page.make_column([self.chart.panel.widget], page.WIDE),
+        ]
+        fair = [page.make_row([page.make_label("compare with"), *self.fair.values()])] if self.fair else []
+        guess = page.make_row([page.make_label("your guess"), *self.guess.values(), self.buttons["lock in"]])
+        subject = page.make_row([model, data, seed, self.buttons["export CSV"], self.buttons["clear"]])
+        pages = {"Inside": [self.gallery.inside], "Size and bytes": [self.ledger, self.gallery.bytes]}
+        pages |= {"Compare, guess": [*fair, guess], "Model and data": [subject]}
+        if small and not beside:
+            pages = {"Settings": [page.make_row(small)], **pages}
         style = widgets.HTML(page.STYLE, layout=widgets.Layout(display="none"))
-        rows = [style, page.make_row(choosers), *sliders, *([page.make_row(small)] if small else [])]
-        rows += [page.make_row([*fair, *guess, lock]), self.unkept, self.status, self.progress, self.gallery.widget]
-        self.children = [*rows, self.ledger, page.make_row(buttons), self.note, self.code]
+        return [style, page.make_row(top), self.note, self.code, page.make_tabs(pages)]
 
     def begin(self, choice: Choice) -> None:
         """Say that a choice is being measured."""
@@ -148,6 +164,18 @@ class View:
         self.progress.value = 1
         subject, guess = self._measurements.subject(choice), self.chart.moving.guess
         self.say(choice, words.describe_point(results[-1], subject, longer, guess))
+
+    def show_pin(self, choice: Choice | None) -> None:
+        """Mark a measured point as A on the chart; None takes the mark off."""
+        result = choice and self._measurements.result(choice)
+        self.chart.move(pinned=result and (result.file_bytes, result.accuracy))
+        self.buttons["pin"].description = "unpin" if result else "pin"
+        self.show_difference(None, "")
+
+    def show_difference(self, choice: Choice | None, text: str) -> None:
+        """Say how the chosen point differs from the pinned one."""
+        self.compared = choice
+        self.difference.value, self.difference.layout.display = html.escape(text), None if text else "none"
 
     def draw_chart(self, choice: Choice) -> None:
         """Draw the still part of the chart anew: all known points not cleared."""

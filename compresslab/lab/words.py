@@ -1,5 +1,6 @@
 """Numbers in words, for the status line and the captions: percent, KiB, times smaller."""
 
+from compresslab import measure
 from compresslab.experiments.journal import Result
 from compresslab.lab.settings import makes_curve
 from compresslab.techniques import Control, Technique
@@ -39,6 +40,16 @@ def describe_point(result, subject, longer=None, guess: tuple | None = None) -> 
     return "; ".join(part for part in parts if part)
 
 
+def describe_measured(technique: Technique, result: Result, subject) -> str:
+    """Return what is shown beside a point of the chart: setting, accuracy with its interval, bytes, points lost."""
+    split, interval = subject.data.validation, ""
+    if split.metric is None:
+        low, high = measure.estimate_interval(round(result.accuracy * len(split)), len(split))
+        interval = f" (95% interval {low:.2%} to {high:.2%})"
+    accuracy = f"{result.accuracy:.2%}{interval}, {format_points(result.accuracy - subject.accuracy)} against dense"
+    return f"{describe_setting(technique, result.setting)}, {result.stage}: {accuracy}; {format_kib(result.file_bytes)}"
+
+
 def describe_guess(guess: tuple, result) -> str:
     """Return how far a locked-in guess (accuracy, file_bytes or None) lies from a measured point."""
     accuracy, file_bytes = guess
@@ -49,6 +60,20 @@ def describe_guess(guess: tuple, result) -> str:
         size = f"{max(ratio, 1 / ratio):.3g}× too {'large' if ratio > 1 else 'small'}"
         text += f", {format_kib(file_bytes)} was {size}"
     return text
+
+
+def describe_difference(pinned: Result, result: Result, test) -> str:
+    """Return how a point differs from the pinned one, A; `test` is McNemar's, of A and this one."""
+    if pinned.file_bytes == result.file_bytes:
+        size = "the same size"
+    else:
+        smaller = "smaller" if result.file_bytes < pinned.file_bytes else "larger"
+        size = f"{format_kib(abs(result.file_bytes - pinned.file_bytes))} {smaller}"
+    verdicts = {"a is better": "A is better", "b is better": "this one is better"}
+    verdict = verdicts.get(test.verdict, "can't tell which is better")
+    changes = f"right where A is wrong on {test.only_b:,} images, wrong where A is right on {test.only_a:,}"
+    points = format_points(result.accuracy - pinned.accuracy)
+    return f"against A: {points}, {size}; {changes}: {verdict} (McNemar's test, p = {test.p_value:.2g})"
 
 
 def describe_chart(subject, result: Result | None) -> str:

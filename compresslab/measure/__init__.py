@@ -12,6 +12,7 @@ from compresslab.measure.correctness import (
     accuracy,
     accuracy_interval,
     changed_predictions,
+    estimate_interval,
     mcnemar,
     per_class,
     predictions,
@@ -22,5 +23,5 @@ from compresslab.measure.summary import Measurement, measure, table
 from compresslab.measure.timing import Latency, LatencyComparison, compare_latency, latency
 
 __all__ = ["Changes", "Interval", "Latency", "LatencyComparison", "McNemar", "Measurement", "SizeLedger"]
-__all__ += ["accuracy", "accuracy_interval", "changed_predictions", "compare_latency", "latency", "macs", "mcnemar"]
-__all__ += ["measure", "per_class", "predictions", "sizes", "table"]
+__all__ += ["accuracy", "accuracy_interval", "changed_predictions", "compare_latency", "estimate_interval"]
+__all__ += ["latency", "macs", "mcnemar", "measure", "per_class", "predictions", "sizes", "table"]

@@ -4,6 +4,7 @@ The mean hides damage: a pruned model can keep its accuracy and still give other
 class (Hooker et al. 2019, arXiv:1911.05248).
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -166,6 +167,18 @@ def accuracy_interval(
         draws = np.random.default_rng(seed).binomial(total, count / total, resamples) / total
         low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(accuracy=count / total, low=float(low), high=float(high), confidence=confidence)
+
+
+@functools.lru_cache(maxsize=10_000)
+def estimate_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Estimate an interval of an accuracy from counts alone, as fractions: low, high.
+
+    right, total  answers that are right, and all;  confidence  fraction strictly between 0 and 1
+
+    Wilson 1927, doi:10.1080/01621459.1927.10502953.
+    """
+    interval = stats.binomtest(right, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(a: nn.Module, b: nn.Module, split: Split | tuple) -> McNemar:

@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import ipywidgets as widgets
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -168,7 +167,7 @@ def test_a_caption_is_text_not_markup():
 
 def make_gallery(picture):
     """A gallery in which a picture is drawn."""
-    gallery = Gallery(widgets.HTML())
+    gallery = Gallery()
     gallery.arrange([picture.name])
     gallery.show([picture])
     assert gallery.draw_next() and not gallery.draw_next()

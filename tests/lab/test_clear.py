@@ -31,7 +31,7 @@ def assert_nothing_is_shown(lab):
     assert "chosen point" not in lab.view.chart.panel.caption.value
     assert "chosen point" not in lab.view.chart.panel.image.tooltip
     assert lab.view.ledger.value == "" and lab.view.note.value == ""
-    assert len(lab.view.gallery.widget.children) == 1  # no picture of a network that is gone, but the empty chart
+    assert len(lab.view.gallery.inside.children) == 0  # no picture of a network that is gone
     assert lab.view.progress.value == 0
     assert "not measured yet" in lab.code
     assert lab.error is None
@@ -91,7 +91,7 @@ def test_after_clear_nothing_is_said_of_a_point_that_is_gone(open_lab, threads, 
     lab.buttons["clear"].click()
     assert lab.wait(60) and until(lambda: lab.view.ledger.value, 60)
     assert_all_agree(lab)
-    assert len(lab.view.gallery.widget.children) == 4
+    assert len(lab.view.gallery.inside.children) == 2
 
 
 def test_a_clear_during_the_whole_curve_leaves_nothing(open_lab):
@@ -154,10 +154,10 @@ def test_another_network_takes_the_page_of_the_first_with_it(open_lab, tiny_data
     assert lab.error and lab.error in text(lab)
     assert lab.view.chart.moving == Moving() and lab.view.ledger.value == "" and lab.view.note.value == ""
     assert not lab.view.chart.panel.figure.axes and "Nothing" in lab.view.chart.panel.caption.value
-    assert len(lab.view.gallery.widget.children) == 1
+    assert len(lab.view.gallery.inside.children) == 0
     lab.controls["data"].value = "yours"
     assert_all_agree(lab)
-    assert len(lab.view.gallery.widget.children) == 4
+    assert len(lab.view.gallery.inside.children) == 2
 
 
 @pytest.mark.usefixtures("undrawn")
