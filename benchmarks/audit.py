@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -180,7 +180,10 @@ def measure_all(model: nn.Module, data) -> pd.DataFrame:
     """Run every arm with every seed; equal trials are run once."""
     students = choose_students(model, data)
     _, taught, alone = students
-    arms = [*ARTICLE_ARMS, *students, *list_map_arms(taught.setting, taught.lr, alone.lr)]
+    doubled = [
+        replace(arm, label=f"{arm.label}, twice as long", epochs=2 * LONG, seeds=MAP_SEEDS) for arm in (taught, alone)
+    ]
+    arms = [*ARTICLE_ARMS, *students, *doubled, *list_map_arms(taught.setting, taught.lr, alone.lr)]
     trials, rows = [(arm, seed) for arm in arms for seed in range(arm.seeds)], []
     measured = {}
     for arm, seed in tqdm(trials, desc="arms and seeds"):
@@ -207,7 +210,7 @@ def find_runs(frame: pd.DataFrame, arm: str, stage: str = "retrained") -> pd.Dat
 
 def list_losses(frame: pd.DataFrame, arm: str, against: str = "dense", stage: str = "retrained") -> pd.Series:
     """Return the points of test accuracy that an arm loses, seed by seed, against another arm."""
-    return 100 * (find_runs(frame, against)["test"] - find_runs(frame, arm, stage)["test"])
+    return (100 * (find_runs(frame, against)["test"] - find_runs(frame, arm, stage)["test"])).dropna()
 
 
 def judge(losses: pd.Series, bound: float) -> str:
@@ -246,6 +249,8 @@ CLAIMS = [  # (technique, claim, arm, stage); each allows POINTS to be lost
 ]
 CONTROLS = [  # (arm, its fair control)
     ("student, T chosen", "same student, no teacher"),
+    ("student, T chosen, twice as long", "same student, no teacher, twice as long"),
+    ("student, T chosen, twice as long", "student, T chosen"),
     ("90% zeros", "90% zeros, at random"),
     ("mean below 0.15", "same size, at random"),
     ("mean below 0.15", "same size, from scratch"),
@@ -267,12 +272,29 @@ def judge_claims(frame: pd.DataFrame) -> pd.DataFrame:
 
 def judge_controls(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each fair control: what an arm gains over it, seed by seed, and the verdict."""
-    words = {"holds": "better", "does not hold": "worse", "cannot tell": "cannot tell"}
     rows = []
     for arm, control in CONTROLS:
         gains = list_losses(frame, control, against=arm)
-        rows.append((arm, control, describe_range(gains), words[judge(-gains, 0)]))
+        rows.append((arm, control, describe_range(gains), compare_arms(gains)))
     return pd.DataFrame(rows, columns=["arm", "control", "points gained", "verdict"])
+
+
+def judge_widths(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each width of the map's students: what they gain by the teacher, and the verdict."""
+    points = frame[(frame["experiment"] == MAP) & frame["arm"].isin(["student", SMALL_NET])]
+    widths = points["setting"].map(lambda text: json.loads(text)["width"])
+    tests = points.assign(width=widths).pivot(index=["width", "seed"], columns="arm", values="test")
+    rows = []
+    for width, pair in tests.groupby("width"):
+        gains = 100 * (pair["student"] - pair[SMALL_NET])
+        rows.append((width, describe_range(gains), compare_arms(gains)))
+    return pd.DataFrame(rows, columns=["width", "points gained by the teacher", "verdict"])
+
+
+def compare_arms(gains: pd.Series) -> str:
+    """Say whether an arm is better or worse than its control: only if all seeds agree."""
+    words = {"holds": "better", "does not hold": "worse", "cannot tell": "cannot tell"}
+    return words[judge(-gains, 0)]
 
 
 def list_choices(frame: pd.DataFrame) -> pd.DataFrame:
@@ -341,7 +363,7 @@ def report(frame: pd.DataFrame) -> None:
         test=[f"{row.test:.2%} ({row.low:.2%} to {row.high:.2%})" for row in table.itertuples()],
     )
     print(shown.to_string(index=False))
-    for part in (judge_claims(frame), judge_controls(frame), list_choices(frame)):
+    for part in (judge_claims(frame), judge_controls(frame), judge_widths(frame), list_choices(frame)):
         print("\n" + write_markdown(part))
     draw_map(frame, PICTURE)
 
