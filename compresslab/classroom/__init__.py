@@ -9,6 +9,7 @@ answer, or calls the learner's function on cases that it computes itself.
 
 from compresslab.classroom import (  # noqa: F401  importing them registers their exercises
     activation_pruning,
+    audit,
     combine,
     distillation,
     honest_meter,
