@@ -4,7 +4,7 @@
 
 torchvision's resnet18 and mobilenet_v3_small at 32x32, a small VisionTransformer and an LSTM that reads an image row by
 row, on Fashion-MNIST; the training images come from a DataLoader that shifts them. Each model is trained, measured,
-compressed by a recipe (90% of the weights go, retraining, 8-bit grids), measured again, saved, loaded and exported to
+compressed by a recipe (70% of the weights go, retraining, 8-bit grids), measured again, saved, loaded and exported to
 ONNX. Every model runs in a process of its own. Memory is the peak of a step above what the process held before it.
 """
 
@@ -112,7 +112,7 @@ def compress_own_model(name, images, epochs):
     """Return the rows of a model's table: a step each, with seconds and memory, and what was measured after it."""
     torch.manual_seed(0)
     net, data, rows = MODELS[name](), load_data(images), []
-    recipe = [("zero_pruning", {"sparsity": 0.9}), ("retrain", {"epochs": epochs}), ("quantization", {"bits": 8})]
+    recipe = [("zero_pruning", {"sparsity": 0.7}), ("retrain", {"epochs": epochs}), ("quantization", {"bits": 8})]
     with Step(rows, "train"):
         net = cl.train.finetune(net, data.train, epochs=2 * epochs).eval()
     with Step(rows, "measure"):

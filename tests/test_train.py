@@ -531,3 +531,14 @@ def test_a_model_that_may_note_what_it_sees_is_evaluated_in_order(monkeypatch):
     with train.threads(1):
         train.evaluate(model, torch.rand(8, 1), batch_size=1)
     assert seen == 8 * [threading.current_thread()]
+
+
+def test_slow_batchnorm_statistics_follow_a_short_training():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        labels = torch.arange(1000) % 2
+        images = torch.randn(1000, 4) + 3 * labels[:, None] + 50
+        net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.01), nn.ReLU(), nn.Linear(8, 2))
+    trained = cl.train.finetune(net, (images, labels), steps=80, bar=False)
+    assert cl.measure.accuracy(trained, (images, labels)) > 0.95
+    assert trained[1].momentum == 0.01
