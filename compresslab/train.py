@@ -263,7 +263,8 @@ def _train(model, feed, loss_of, loss, steps, per_epoch, lr, chance, precision, 
     """Run the training loop, a step at a time."""
     start, description = time.perf_counter(), f"training ({precision.name})"
     bar = tqdm(total=steps, desc=description, delay=0.5, leave=False, disable=not bar)
-    with _trainable(model, device, precision), _quick_statistics(model, steps), masks_on_gradients(model), bars.quiet(), bar:
+    ready, follow = _trainable(model, device, precision), _quick_statistics(model, steps)
+    with ready, follow, masks_on_gradients(model), bars.quiet(), bar:
         trained = nn.ModuleList([model, *([loss.to(device)] if isinstance(loss, nn.Module) else [])])
 
         def _loss_of(batch):

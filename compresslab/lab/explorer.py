@@ -10,12 +10,14 @@ from functools import partial
 
 import ipywidgets as widgets
 import pandas as pd
+from IPython.display import display
 
 from compresslab.experiments import journal
 from compresslab.lab import jobs, sharing, words
 from compresslab.lab.controls import Controls
 from compresslab.lab.measurements import Choice, Measurements, default_steps
 from compresslab.lab.page import close_widgets
+from compresslab.lab.still import StillPicture
 from compresslab.lab.view import View
 from compresslab.lab.worker import Worker
 
@@ -29,6 +31,7 @@ class Lab(widgets.VBox):
     guess     "accuracy" (percent), "size" (KiB; 0 for none) -> field
     settled   the newest Choice, once it is measured with all that goes with it; None before
     pinned    (Choice, model) that others are compared with, or None
+    still     the picture for pages without a kernel;  drawn  the Choice and the chart, PNG, that it shows
     error     the last error shown to the person, or None; the next good result clears it
     """
 
@@ -37,6 +40,7 @@ class Lab(widgets.VBox):
         self.controls = {**controls.widgets, **choosers}
         self.settled = self.error = self.pinned = None
         self._history, self._place = [], -1  # settled Choices, for undo and redo
+        self.still, self.drawn = StillPicture(), (None, b"")
         self.view = View(measurements, controls.widgets.values(), choosers.values(), compare)
         self.buttons, self.guess, self.fair = self.view.buttons, self.view.guess, self.view.fair
         self._worker = Worker(lambda: jobs.choose_background(self), self.show_error, threaded)
@@ -96,6 +100,11 @@ class Lab(widgets.VBox):
     def wait(self, timeout: float = 30) -> bool:
         """Wait for the newest setting; return False at the timeout (seconds) or an error."""
         return self._worker.wait(timeout)
+
+    def _ipython_display_(self):
+        """Show the lab, and below it the picture for pages without a kernel."""
+        display(self._repr_mimebundle_(), raw=True)
+        self.still.show()
 
     def close(self) -> None:
         """Stop measuring and end the lab's thread; the page stays as it is."""
@@ -203,6 +212,8 @@ class Lab(widgets.VBox):
         self.write_code()
 
     def _clear(self):
+        self.pinned = None
+        self.view.show_pin(None)
         self.measurements.clear(undo=self.measurements.cleared)
         self.buttons["clear"].description = "undo clear" if self.measurements.cleared else "clear"
         self._submit(jobs.show_cleared)

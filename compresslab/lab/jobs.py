@@ -40,6 +40,8 @@ def measure(lab, choice: Choice) -> Iterator:
     for fair in measurements.curves(choice)[1:]:
         yield from fill(lab, choice, fair)
     lab.settle(choice)
+    if not lab.threaded:
+        yield from draw_still(lab, choice)
 
 
 def measure_whole_curve(lab, choice: Choice) -> Iterator:
@@ -134,7 +136,17 @@ def choose_background(lab: widgets.Widget) -> Callable[[], Iterator] | None:
     if lab.pinned and lab.view.compared != choice:
         return lambda: compare_with_pin(lab, choice)
     missing = lab.measurements.missing(choice, longer=True)
-    return (lambda: fill(lab, choice, missing)) if missing else None
+    if missing and lab.drawn[0] == choice:
+        return lambda: fill(lab, choice, missing)
+    return None if lab.drawn == (choice, lab.view.chart.panel.image.value) else lambda: draw_still(lab, choice)
+
+
+def draw_still(lab, choice: Choice) -> Iterator:
+    """Bring the picture for pages without a kernel up to date: at a new point, and when its curve is complete."""
+    panel = lab.view.chart.panel
+    lab.drawn = choice, panel.image.value
+    lab.still.update(panel.image.value, lab.view.status.value, panel.image.tooltip or "")
+    yield
 
 
 def weigh(lab, choice: Choice) -> Iterator:

@@ -88,6 +88,12 @@ function render({ model, el }) {
       });
     });
     observer.observe(root, { childList: true, subtree: true, characterData: true });
+    const kernel = model.widget_manager?.kernel; // JupyterLab's
+    const mourn = () => root.classList.add("compresslab-dead");
+    kernel?.disposed?.connect(mourn);
+    kernel?.statusChanged?.connect((_, status) => {
+      if (["dead", "restarting", "autorestarting", "terminating"].includes(status)) mourn();
+    });
   };
   setTimeout(begin, 200);
   return () => {

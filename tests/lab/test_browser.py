@@ -188,6 +188,42 @@ def test_in_a_second_view_of_the_output(lab_alone):
     assert_all_well(lab_alone, pictures=2 * PICTURES)
 
 
+def test_slider_chart_and_status_share_one_small_screen(lab_alone):
+    page = lab_alone.page
+    before = page.viewport_size
+    for width, height in ((1280, 720), (900, 720)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.locator(".compresslab").first.evaluate("lab => lab.scrollIntoView({block: 'start'})")
+        page.wait_for_timeout(500)
+        boxes = [lab_alone.slider("sparsity"), page.locator(".compresslab-status").first]
+        boxes += [page.get_by_role("button", name=name).first for name in ("whole curve", "pause", "report on test")]
+        boxes += [page.locator(".compresslab-chart img").first] if width > 1000 else []
+        boxes = [part.bounding_box() for part in boxes]
+        assert all(box["y"] >= 0 and box["y"] + box["height"] <= height - 20 for box in boxes)
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    page.set_viewport_size(before)
+
+
+def test_a_point_of_the_chart_is_read_and_pressed_by_keyboard(lab_alone):
+    points = lab_alone.page.locator(".compresslab-touch circle")
+    points.nth(1).focus()
+    text = points.nth(1).get_attribute("aria-label")
+    hint = lab_alone.page.locator(".compresslab-hint").first
+    assert hint.is_visible() and hint.inner_text() == text
+    lab_alone.page.keyboard.press("Enter")
+    share = float(text.split("sparsity ")[1].split("%")[0]) / 100
+    lab_alone.page.wait_for_timeout(500)
+    settle(lab_alone)
+    assert sparsity(lab_alone) == pytest.approx(share)
+
+
+def test_controls_have_names_and_values_for_screen_readers(lab_alone):
+    handle = lab_alone.slider("sparsity")
+    assert handle.get_attribute("aria-label") == "sparsity"
+    assert handle.get_attribute("aria-valuetext").endswith("%")
+    assert lab_alone.page.locator(".compresslab-status").first.get_attribute("aria-live") == "polite"
+
+
 def test_running_the_cell_again_replaces_its_lab_in_every_view(lab_alone):
     lab_alone.run_all(timeout=300_000)
     settle(lab_alone)
@@ -304,3 +340,15 @@ def test_a_slider_moves_and_the_picture_changes(place, name):
     assert notebook.execute(f"print(lab.controls[{control!r}].value)") != before
     assert notebook.execute("print(lab.error)") == "None"
     notebook.page.locator(".compresslab-status", has_text="against dense").first.wait_for()
+
+
+def test_without_its_kernel_a_lab_says_so_and_keeps_its_pictures(place):
+    notebook = place.run("kernel.ipynb", [nbformat.v4.new_code_cell(LAB_ALONE)])
+    settle(notebook)
+    notebook.wait_for_pictures(PICTURES)
+    notebook.page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel.restart()"
+    )
+    notebook.page.locator(".compresslab-dead").first.wait_for()
+    notebook.wait_for_pictures(PICTURES)
+    assert notebook.broken() == 0
