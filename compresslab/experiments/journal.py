@@ -162,6 +162,11 @@ class Journal:
         """Return the Result with this key, or None."""
         return next(iter(_to_results(self._run((f"{_SELECT} WHERE key = ?", [key])))), None)
 
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete the Results with these keys, and the models kept under them."""
+        tables = ("results", "models")
+        self._run(*((f"DELETE FROM {table} WHERE key = ?", [key]) for key in keys for table in tables))
+
     def keep_model(self, key: str, file: bytes) -> None:
         """Keep a model's .clab file under a Result's key; the least recently used make room."""
         insert = "INSERT OR REPLACE INTO models VALUES (?, ?, ?)"

@@ -13,7 +13,7 @@ from torch import nn
 from compresslab import checks, models, techniques
 from compresslab import data as datasets
 from compresslab.experiments import journal as journals
-from compresslab.lab import cells, page
+from compresslab.lab import cells, page, sharing
 from compresslab.lab.comparison import compare
 from compresslab.lab.controls import Controls
 from compresslab.lab.explorer import Lab
@@ -21,7 +21,7 @@ from compresslab.lab.measurements import DATA, YOURS, Measurements, default_step
 from compresslab.lab.plots import curve
 from compresslab.lab.worker import threads_work
 
-__all__ = ["Lab", "compare", "curve", "explore"]
+__all__ = ["Lab", "compare", "curve", "explore", "open"]
 
 
 def explore(
@@ -85,3 +85,17 @@ def explore(
     )
     cells.replace_earlier(lab)
     return lab
+
+
+def open(code: str, model: nn.Module | None = None, data: datasets.Data | None = None) -> Lab:  # noqa: A001
+    """Open the lab that a short code stands for: the word that a neighbour's *show the code* prints.
+
+    model, data  what the code calls "yours": a model and data of your own
+    raises       ValueError for a word that is no code, and for a model or data that it needs
+    """
+    settings = sharing.read_short_code(code)
+    for name, value in (("model", model), ("data", data)):
+        if settings[name] == YOURS and value is None:
+            raise ValueError(f"{name} is None; this lab was opened with {name} of a person's own, so give yours")
+        settings[name] = settings[name] if value is None else value
+    return explore(**settings)

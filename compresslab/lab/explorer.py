@@ -84,12 +84,18 @@ class Lab(widgets.VBox):
         return sharing.write_state(self.measurements.technique, self.choice)
 
     @property
+    def short_code(self) -> str:
+        """A word that `cl.lab.open` turns into a lab like this one, on another machine too."""
+        return sharing.write_short_code(self.measurements.technique, self.choice)
+
+    @property
     def code(self) -> str:
         """Lines of Python that reproduce the chosen point and reopen this lab."""
         choice, lines = self.choice, "# not measured yet"
         if self.settled == choice:
             lines = sharing.write_code(self.measurements.technique, choice, self.measurements.result(choice))
-        return f"{lines}\n\n# this lab as it is now:\n# {self.state}"
+        word = sharing.write_open(self.measurements.technique, self.choice)
+        return f"{lines}\n\n# this lab as it is now:\n# {self.state}\n# the same, short: {word}"
 
     def measure(self) -> None:
         """Measure what is chosen on the page, as a slider's move does."""
@@ -174,6 +180,7 @@ class Lab(widgets.VBox):
             "export CSV": lambda: sharing.export(self.results, self.measurements.technique.name, self.view.note),
             "show the code": self._toggle_code,
             "clear": self._clear,
+            "forget": self._forget,
             "lock in": self.view.lock_guess,
             "pause": self._worker.pause,
             "step": self._worker.step,
@@ -210,6 +217,11 @@ class Lab(widgets.VBox):
         layout = self.view.code.layout
         layout.display = "none" if layout.display is None else None
         self.write_code()
+
+    def _forget(self):
+        self.pinned = None
+        self.view.show_pin(None)
+        self._submit(jobs.forget)
 
     def _clear(self):
         self.pinned = None

@@ -126,6 +126,17 @@ def show_cleared(lab, choice: Choice) -> Iterator:
     lab.write_code()
 
 
+def forget(lab, choice: Choice) -> Iterator:
+    """Take what this lab measured out of the journal, and show an empty page."""
+    count = lab.measurements.forget()
+    lab.settled = lab.error = None
+    yield from _open(lab, choice)
+    lab.view.empty()
+    lab.view.draw_chart(choice)
+    lab.view.say(choice, f"forgotten: {count} results of this lab; move a control to measure")
+    lab.write_code()
+
+
 def choose_background(lab: widgets.Widget) -> Callable[[], Iterator] | None:
     """Return a job for idle time: the ledger, the curve, a longer training."""
     choice = lab.settled

@@ -91,6 +91,7 @@ class Measurements:
         self._points = {}  # conditions of a chart -> {key: Result}, from the journal and measured here
         self._results, self._chosen, self._hidden = {}, (), set()  # on the page: key -> Result, keys, keys
         self._models = {}  # key -> measured model, the newest at the end
+        self._recorded = set()  # keys of Results that this lab put into the journal
 
     def subject(self, choice: Choice) -> Subject:
         """Return the model and data of a choice, loaded and measured the first time."""
@@ -116,6 +117,8 @@ class Measurements:
                     return
                 stage = event.stage
                 if event.result and stage != "preparing":
+                    if event.result.key not in self.points(choice):
+                        self._recorded.add(event.result.key)
                     self.points(choice)[event.result.key] = event.result
                     self.add(event.result)
                 if stage == choice.last_stage:
@@ -228,6 +231,15 @@ class Measurements:
         """Take all known points off the page, or bring them back."""
         self.cleared = not undo
         self._hidden = set() if undo else set().union(*list(self._points.values()))
+
+    def forget(self) -> int:
+        """Take everything that this lab measured out of the journal and off the page; return the number of Results."""
+        keys, self._recorded = self._recorded, set()
+        self.journal.delete(keys)
+        for points in [self._results, self._models, *list(self._points.values())]:
+            for key in keys & points.keys():
+                del points[key]
+        return len(keys)
 
     def release(self) -> None:
         """Let go of all models; they are made again when they are asked for."""

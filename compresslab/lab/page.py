@@ -20,9 +20,10 @@ BUTTONS = {  # name: (icon, tooltip)
     # in the tabs
     "export CSV": ("download", "Write everything measured here to a file in the working folder"),
     "clear": ("eraser", "Empty the picture and the results; the journal keeps everything"),
+    "forget": ("trash", "Take everything that this lab measured out of the journal; what others measured stays"),
     "lock in": ("lock", "Draw your guess; the measurement then says how far off it is"),
 }
-IN_TABS = ("export CSV", "clear", "lock in")
+IN_TABS = ("export CSV", "clear", "forget", "lock in")
 LABEL, LONG_LABEL = "124px", "200px"  # room for the longest name, and label, before a slider
 NARROW = "1 1 360px"  # flex of the controls beside the chart: below one another on a page under 800 pixels
 WIDE = "2 1 430px"  # of the chart

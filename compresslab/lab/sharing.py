@@ -3,7 +3,9 @@
 import base64
 import html
 import itertools
+import json
 import re
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +27,41 @@ def write_state(technique: Technique, choice: Choice) -> str:
     training = f"steps={choice.steps}, seed={choice.seed}"
     compare = f", compare={choice.compare!r}" if choice.compare else ""
     return f"cl.lab.explore({name}, model={model}, data={data}, setting={choice.setting!r}, {training}{compare})"
+
+
+def write_short_code(technique: Technique, choice: Choice) -> str:
+    """Return a lab's state as one word for `read_short_code`.
+
+    raises  ValueError for a technique that is not one of the package's, which a neighbour does not have
+    """
+    if not _is_packaged(technique):
+        raise ValueError(f"technique is {technique.name!r}, not one of the package's; share its code instead")
+    state = [technique.name, choice.model, choice.data, choice.setting, choice.steps, choice.seed, choice.compare]
+    return base64.urlsafe_b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode().rstrip("=")
+
+
+def write_open(technique: Technique, choice: Choice) -> str:
+    """Return the call of `cl.lab.open` for a lab's state, or the reason why there is none."""
+    try:
+        word = write_short_code(technique, choice)
+    except ValueError as error:
+        return str(error)
+    own = [name for name in ("model", "data") if getattr(choice, name) == YOURS]
+    return f"cl.lab.open({', '.join([repr(word), *(f'{name}={name}' for name in own)])})"
+
+
+def read_short_code(word: str) -> dict:
+    """Return the arguments of `explore` that a short code stands for; "yours" for a model or data of a person's own.
+
+    raises  ValueError for a word that is no such code
+    """
+    try:
+        content = base64.urlsafe_b64decode(word.strip() + "=" * (-len(word.strip()) % 4))
+        state = json.loads(zlib.decompressobj().decompress(content, 10_000))
+        names = ("technique", "model", "data", "setting", "steps", "seed", "compare")
+        return dict(zip(names, state, strict=True))
+    except (AttributeError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(f"code is {word!r}; give the word that a lab's *show the code* prints") from error
 
 
 def write_code(technique: Technique, choice: Choice, result: journal.Result) -> str:

@@ -69,7 +69,9 @@ class View:
         ]
         fair = [page.make_row([page.make_label("compare with"), *self.fair.values()])] if self.fair else []
         guess = page.make_row([page.make_label("your guess"), *self.guess.values(), self.buttons["lock in"]])
-        subject = page.make_row([model, data, seed, self.buttons["export CSV"], self.buttons["clear"]])
+        subject = page.make_row(
+            [model, data, seed, *(self.buttons[name] for name in ("export CSV", "clear", "forget"))]
+        )
         pages = {"Inside": [self.gallery.inside], "Size and bytes": [self.ledger, self.gallery.bytes]}
         pages |= {"Compare, guess": [*fair, guess], "Model and data": [subject]}
         if small and not beside:

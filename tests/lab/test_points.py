@@ -5,7 +5,6 @@ import io
 import re
 
 import pytest
-from IPython.display import display
 from PIL import Image
 
 import compresslab as cl
@@ -107,7 +106,6 @@ def test_a_picture_stays_for_pages_without_a_kernel(lab, monkeypatch):
         shown.append(content if raw else content.data)
         return Handle()
 
-    assert display is not record
     monkeypatch.setattr("compresslab.lab.explorer.display", record)
     monkeypatch.setattr("compresslab.lab.still.display", record)
     lab._ipython_display_()
@@ -116,3 +114,44 @@ def test_a_picture_stays_for_pages_without_a_kernel(lab, monkeypatch):
     source = re.search(r'base64,([^"]+)" alt="([^"]+)"', shown[-1])
     assert Image.open(io.BytesIO(base64.b64decode(source.group(1)))).size == tuple(lab.view.chart.touch.size)
     assert "chosen point" in source.group(2) and SENTENCE in shown[-1] and "share 90%" in shown[-1]
+
+
+def test_forget_takes_what_the_lab_measured_out_of_the_journal(lab, open_lab):
+    journal = lab.measurements.journal
+    mine = {key for key in lab.results["key"]}
+    assert mine and all(journal.find(key) for key in mine)
+    second = open_lab(threads=False)
+    second.controls["share"].value = 0.3
+    theirs = second.results["key"].iloc[-1]
+    lab.buttons["forget"].click()
+    assert not any(journal.find(key) for key in mine) and journal.find(theirs)
+    assert lab.results.empty and "forgotten" in lab.view.status.value and lab.error is None
+    lab.measure()
+    assert len(lab.results) == 2 and journal.find(lab.results["key"].iloc[-1])
+
+
+def test_a_short_code_opens_the_same_lab():
+    lab = cl.lab.explore("zero_pruning", setting={"sparsity": 0.8}, steps=0, seed=2, threads=False)
+    again = cl.lab.open(lab.short_code)
+    assert again.wait(60) and again.state == lab.state
+    assert f"cl.lab.open({lab.short_code!r})" in lab.code and len(lab.short_code) < 200
+    lab.close()
+    again.close()
+
+
+@pytest.mark.parametrize("code", ["", "nonsense", None, "a" * 5000])
+def test_a_word_that_is_no_code_is_refused(code):
+    with pytest.raises(ValueError, match="code is"):
+        cl.lab.open(code)
+
+
+def test_a_code_for_a_model_of_ones_own_asks_for_it(lab, tiny_model, tiny_data, technique):
+    with pytest.raises(ValueError, match="not one of the package's"):
+        _ = lab.short_code
+    own = cl.lab.explore("zero_pruning", model=tiny_model, data=tiny_data, steps=0, threads=False)
+    with pytest.raises(ValueError, match="model is None"):
+        cl.lab.open(own.short_code)
+    again = cl.lab.open(own.short_code, model=tiny_model, data=tiny_data)
+    assert again.choice == own.choice
+    own.close()
+    again.close()
