@@ -5,7 +5,7 @@ from functools import partial
 import ipywidgets as widgets
 import numpy as np
 
-from compresslab.lab import anatomy, size_table
+from compresslab.lab import anatomy, damage, size_table
 from compresslab.lab.canvas import Panel
 from compresslab.lab.page import close_widgets
 from compresslab.techniques import Picture
@@ -22,11 +22,13 @@ GRID = {  # two beside one another, or one where the page is narrow
 class Gallery:
     """Panels by their pictures' names; colours and axes keep the limits of the first picture of a model.
 
-    inside  the panels of what happened inside, side by side;  bytes  the panel of the file's bytes
+    inside  the panels of what happened inside, side by side;  bytes  the panel of the file's bytes;  damage  those of
+            changed answers
     """
 
     def __init__(self):
-        self.inside, self.bytes = (widgets.GridBox(layout=widgets.Layout(**GRID)) for _ in range(2))
+        self.inside, self.bytes, self.damage = (widgets.GridBox(layout=widgets.Layout(**GRID)) for _ in range(3))
+        self._boxes = {size_table.BYTES: self.bytes} | dict.fromkeys(damage.NAMES, self.damage)
         self.panels = {}
         self._shown, self._limits, self._waiting = {}, {}, []
 
@@ -45,8 +47,8 @@ class Gallery:
         self._waiting = []
         for name in names:
             self.panels[name] = self.panels.get(name) or Panel()
-        for box, is_bytes in ((self.inside, False), (self.bytes, True)):
-            children = tuple(self.panels[name].widget for name in names if (name == size_table.BYTES) == is_bytes)
+        for box in (self.inside, self.bytes, self.damage):
+            children = tuple(self.panels[name].widget for name in names if self._boxes.get(name, self.inside) is box)
             if box.children != children:
                 box.children = children
 

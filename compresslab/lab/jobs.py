@@ -41,6 +41,7 @@ def measure(lab, choice: Choice) -> Iterator:
         yield from fill(lab, choice, fair)
     lab.settle(choice)
     if not lab.threaded:
+        yield from show_damage(lab, choice)
         yield from draw_still(lab, choice)
 
 
@@ -144,6 +145,8 @@ def choose_background(lab: widgets.Widget) -> Callable[[], Iterator] | None:
         return None
     if lab.view.weighed != choice:
         return lambda: weigh(lab, choice)
+    if lab.view.harmed != choice:
+        return lambda: show_damage(lab, choice)
     if lab.pinned and lab.view.compared != choice:
         return lambda: compare_with_pin(lab, choice)
     missing = lab.measurements.missing(choice, longer=True)
@@ -166,6 +169,15 @@ def weigh(lab, choice: Choice) -> Iterator:
     lab.view.show_ledger(choice, measures.sizes(model))
     yield
     lab.view.gallery.draw_next()
+
+
+def show_damage(lab, choice: Choice) -> Iterator:
+    """Show the answers that changed, image by image and class by class."""
+    model = yield from _find_model(lab, choice)
+    lab.view.show_damage(choice, model)
+    yield
+    while lab.view.gallery.draw_next():
+        yield
 
 
 def fill(lab, choice: Choice, missing: Choice) -> Iterator:

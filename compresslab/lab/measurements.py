@@ -15,7 +15,7 @@ from compresslab import data as datasets
 from compresslab import measure, models, train
 from compresslab.experiments import journal, sweep, trial
 from compresslab.experiments.journal import Result
-from compresslab.lab import words
+from compresslab.lab import damage, words
 from compresslab.lab.settings import find_widest_gap, list_even_settings, list_neighbours, sort_by_distance
 from compresslab.techniques import Technique
 
@@ -87,7 +87,7 @@ class Measurements:
         self.technique, self.journal = technique, journal
         self.failed, self.warnings, self.cleared = set(), [], False
         self._own_model, self._own_data = own_model, own_data
-        self._subjects, self._blanks = {}, {}
+        self._subjects, self._blanks, self._dense_logits = {}, {}, {}
         self._points = {}  # conditions of a chart -> {key: Result}, from the journal and measured here
         self._results, self._chosen, self._hidden = {}, (), set()  # on the page: key -> Result, keys, keys
         self._models = {}  # key -> measured model, the newest at the end
@@ -142,6 +142,18 @@ class Measurements:
     def model(self, choice: Choice) -> nn.Module | None:
         """Return the measured model of a choice if it is still kept."""
         return self._models.get(self.key(choice))
+
+    def picture_damage(self, choice: Choice, model: nn.Module) -> list:
+        """Return Pictures of the answers to validation images that a measured model of a choice changed."""
+        subject = self.subject(choice)
+        split = subject.data.validation
+        if split.metric is not None or not isinstance(split, datasets.Split):
+            return []
+        with train.threads(1):
+            if (choice.model, choice.data) not in self._dense_logits:
+                self._dense_logits[choice.model, choice.data] = train.evaluate(subject.model, split)
+            logits = train.evaluate(model, split)
+        return damage.make_pictures(self._dense_logits[choice.model, choice.data], logits, split, subject.data.classes)
 
     def fair(self, choice: Choice, label: str) -> Choice:
         """Return the choice of a fair control: its settings laid over the chosen ones."""
@@ -245,6 +257,7 @@ class Measurements:
         """Let go of all models; they are made again when they are asked for."""
         self._models.clear()
         self._subjects.clear()
+        self._dense_logits.clear()
 
     def to_frame(self) -> pd.DataFrame:
         """Return the Results measured here and not cleared, those of the chosen point last."""

@@ -19,7 +19,7 @@ def make_table(ledger: SizeLedger, title: str, dense_bytes: int) -> str:
     dense_bytes  of the network before compression, which every row is compared with
     """
     against = f"against the dense network in fp32 ({words.format_kib(dense_bytes)})"
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "count", "KiB", against, "what it counts"))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("kind", "count", "KiB", against, "what it counts"))
     rows = ""
     for row in ledger.to_frame().to_dict("records"):
         count = "" if pd.isna(row["count"]) else f"{row['count']:,}"

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from compresslab import techniques, train
 from compresslab.experiments.sweep import Event
-from compresslab.lab import page, size_table, words
+from compresslab.lab import damage, page, size_table, words
 from compresslab.lab.chart import Chart
 from compresslab.lab.gallery import Gallery
 from compresslab.lab.measurements import Choice, Measurements
@@ -26,13 +26,14 @@ class View:
     fair      label -> checkbox of a fair control;  buttons, guess  name -> button or field
     opened    `conditions` of the Choice whose points the chart shows, or None
     weighed   the Choice whose ledger is shown, or None
+    harmed    the Choice whose changed answers are shown, or None
     compared  the Choice that is compared with the pinned one, or None
     """
 
     def __init__(self, measurements: Measurements, controls: list, choosers: list, compare: tuple = ()):
         self._measurements, self._technique = measurements, measurements.technique
         self._said, self._warnings = (None, ""), []
-        self.opened = self.weighed = self.compared = None
+        self.opened = self.weighed = self.harmed = self.compared = None
         self._ticked = self._began = self._look_at = 0.0  # times, as `monotonic` counts
         self.chart = Chart()
         self.gallery = Gallery()
@@ -73,11 +74,14 @@ class View:
             [model, data, seed, *(self.buttons[name] for name in ("export CSV", "clear", "forget"))]
         )
         pages = {"Inside": [self.gallery.inside], "Size and bytes": [self.ledger, self.gallery.bytes]}
+        pages |= {"Damage": [self.gallery.damage]}
         pages |= {"Compare, guess": [*fair, guess], "Model and data": [subject]}
         if small and not beside:
             pages = {"Settings": [page.make_row(small)], **pages}
         style = widgets.HTML(page.STYLE, layout=widgets.Layout(display="none"))
-        return [style, page.make_row(top), self.note, self.code, page.make_tabs(pages)]
+        tabs = page.make_tabs(pages)
+        tabs.selected_index = list(pages).index("Inside")
+        return [style, page.make_row(top), self.note, self.code, tabs]
 
     def begin(self, choice: Choice) -> None:
         """Say that a choice is being measured."""
@@ -129,7 +133,7 @@ class View:
         data = self._measurements.subject(choice).data
         with train.threads(1):
             pictures = techniques.pictures(self._technique, event.start, event.model, choice.setting, data)
-        self.gallery.arrange([*(picture.name for picture in pictures), size_table.BYTES])
+        self.gallery.arrange([*(picture.name for picture in pictures), size_table.BYTES, *damage.NAMES])
         self.gallery.show(pictures)
 
     def _show_accuracy(self, choice, model):
@@ -202,12 +206,18 @@ class View:
         self.ledger.value, self.weighed = size_table.make_table(sizes, title, dense_bytes), choice
         self.gallery.show([size_table.make_picture(sizes)])
 
+    def show_damage(self, choice: Choice, model) -> None:
+        """Show the answers that a measured model of a choice changed."""
+        pictures = self._measurements.picture_damage(choice, model)
+        self.gallery.show(pictures)
+        self.harmed = choice
+
     def empty(self, forget_limits: bool = False) -> None:
         """Take off the page the point, its ledger, its pictures and the note.
 
         forget_limits  also the limits of the pictures: for another model or other data
         """
-        self.ledger.value, self.note.value, self.weighed = "", "", None
+        self.ledger.value, self.note.value, self.weighed, self.harmed = "", "", None, None
         self.progress.value = 0
         self.gallery.empty(forget_limits)
         self.chart.show_point()

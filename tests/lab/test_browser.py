@@ -25,7 +25,7 @@ ipywidgets.VBox([other, answer, lab])
 LAB_ALONE = """import compresslab as cl
 lab = cl.lab.explore("zero_pruning", steps=5)
 lab"""
-PICTURES = 5  # of each view: the curve, three of the technique, the bytes of the file
+PICTURES = 7  # of each view: the curve, three of the technique, the bytes of the file, two of the damage
 
 
 def opens_lab(cell):

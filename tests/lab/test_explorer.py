@@ -212,7 +212,7 @@ def test_the_rounding_of_a_browser_is_not_a_move(open_lab):
 def test_the_pictures_are_png_and_change_with_the_slider(open_lab):
     lab = open_lab(threads=False)
     before = [pixels(image) for image in pictures(lab)]
-    assert len(before) == 4  # the curve, two of the technique, the bytes of the file
+    assert len(before) == 6  # the curve, two of the technique, the bytes of the file, two of the damage
     assert len({image.shape for image in before}) == 1
     lab.controls["share"].value = 0.9
     after = [pixels(image) for image in pictures(lab)]
