@@ -35,7 +35,7 @@ def model_card(
     rows = {
         "accuracy": f"{measurement.accuracy:.2%}",
         "parameters": f"{size.parameters:,}",
-        ".clab file": f"{size.file_bytes / KIB:,.1f} KiB, {size.compression_ratio:.1f} times smaller than fp32",
+        ".clab file": f"{size.file_bytes / KIB:,.1f} KiB, {size.compression_ratio:.1f} times smaller than these parameters in fp32",
         "latency in torch": f"{1000 * time.median:.2g} ms, batch of {time.batch_size}, {time.threads} thread(s)",
     }
     if classes is not None:
