@@ -16,6 +16,7 @@ from compresslab.classroom import (  # noqa: F401  importing them registers thei
     low_rank,
     quantization,
     redundancy_pruning,
+    ship_it,
     which_layers,
     zero_pruning,
 )

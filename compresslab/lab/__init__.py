@@ -15,13 +15,14 @@ from compresslab import data as datasets
 from compresslab.experiments import journal as journals
 from compresslab.lab import cells, page, sharing
 from compresslab.lab.comparison import compare
+from compresslab.lab.constraint_box import constrain
 from compresslab.lab.controls import Controls
 from compresslab.lab.explorer import Lab
 from compresslab.lab.measurements import DATA, YOURS, Measurements, default_steps
 from compresslab.lab.plots import curve
 from compresslab.lab.worker import threads_work
 
-__all__ = ["Lab", "compare", "curve", "explore", "open"]
+__all__ = ["Lab", "compare", "constrain", "curve", "explore", "open"]
 
 
 def explore(

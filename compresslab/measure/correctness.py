@@ -194,8 +194,12 @@ def mcnemar(a: nn.Module, b: nn.Module, split: Split | tuple) -> McNemar:
     return McNemar(only_a, only_b, p_value, better if p_value <= _ALPHA else "can't tell")
 
 
-def _predict_split(model, split, name="model"):
-    """Predict a checked split: predictions (N,), labels (N,), the number of classes."""
+def judge_split(model: nn.Module, split: Split | tuple, name: str = "model") -> tuple:
+    """Run a model on a checked split of classes.
+
+    returns  predicted classes (N,), labels (N,), logits (N, classes): tensors on the CPU
+    raises   ValueError as `accuracy`; `name` is what its message calls the model
+    """
     checks.module(name, model, wrapped=True)
     split = data.split_of(split)
     if split.metric is not None:
@@ -204,13 +208,18 @@ def _predict_split(model, split, name="model"):
     if labels.dim() != 1 or labels.is_floating_point():
         raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give class numbers, or a metric=")
     answers, classes = _predict(logits)
-    labels = labels.numpy()
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}; the model has {classes} outputs, "
             f"so give labels from 0 to {classes - 1}"
         )
-    return answers.numpy(), labels, classes
+    return answers, labels, logits
+
+
+def _predict_split(model, split, name="model"):
+    """Predict a split: predictions (N,), labels (N,), both arrays, and the number of classes."""
+    answers, labels, logits = judge_split(model, split, name)
+    return answers.numpy(), labels.numpy(), logits.shape[1]
 
 
 def _predict(logits):
