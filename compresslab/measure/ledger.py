@@ -93,16 +93,16 @@ _ROWS = (
 
 def sizes(model: nn.Module) -> SizeLedger:
     """Count the size of a model in every way that is commonly quoted."""
-    state = layers.plain(checks.module("model", model)).state_dict()
-    buffer = io.BytesIO()
+    parts = storage.breakdown(checks.module("model", model))  # first: its copies are gone before others are made
+    state = layers.plain(model).state_dict()
+    tensors, buffer = _find_distinct(state), io.BytesIO()
     torch.save(state, buffer)
-    tensors, parts = _find_distinct(state), storage.breakdown(model)
     return SizeLedger(
         parameters=layers.count_parameters(model),
         nonzeros=layers.count_nonzeros(model),
         dense_bytes=sum(map(_dense_bytes, tensors)),
         torch_save_bytes=buffer.tell(),
-        gzip_bytes=_gzip_bytes(buffer.getvalue()),
+        gzip_bytes=_gzip_bytes(buffer.getbuffer()),
         csr_bytes=sum(map(_csr_bytes, bars.over(tensors, "sparse rows"))),
         file_bytes=round(sum(part.bytes for part in parts)),
         breakdown=tuple(parts),
@@ -112,8 +112,8 @@ def sizes(model: nn.Module) -> SizeLedger:
 def _gzip_bytes(content):
     """Return the length of the bytes as a gzip file."""
     zipper = zlib.compressobj(_GZIP_LEVEL, wbits=31)  # gzip's header and checksum
-    parts = bars.over([content[start : start + _CHUNK] for start in range(0, len(content), _CHUNK)], "zipping")
-    return sum(len(zipper.compress(part)) for part in parts) + len(zipper.flush())
+    starts = bars.over(range(0, len(content), _CHUNK), "zipping")
+    return sum(len(zipper.compress(content[start : start + _CHUNK])) for start in starts) + len(zipper.flush())
 
 
 def _find_distinct(state):
