@@ -43,7 +43,7 @@ class Chart:
         self._limits, self._worst = (np.inf, 0), 1.0
         self.moving, self._subject, self._groups = Moving(guess=self.moving.guess), None, []
 
-    def draw(self, subject, groups: list) -> None:
+    def draw(self, subject: object, groups: list) -> None:
         """Draw everything anew.
 
         subject  the dense model: its accuracy and sizes
@@ -54,7 +54,7 @@ class Chart:
         sizes = [dense.file_bytes, dense.dense_bytes, dense.dense_bytes / 60, *points["file_bytes"]]
         self._draw(sizes, [0.6, *points["accuracy"]])
 
-    def show_point(self, results: Sequence = (), longer=None) -> None:
+    def show_point(self, results: Sequence = (), longer: object = None) -> None:
         """Move to a point's results, and to its result after a longer training."""
         places = {result.stage: (result.file_bytes, result.accuracy) for result in results}
         longer = (longer.file_bytes, longer.accuracy, longer.steps) if longer else None

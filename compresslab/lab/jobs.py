@@ -16,7 +16,7 @@ from compresslab.lab.measurements import Choice
 from compresslab.lab.worker import HOLD
 
 
-def measure(lab, choice: Choice) -> Iterator:
+def measure(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Measure a choice and draw it, then its inside, the chart, ledger and fair controls."""
     view, measurements = lab.view, lab.measurements
     lab.settled = None
@@ -45,7 +45,7 @@ def measure(lab, choice: Choice) -> Iterator:
         yield from draw_still(lab, choice)
 
 
-def measure_whole_curve(lab, choice: Choice) -> Iterator:
+def measure_whole_curve(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Measure a choice and every setting of the curve through it."""
     view, measurements = lab.view, lab.measurements
     yield from measure(lab, choice)
@@ -65,7 +65,7 @@ def measure_whole_curve(lab, choice: Choice) -> Iterator:
     lab.settle(choice)
 
 
-def report(lab, choice: Choice) -> Iterator:
+def report(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Measure the chosen point on the test images: the one place where they are used."""
     yield from measure(lab, choice)
     lab.settled = None
@@ -88,7 +88,7 @@ def report(lab, choice: Choice) -> Iterator:
     lab.settle(choice)
 
 
-def pin(lab, choice: Choice) -> Iterator:
+def pin(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Keep the chosen point as the one that others are compared with."""
     yield from measure(lab, choice)
     model = yield from _find_model(lab, choice)
@@ -96,7 +96,7 @@ def pin(lab, choice: Choice) -> Iterator:
     lab.view.show_pin(choice)
 
 
-def compare_with_pin(lab, choice: Choice) -> Iterator:
+def compare_with_pin(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Say in points, bytes and by McNemar's test how the chosen point differs from the pinned one."""
     model = yield from _find_model(lab, choice)
     if not lab.pinned:
@@ -112,7 +112,7 @@ def compare_with_pin(lab, choice: Choice) -> Iterator:
         lab.view.show_difference(choice, words.describe_difference(*results, test))
 
 
-def show_cleared(lab, choice: Choice) -> Iterator:
+def show_cleared(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Show an empty page after a clear, the full page after its undo."""
     if not lab.measurements.cleared:
         yield from measure(lab, choice)
@@ -127,7 +127,7 @@ def show_cleared(lab, choice: Choice) -> Iterator:
     lab.write_code()
 
 
-def forget(lab, choice: Choice) -> Iterator:
+def forget(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Take what this lab measured out of the journal, and show an empty page."""
     count = lab.measurements.forget()
     lab.settled = lab.error = None
@@ -155,7 +155,7 @@ def choose_background(lab: widgets.Widget) -> Callable[[], Iterator] | None:
     return None if lab.drawn == (choice, lab.view.chart.panel.image.value) else lambda: draw_still(lab, choice)
 
 
-def draw_still(lab, choice: Choice) -> Iterator:
+def draw_still(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Bring the picture for pages without a kernel up to date: at a new point, and when its curve is complete."""
     panel = lab.view.chart.panel
     lab.drawn = choice, panel.image.value
@@ -163,7 +163,7 @@ def draw_still(lab, choice: Choice) -> Iterator:
     yield
 
 
-def weigh(lab, choice: Choice) -> Iterator:
+def weigh(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Show the ledger of the chosen point, and the picture of its bytes."""
     model = yield from _find_model(lab, choice)
     lab.view.show_ledger(choice, measures.sizes(model))
@@ -171,7 +171,7 @@ def weigh(lab, choice: Choice) -> Iterator:
     lab.view.gallery.draw_next()
 
 
-def show_damage(lab, choice: Choice) -> Iterator:
+def show_damage(lab: widgets.Widget, choice: Choice) -> Iterator:
     """Show the answers that changed, image by image and class by class."""
     model = yield from _find_model(lab, choice)
     lab.view.show_damage(choice, model)
@@ -180,7 +180,7 @@ def show_damage(lab, choice: Choice) -> Iterator:
         yield
 
 
-def fill(lab, choice: Choice, missing: Choice) -> Iterator:
+def fill(lab: widgets.Widget, choice: Choice, missing: Choice) -> Iterator:
     """Put a missing point on the chart, or a note where it fails."""
     measurements = lab.measurements
     try:

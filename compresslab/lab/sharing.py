@@ -46,8 +46,8 @@ def write_open(technique: Technique, choice: Choice) -> str:
         word = write_short_code(technique, choice)
     except ValueError as error:
         return str(error)
-    own = [name for name in ("model", "data") if getattr(choice, name) == YOURS]
-    return f"cl.lab.open({', '.join([repr(word), *(f'{name}={name}' for name in own)])})"
+    arguments = [f"{name}={name}" for name in ("model", "data") if getattr(choice, name) == YOURS]
+    return f"cl.lab.open({', '.join([repr(word), *arguments])})"
 
 
 def read_short_code(word: str) -> dict:

@@ -4,6 +4,7 @@ import html
 from time import monotonic
 
 import ipywidgets as widgets
+from torch import nn
 
 from compresslab import techniques, train
 from compresslab.experiments.sweep import Event
@@ -12,6 +13,7 @@ from compresslab.lab.chart import Chart
 from compresslab.lab.gallery import Gallery
 from compresslab.lab.measurements import Choice, Measurements
 from compresslab.lab.plots import BLUE
+from compresslab.measure import SizeLedger
 
 TICK = 0.1  # seconds between two movements of the progress bar
 PARTIAL = 0.3  # seconds between two accuracies during training, at least
@@ -199,14 +201,14 @@ class View:
         subject, result = self._measurements.subject(choice), self._measurements.visible(choice)
         self.chart.panel.say(words.describe_chart(subject, result))
 
-    def show_ledger(self, choice: Choice, sizes) -> None:
+    def show_ledger(self, choice: Choice, sizes: SizeLedger) -> None:
         """Show the ledger of a point as a table, and the picture of its bytes."""
         title = f"What {words.describe_trial(self._technique, choice)} costs"
         dense_bytes = self._measurements.subject(choice).sizes.dense_bytes
         self.ledger.value, self.weighed = size_table.make_table(sizes, title, dense_bytes), choice
         self.gallery.show([size_table.make_picture(sizes)])
 
-    def show_damage(self, choice: Choice, model) -> None:
+    def show_damage(self, choice: Choice, model: nn.Module) -> None:
         """Show the answers that a measured model of a choice changed."""
         pictures = self._measurements.picture_damage(choice, model)
         self.gallery.show(pictures)

@@ -22,13 +22,13 @@ def describe_setting(technique: Technique, values: dict) -> str:
     return ", ".join(parts) or technique.name
 
 
-def describe_trial(technique: Technique, choice) -> str:
+def describe_trial(technique: Technique, choice: object) -> str:
     """Return a choice's setting, steps and seed in words."""
     training = f"{choice.steps} steps, seed {choice.seed}" if choice.steps else "one-shot"
     return f"{describe_setting(technique, choice.setting)}, {training}"
 
 
-def describe_point(result, subject, longer=None, guess: tuple | None = None) -> str:
+def describe_point(result: Result, subject: object, longer: Result | None = None, guess: tuple | None = None) -> str:
     """Return the status line of a measured point, compared with a guess."""
     parts = [
         format_accuracy(result, subject.accuracy),
@@ -40,7 +40,7 @@ def describe_point(result, subject, longer=None, guess: tuple | None = None) -> 
     return "; ".join(part for part in parts if part)
 
 
-def describe_measured(technique: Technique, result: Result, subject) -> str:
+def describe_measured(technique: Technique, result: Result, subject: object) -> str:
     """Return what is shown beside a point of the chart: setting, accuracy with its interval, bytes, points lost."""
     split, interval = subject.data.validation, ""
     if split.metric is None:
@@ -50,7 +50,7 @@ def describe_measured(technique: Technique, result: Result, subject) -> str:
     return f"{describe_setting(technique, result.setting)}, {result.stage}: {accuracy}; {format_kib(result.file_bytes)}"
 
 
-def describe_guess(guess: tuple, result) -> str:
+def describe_guess(guess: tuple, result: Result) -> str:
     """Return how far a locked-in guess (accuracy, file_bytes or None) lies from a measured point."""
     accuracy, file_bytes = guess
     off = accuracy - result.accuracy
@@ -62,7 +62,7 @@ def describe_guess(guess: tuple, result) -> str:
     return text
 
 
-def describe_difference(pinned: Result, result: Result, test) -> str:
+def describe_difference(pinned: Result, result: Result, test: measure.McNemar) -> str:
     """Return how a point differs from the pinned one, A; `test` is McNemar's, of A and this one."""
     if pinned.file_bytes == result.file_bytes:
         size = "the same size"
@@ -76,7 +76,7 @@ def describe_difference(pinned: Result, result: Result, test) -> str:
     return f"against A: {points}, {size}; {changes}: {verdict} (McNemar's test, p = {test.p_value:.2g})"
 
 
-def describe_chart(subject, result: Result | None) -> str:
+def describe_chart(subject: object, result: Result | None) -> str:
     """Return a sentence about the accuracy-versus-size picture; `result` is the chosen point, or None."""
     dense = f"{subject.accuracy:.2%}, {format_kib(subject.sizes.file_bytes)}"
     text = f"Measured accuracy (axis stretched near 100%) and file size. Dense model: {dense} (cross, dashed)"
@@ -94,7 +94,7 @@ def describe_error(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {text}" if text else f"{type(problem).__name__}, without a message"
 
 
-def format_accuracy(result, dense: float) -> str:
+def format_accuracy(result: Result, dense: float) -> str:
     """Return "97.91% (−0.42 points against dense)"."""
     return f"{result.accuracy:.2%} ({format_points(result.accuracy - dense)} against dense)"
 

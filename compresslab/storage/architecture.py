@@ -108,7 +108,7 @@ class _Builder:
     def __init__(self, allowance, custom):
         self._allowance, self._custom, self._made = allowance, custom, {}
 
-    def build(self, node, path):
+    def build(self, node: object, path: str) -> nn.Module | None:
         """Build a module. It is charged once for each place it has: shared ones could double it at each level."""
         if node is None:
             return None
@@ -204,7 +204,8 @@ class _Shorthand:
     def __init__(self):
         self._size = None
 
-    def shorten(self, node):
+    def shorten(self, node: object) -> object:
+        """Leave out of a node what the reader can tell from what comes before it."""
         if not isinstance(node, list):
             return node
         name, arguments, children = read_node(node)
@@ -213,7 +214,8 @@ class _Shorthand:
         children = {child: self.shorten(inner) for child, inner in children.items()}
         return _drop_empty(name, shorter, _shorten_names(children))
 
-    def lengthen(self, node):
+    def lengthen(self, node: object) -> object:
+        """Put back what `shorten` left out."""
         if not isinstance(node, list):
             return node
         children = _lengthen_names(node[2]) if len(node) == 3 else {}

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -60,8 +61,8 @@ METHODS = frozenset(
 )
 
 
-def attribute(value, name):
-    """getattr for the attributes of tensors that a graph may read."""
+def attribute(value: object, name: str) -> object:
+    """Read an attribute of a tensor, one of those that a graph may read."""
     if name not in ATTRIBUTES:
         raise ValueError(f"attribute is {name!r}; a graph may read {', '.join(sorted(ATTRIBUTES))}")
     return getattr(value, name)
@@ -76,6 +77,6 @@ FUNCTIONS = {
 _NAMES = {id(function): name for name, function in reversed(FUNCTIONS.items())} | {id(getattr): "attribute"}
 
 
-def function_name(function):
-    """Name of a function in FUNCTIONS, or None."""
+def function_name(function: Callable) -> str | None:
+    """Return the name of a function in FUNCTIONS, or None."""
     return _NAMES.get(id(function))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numba
@@ -10,12 +11,12 @@ _OPTIONS = {"nogil": True, "error_model": "numpy"}
 _PACKAGE = Path(__file__).parent
 
 
-def compiled(function):
+def compiled(function: Callable) -> Callable:
     """Compile a function at its first call."""
     return numba.njit(**_OPTIONS)(function)
 
 
-def kept_on_disk(function):
+def kept_on_disk(function: Callable) -> Callable:
     """Compile a function at its first call, and keep the machine code for the next process.
 
     It is compiled fresh where there is no folder for it, the disk is full, or what was kept is damaged.
@@ -29,7 +30,8 @@ def kept_on_disk(function):
         return fresh
 
     @functools.wraps(function)
-    def call(*arguments):
+    def call(*arguments: object) -> object:
+        """Call the compiled function; compile it afresh where what was kept is damaged."""
         nonlocal current
         try:
             return current(*arguments)

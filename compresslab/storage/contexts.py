@@ -84,7 +84,9 @@ def _code_entries(coder, layout, prior, at, keep):
     return layout.inside(matrix.known) > 0
 
 
-def try_ranks(writer: Writer, ranks, values: int, negatives: int, keep, layout: Layout) -> Writer | None:
+def try_ranks(
+    writer: Writer, ranks: np.ndarray, values: int, negatives: int, keep: np.ndarray | None, layout: Layout
+) -> Writer | None:
     """Write which of few values each kept entry has, on trial; None where that would take too long.
 
     ranks   whole numbers from 0 to values - 1, in the order of the flat matrix, larger for larger values
@@ -99,7 +101,7 @@ def try_ranks(writer: Writer, ranks, values: int, negatives: int, keep, layout: 
     return _try(writer, record(ranks.astype(np.uint8).tobytes(), values, negatives, packed, layout), decisions)
 
 
-def read_ranks(reader: Reader, values: int, negatives: int, keep, layout: Layout) -> np.ndarray:
+def read_ranks(reader: Reader, values: int, negatives: int, keep: np.ndarray | None, layout: Layout) -> np.ndarray:
     """Read the ranks that were written, int16, in the order of the flat matrix's kept entries."""
     count = layout.rows * layout.columns if keep is None else int(np.count_nonzero(keep))
     check(_fits_ranks(layout, count, values))
@@ -158,7 +160,7 @@ class _Matrix:
         self._counters = np.zeros((sum(kinds) * nodes, 2), np.int64)
         self._weights = np.array([*[WEIGHT] * mixing.KINDS, 0, 0])
 
-    def begin(self, size, half):
+    def begin(self, size: int, half: int) -> tuple:
         """Return the state for a pass in blocks of some size."""
         self._of_lines[:, :2] = self._of_places[:, :4] = 0
         self._basic[0], self._basic[1, 1], self._basic[4] = (1, 4), half, 0

@@ -52,7 +52,8 @@ class GraphModel(nn.Module):
         self._clab_graphs = graphs
         self._clab_programs = {mode: make_program(graph) for mode, graph in graphs.items()}
 
-    def forward(self, *inputs, **named):
+    def forward(self, *inputs: object, **named: object) -> object:
+        """Run the recorded program of the mode, training or evaluation."""
         names, steps, output = self._clab_programs[self.training]
         values = dict(enumerate(_in_order(names, inputs, named)))
         for number, (kind, name, arguments, keywords, done) in enumerate(steps, start=len(names)):

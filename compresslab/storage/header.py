@@ -114,7 +114,9 @@ def get_masks(model: nn.Module, flat: nn.Module) -> dict:
     return masks
 
 
-def write(model: nn.Module, state: dict, node: object, *, masks=(), extra=(), inputs=()) -> dict:
+def write(
+    model: nn.Module, state: dict, node: object, *, masks: Iterable = (), extra: Iterable = (), inputs: Iterable = ()
+) -> dict:
     """Return the header of a file.
 
     state   name -> tensor, extras last;  node  of the architecture, or None;  masks, extra  collections of names

@@ -247,7 +247,7 @@ def _predict_block(start, stop, at, known, state, out):
 
 
 @kept_on_disk
-def run(bits, every, at, known, state, out):
+def run(bits: np.ndarray, every: int, at: np.ndarray, known: np.ndarray, state: tuple, out: np.ndarray) -> None:
     """Learn the bits of the block that was predicted last, and predict the next one.
 
     bits     of that block, int32; where `every` is 1, of all entries: then all blocks are gone through

@@ -288,7 +288,7 @@ def settle_grid(grid: grids.Grid, weight: torch.Tensor, mask: torch.Tensor | Non
     return (plain, codes) if (same if mask is None else same | ~mask.cpu()).all() else None
 
 
-def settle_book(codebook: codebooks.Codebook, weight: torch.Tensor, mask: torch.Tensor | None = None):
+def settle_book(codebook: codebooks.Codebook, weight: torch.Tensor, mask: torch.Tensor | None = None) -> tuple | None:
     """Return a codebook with its assignments on the CPU; None where they do not stand for exactly this weight."""
     centroids, chosen = codebook.centroids.detach().cpu(), codebook.assignments.detach().cpu()
     weight = weight.detach().cpu()

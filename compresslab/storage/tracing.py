@@ -20,6 +20,8 @@ import sys
 import textwrap
 import threading
 import types
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import torch
 from torch import fx, nn
@@ -48,12 +50,13 @@ def describe(model: nn.Module) -> tuple[object, dict]:
 
 
 class _CustomModules:
-    """Describes the modules that are not standard; `extra` is name -> tensor of what the state dict leaves out."""
+    """Describe the modules that are not standard; `extra` is name -> tensor of what the state dict leaves out."""
 
     def __init__(self):
         self.extra, self._inside = {}, False
 
-    def describe(self, describer, module, path):
+    def describe(self, describer: object, module: nn.Module, path: str) -> list:
+        """Return a custom module as a node: its traced graphs and its children."""
         arguments, outermost = {}, not self._inside
         if outermost:
             graphs, constants = _find_graphs(module)
@@ -128,36 +131,42 @@ class _Tracer(fx.Tracer):
         self.kinds = set()
         self._settings = None if switches else _get_settings()
 
-    def refuse(self, reason):
+    def refuse(self, reason: str) -> NoReturn:
         """Note why forward cannot be traced, and raise NotPlainError."""
         self.refusal = self.refusal or f"forward {reason}"
         raise NotPlainError(self.refusal)
 
-    def proxy(self, node):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the stand-in for a value; as fx's."""
         return _Proxy(node, self)
 
-    def create_arg(self, value):
+    def create_arg(self, value: object) -> object:
+        """Return an argument as a graph holds it; as fx's."""
         return value.node if issubclass(type(value), fx.Proxy) else super().create_arg(value)
 
-    def getattr(self, name, value, cache):
+    def getattr(self, name: str, value: object, cache: dict) -> object:
+        """Return an attribute of a module; as fx's."""
         return value if issubclass(type(value), fx.Proxy) else super().getattr(name, value, cache)
 
-    def create_node(self, *arguments, **keywords):
+    def create_node(self, *arguments: object, **keywords: object) -> fx.Node:
+        """Record a step, unless forward has switched gradients or autocast before it."""
         if self._settings not in (None, _get_settings()):
             self.refuse("switches gradients or autocast")
         return super().create_node(*arguments, **keywords)
 
-    def to_bool(self, value):
+    def to_bool(self, value: fx.Proxy) -> bool:
+        """Refuse: a branch on the values of an input."""
         self.refuse("depends on the values of its input")
 
-    def iter(self, value):
+    def iter(self, value: fx.Proxy) -> Iterator:
+        """Go through a value of known length."""
         try:
             return super().iter(value)
         except fx.proxy.TraceError as error:
             self.refusal = self.refusal or f"forward goes through a value whose length it does not know: {error}"
             raise
 
-    def call_module(self, module, forward, arguments, keywords):
+    def call_module(self, module: nn.Module, forward: Callable, arguments: tuple, keywords: dict) -> object:
         """Record a call; one by another thread, which fx redirects here too, just runs."""
         if threading.get_ident() != self._thread:
             return forward(*arguments, **keywords)
@@ -165,11 +174,13 @@ class _Tracer(fx.Tracer):
             self.kinds.add(type(module))
         return super().call_module(module, forward, arguments, keywords)
 
-    def is_leaf_module(self, module, path):
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        """Tell whether a module is a step of its own: a standard layer, or a sequence of them."""
         inner = module.modules() if isinstance(module, nn.Sequential) else [module]
         return all(get_standard_name(part) for part in inner)
 
-    def create_args_for_root(self, forward, is_module, concrete_args=None):
+    def create_args_for_root(self, forward: Callable, is_module: bool, concrete_args: object = None) -> tuple:
+        """Record the inputs of forward, all that it demands."""
         known = list(inspect.signature(forward).parameters.values())[1:]
         demanded = [item for item in known if item.default is item.empty]
         demanded = [item for item in demanded if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]

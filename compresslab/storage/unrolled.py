@@ -29,10 +29,12 @@ class Convolution:
 
     @property
     def out(self) -> int:
+        """Return the width of the convolution's output."""
         return (self.width - self.kernel) // self.stride + 1
 
     @property
     def kernel_shape(self) -> tuple:
+        """Return (maps, channels, kernel, kernel)."""
         return self.maps, self.channels, self.kernel, self.kernel
 
     def fits(self, rows: int, columns: int) -> bool:

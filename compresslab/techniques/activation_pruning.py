@@ -141,17 +141,17 @@ class _Means:
         self._second = self._second + _to_double(seconds.sum((0, 2)))
 
     @property
-    def mean(self):
+    def mean(self) -> torch.Tensor:
         """Return E[a] of each feature."""
         return _to_double(self.centre).flatten() + self._first / self.count
 
     @property
-    def second(self):
+    def second(self) -> torch.Tensor:
         """Return the mean size, or share of activations that are not 0."""
         return self._second / self.count
 
     @property
-    def variance(self):
+    def variance(self) -> torch.Tensor:
         """Return the variance of each feature."""
         return (self.second - (self._first / self.count) ** 2).clamp(min=0)
 

@@ -120,19 +120,19 @@ class _Site:
     wanted: float
 
     @property
-    def matrix(self):
+    def matrix(self) -> torch.Tensor:
         """Return the weight as (rows, columns), in single precision at least."""
         matrix = self.weight.flatten(1)
         matrix = matrix if matrix.dtype == torch.float64 else matrix.float()
         return matrix.cpu() if matrix.device.type == "mps" else matrix
 
     @property
-    def break_even(self):
+    def break_even(self) -> float:
         """Return the rank below which two factors are smaller."""
         return break_even(len(self.weight), self.weight[0].numel())
 
     @property
-    def full_rank(self):
+    def full_rank(self) -> int:
         """Return the smaller side of the matrix."""
         return min(len(self.weight), self.weight[0].numel())
 

@@ -154,7 +154,8 @@ class _Straight(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, numbers, step, grid):
+    def forward(ctx: object, numbers: torch.Tensor, step: torch.Tensor, grid: "Grid") -> torch.Tensor:
+        """Round numbers to the grid."""
         free = grid._free(numbers, step)
         codes = free.clamp(grid.low, grid.high)
         inside = torch.eq(codes, free, out=torch.empty_like(free))  # floats: multiplying by bool takes 6 times as long
@@ -164,7 +165,8 @@ class _Straight(torch.autograd.Function):
         return (steps * step).to(numbers.dtype)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: object, gradient: torch.Tensor) -> tuple:
+        """Return the gradients of the numbers and of the step."""
         inside, *rest = ctx.saved_tensors
         to_step = None
         if rest:
