@@ -32,11 +32,11 @@ def model_card(
     if classes is not None and "damage" not in classes:
         raise ValueError("classes has no column damage; give per_class(model, split, reference)")
     size, time = measurement.sizes, measurement.latency
-    smaller = f"{size.compression_ratio:.1f} times smaller"
+    smaller = f"{size.compression_ratio:.1f} times smaller than these parameters in fp32"
     rows = {
         "accuracy": f"{measurement.accuracy:.2%}",
         "parameters": f"{size.parameters:,}",
-        ".clab file": f"{size.file_bytes / KIB:,.1f} KiB, {smaller} than these parameters in fp32",
+        ".clab file": f"{size.file_bytes / KIB:,.1f} KiB, {smaller}",
         "latency in torch": f"{1000 * time.median:.2g} ms, batch of {time.batch_size}, {time.threads} thread(s)",
     }
     if classes is not None:

@@ -79,6 +79,8 @@ OTHER_ANSWERS = {
     "07.ranking",
     "08.order",
     "08.ten_kib",
+    "09.repair",
+    "09.round_trip",
 }  # not one function
 
 
