@@ -81,6 +81,8 @@ OTHER_ANSWERS = {
     "08.ten_kib",
     "09.repair",
     "09.round_trip",
+    "10.constraints",
+    "10.turned",
 }  # not one function
 
 
