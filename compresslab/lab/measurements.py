@@ -117,12 +117,13 @@ class Measurements:
                     return
                 stage = event.stage
                 if event.result and stage != "preparing":
-                    if event.result.key not in self.points(choice):
+                    key = self.key(choice, stage)  # the result's, unless a model of a script was edited meanwhile
+                    if key not in self.points(choice):
                         self._recorded.add(event.result.key)
-                    self.points(choice)[event.result.key] = event.result
+                    self.points(choice)[key] = event.result
                     self.add(event.result)
                 if stage == choice.last_stage:
-                    self._keep(event.result.key, event.model)
+                    self._keep(key, event.model)
                 yield event
 
     def key(self, choice: Choice, stage: str | None = None) -> str:

@@ -2,9 +2,13 @@
 
 import base64
 import io
+import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -19,6 +23,7 @@ from compresslab.lab.controls import UNUSED
 from tests.lab.conftest import until
 
 pytestmark = pytest.mark.slow
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def text(lab):
@@ -541,3 +546,31 @@ def test_without_steps_there_is_nothing_to_train_for_longer(open_lab, technique)
     lab = open_lab(replace(technique, longer=3), steps=0)
     assert lab.wait(30) and until(lambda: len(lab.results) > 3)
     assert set(lab.results["steps"]) == {0}
+
+
+SCRIPT = """import torch
+from torch import nn
+import compresslab as cl
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+torch.manual_seed(0)
+count = 0
+lab = cl.lab.explore("zero_pruning", model=Net(), data="mnist", steps=0, threads=False)
+for count in range(1, 3):
+    lab.controls["sparsity"].value = 0.5 + 0.1 * count
+    print(lab.error, lab.results["sparsity"].iloc[-1])
+"""
+
+
+def test_a_script_may_change_its_variables_beside_a_lab_of_its_own_model(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": ROOT})
+    assert answer.stdout.split() == ["None", "0.6", "None", "0.7"], answer.stderr[-1500:]
