@@ -44,7 +44,6 @@ class Panel:
         self.caption.add_class("compresslab-caption")
         layout = widgets.Layout(width="100%", max_width="720px", margin="0")
         self.widget = widgets.VBox([self.image, self.caption], layout=layout)
-        self.image_height = height
         self._places = place and [place]
         self._background = None
 
@@ -87,7 +86,8 @@ class Panel:
             if self._background is None or not points:
                 return []
             spots = self.figure.axes[0].transData.transform(np.asarray(points, dtype=float))
-            return [(round(float(x), 1), round(self.image_height - float(y), 1)) for x, y in spots]
+            height = self.canvas.get_width_height()[1]
+            return [(round(float(x), 1), round(height - float(y), 1)) for x, y in spots]
 
     def blank(self) -> None:
         """Show an empty picture."""

@@ -27,7 +27,7 @@ class Controls:
         self._declared = {control.name: control for control in technique.controls}
         self._active = {}  # alternative -> name of the control in use
         self._lock = threading.Lock()
-        self.on_change, self._setting_all = (lambda: None), False
+        self.on_change = lambda: None
         self._check(setting)
         self.widgets = {name: make_widget(control, setting.get(name)) for name, control in self._declared.items()}
         for name, control in self._declared.items():
@@ -44,15 +44,14 @@ class Controls:
             return {name: drop_dust(widget.value) for name, widget in self.widgets.items() if self._is_used(name)}
 
     def move_to(self, setting: dict) -> None:
-        """Set all controls of a setting, as one move."""
-        self._setting_all = True
-        try:
-            for name, value in setting.items():
-                if name in self.widgets and value is not None:
-                    self.widgets[name].value = value
-        finally:
-            self._setting_all = False
-        self.on_change()
+        """Set all controls of a setting; of controls that exclude one another the setting's are in use."""
+        for name, value in setting.items():
+            if name in self.widgets and value is not None:
+                self.widgets[name].value = value
+                with self._lock:
+                    if alternative := self._declared[name].alternative:
+                        self._active[alternative] = name
+        self._dim()
 
     def _check(self, setting):
         """Raise ValueError unless the setting fits the controls, with one of each alternative at most."""
@@ -83,8 +82,7 @@ class Controls:
                 rivals = [rival for rival, control in self._declared.items() if control.alternative == alternative]
                 self._active[alternative] = next((rival for rival in rivals if rival != name), name)
         self._dim()
-        if not self._setting_all:
-            self.on_change()
+        self.on_change()
 
     def _dim(self):
         """Dim the controls out of use; empty their choosers, to be used again."""

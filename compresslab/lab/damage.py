@@ -1,4 +1,4 @@
-"""What compression does to single images and classes: pictures of the answers that changed.
+"""Show what compression does to single images and classes: pictures of the answers that changed.
 
 The mean accuracy hides damage (Hooker et al. 2019, arXiv:1911.05248).
 """
@@ -35,10 +35,8 @@ def _draw_changes(lost, won, logits, split, names):
     images = split.images[chosen].float().squeeze(1)
     is_gray = images.dim() == 3 and bool(((images >= 0) & (images <= 1)).all())
     gray = images.numpy() if is_gray else None
-    caption = (
-        f"Of {len(lost):,} validation images {int(lost.sum()):,} were right and are wrong now (the first are shown,"
-    )
-    caption += f" with the new answers); {int(won.sum()):,} were wrong and are right."
+    caption = f"Of {len(lost):,} validation images {int(lost.sum()):,} were right and are wrong now"
+    caption += f" (the first are shown, with the new answers); {int(won.sum()):,} were wrong and are right."
     values = logits[chosen].softmax(1).numpy()
     labels = tuple(names[label] for label in split.labels[chosen].tolist())
     title = "Right before, wrong now" if len(chosen) else "No image went from right to wrong"

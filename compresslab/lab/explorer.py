@@ -39,7 +39,7 @@ class Lab(widgets.VBox):
         self.measurements, self.threaded, self._setting = measurements, threaded, controls
         self.controls = {**controls.widgets, **choosers}
         self.settled = self.error = self.pinned = None
-        self._history, self._place = [], -1  # settled Choices, for undo and redo
+        self._history, self._place, self._moving = [], -1, False  # settled Choices, for undo and redo
         self.still, self.drawn = StillPicture(), (None, b"")
         self.view = View(measurements, controls.widgets.values(), choosers.values(), compare)
         self.buttons, self.guess, self.fair = self.view.buttons, self.view.guess, self.view.fair
@@ -99,6 +99,8 @@ class Lab(widgets.VBox):
 
     def measure(self) -> None:
         """Measure what is chosen on the page, as a slider's move does."""
+        if self._moving:
+            return
         with suppress(ValueError):  # the worker meets it again, and shows it
             self.view.announce(self.choice)
         self._submit(jobs.measure)
@@ -139,16 +141,26 @@ class Lab(widgets.VBox):
         """Set the controls as a point of the chart has them (its place in `chart.touch.points`), and measure it."""
         points = self.view.chart.list_points()
         if 0 <= number < len(points):
-            self._setting.move_to(points[number].setting)
+            self._move_to(points[number].setting)
+
+    def _move_to(self, setting, **choosers):
+        """Set controls all at once, and measure what they stand for."""
+        self._moving = True
+        try:
+            for name, value in choosers.items():
+                self.controls[name].value = value
+            self._setting.move_to(setting)
+        finally:
+            self._moving = False
+        self.measure()
 
     def _go_through_history(self, places):
         """Set the controls as they were some places back, or forward."""
         place = self._place + places
         if 0 <= place < len(self._history):
             self._place, choice = place, self._history[place]
-            for name in ("model", "data", "steps", "seed"):
-                self.controls[name].value = getattr(choice, name)
-            self._setting.move_to(choice.setting)
+            choosers = {name: getattr(choice, name) for name in ("model", "data", "steps", "seed")}
+            self._move_to(choice.setting, **choosers)
 
     def show_error(self, problem: Exception) -> None:
         """Show an exception in words until the next good result."""
@@ -201,8 +213,7 @@ class Lab(widgets.VBox):
         if self.pinned is None:
             self._submit(jobs.pin)
         else:
-            self.pinned = None
-            self.view.show_pin(None)
+            self.unpin()
 
     def _change_model(self, change):
         """Measure another model, with its own number of retraining steps unless a person chose one."""
@@ -218,14 +229,17 @@ class Lab(widgets.VBox):
         layout.display = "none" if layout.display is None else None
         self.write_code()
 
-    def _forget(self):
+    def unpin(self) -> None:
+        """Let go of the pinned point."""
         self.pinned = None
         self.view.show_pin(None)
+
+    def _forget(self):
+        self.unpin()
         self._submit(jobs.forget)
 
     def _clear(self):
-        self.pinned = None
-        self.view.show_pin(None)
+        self.unpin()
         self.measurements.clear(undo=self.measurements.cleared)
         self.buttons["clear"].description = "undo clear" if self.measurements.cleared else "clear"
         self._submit(jobs.show_cleared)

@@ -102,14 +102,13 @@ def compare_with_pin(lab: widgets.Widget, choice: Choice) -> Iterator:
     if not lab.pinned:
         return
     pinned, pinned_model = lab.pinned
-    if pinned.data != choice.data or pinned == choice:
-        lab.view.show_difference(choice, "")
-        return
-    with train.threads(1):
-        test = measures.mcnemar(pinned_model, model, lab.measurements.subject(choice).data.validation)
-    results = lab.measurements.result(pinned), lab.measurements.result(choice)
-    if all(results):
-        lab.view.show_difference(choice, words.describe_difference(*results, test))
+    results, text = (lab.measurements.result(pinned), lab.measurements.result(choice)), ""
+    validation = lab.measurements.subject(choice).data.validation
+    if all(results) and results[0] is not results[1] and validation.metric is None:
+        with train.threads(1):
+            test = measures.mcnemar(pinned_model, model, validation)
+        text = words.describe_difference(*results, test)
+    lab.view.show_difference(choice, text)
 
 
 def show_cleared(lab: widgets.Widget, choice: Choice) -> Iterator:
@@ -215,6 +214,7 @@ def _open(lab, choice):
     measurements.recall(choice)
     if view.opened is None or view.opened[:2] != (choice.model, choice.data):
         view.empty(forget_limits=True)
+        lab.unpin()
     view.chart.show_point()
     view.opened = choice.conditions
     view.draw_chart(choice)

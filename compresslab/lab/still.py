@@ -18,23 +18,29 @@ class StillPicture:
     """An output of the cell that shows a lab, brought up to date when the lab comes to rest."""
 
     def __init__(self):
-        self._handles, self._content = [], ""
+        self._handles, self._chart = [], None
 
     def show(self) -> None:
         """Add the picture to the output of the cell that runs."""
-        self._handles.append(display(HTML(self._content), display_id=True))
+        self._handles.append(display(HTML(self._write()), display_id=True))
 
     def update(self, png: bytes, status: str, text: str) -> None:
         """Change the picture everywhere it was shown.
 
         png     the chart;  status  the lab's status line, HTML;  text  what the chart shows, for screen readers
         """
-        packed = io.BytesIO()  # with few colours: a notebook that is saved stays small
+        self._chart = png, status, text
+        content = self._write() if self._handles else ""
+        for handle in self._handles:
+            handle.update(HTML(content))
+
+    def _write(self):
+        """Return the picture as HTML, in few colours: a notebook that is saved stays small."""
+        if self._chart is None:
+            return ""
+        png, status, text = self._chart
+        packed = io.BytesIO()
         Image.open(io.BytesIO(png)).quantize(64).save(packed, "png", optimize=True)
         source, alternative = base64.b64encode(packed.getvalue()).decode(), html.escape(text, quote=True)
         image = f'<img src="data:image/png;base64,{source}" alt="{alternative}" style="max-width: 100%">'
-        content = f'<div class="compresslab-still">{image}<p>{status}</p><p><em>{SENTENCE}</em></p></div>'
-        if content != self._content:
-            self._content = content
-            for handle in self._handles:
-                handle.update(HTML(content))
+        return f'<div class="compresslab-still">{image}<p>{status}</p><p><em>{SENTENCE}</em></p></div>'

@@ -11,6 +11,7 @@ function make(tag, attributes, parent) {
 function drawPoints(model, svg, hint) {
   const [width, height] = model.get("size");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  const focused = svg.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
   svg.replaceChildren();
   model.get("points").forEach((point, index) => {
     const circle = make("circle", { cx: point.x, cy: point.y, r: 11, tabindex: 0, role: "button" }, svg);
@@ -34,6 +35,7 @@ function drawPoints(model, svg, hint) {
         press();
       }
     });
+    if (focused === point.text) circle.focus({ preventScroll: true }); // points that were added take no focus away
   });
 }
 

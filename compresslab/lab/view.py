@@ -18,8 +18,8 @@ from compresslab.measure import SizeLedger
 TICK = 0.1  # seconds between two movements of the progress bar
 PARTIAL = 0.3  # seconds between two accuracies during training, at least
 LONG = 1.0  # seconds that a training has left for its inside to be drawn before it is over
-FEW = 3  # choosers and boxes that have room beside the chart; more of them fill a tab
 SHARE = 5  # such an accuracy may take one part in so many of the time
+FEW = 3  # choosers and boxes that have room beside the chart; more of them fill a tab
 
 
 class View:
@@ -89,6 +89,7 @@ class View:
         """Say that a choice is being measured."""
         self._warnings = []
         self.say(choice, "measuring …")
+        self.show_difference(None, "")  # it was said of the point before
 
     def say(self, choice: Choice, text: str) -> None:
         """Set the status line: the setting, what is known of it, and the technique's warnings."""

@@ -44,8 +44,8 @@ def describe_measured(technique: Technique, result: Result, subject: object) -> 
     """Return what is shown beside a point of the chart: setting, accuracy with its interval, bytes, points lost."""
     split, interval = subject.data.validation, ""
     if split.metric is None:
-        low, high = measure.estimate_interval(round(result.accuracy * len(split)), len(split))
-        interval = f" (95% interval {low:.2%} to {high:.2%})"
+        bounds = measure.estimate_interval(round(result.accuracy * len(split)), len(split))
+        interval = f" (95% interval {bounds.low:.2%} to {bounds.high:.2%})"
     accuracy = f"{result.accuracy:.2%}{interval}, {format_points(result.accuracy - subject.accuracy)} against dense"
     return f"{describe_setting(technique, result.setting)}, {result.stage}: {accuracy}; {format_kib(result.file_bytes)}"
 

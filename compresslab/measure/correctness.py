@@ -159,26 +159,21 @@ def accuracy_interval(
     resamples = checks.integer("resamples", resamples, 100)
     seed = checks.integer("seed", seed, 0)
     right = correct(model, split)
-    count, total = int(right.sum()), len(right)
-    if count in (0, total):
-        exact = stats.binomtest(count, total).proportion_ci(confidence, method="exact")
-        low, high = exact.low, exact.high
-    else:
-        draws = np.random.default_rng(seed).binomial(total, count / total, resamples) / total
-        low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(accuracy=count / total, low=float(low), high=float(high), confidence=confidence)
+    return estimate_interval(int(right.sum()), len(right), confidence, resamples, seed)
 
 
 @functools.lru_cache(maxsize=10_000)
-def estimate_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Estimate an interval of an accuracy from counts alone, as fractions: low, high.
-
-    right, total  answers that are right, and all;  confidence  fraction strictly between 0 and 1
-
-    Wilson 1927, doi:10.1080/01621459.1927.10502953.
-    """
-    interval = stats.binomtest(right, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+def estimate_interval(
+    right: int, total: int, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Estimate the interval of `accuracy_interval` from counts: answers that are right, and all of them."""
+    if right in (0, total):
+        exact = stats.binomtest(right, total).proportion_ci(confidence, method="exact")
+        low, high = exact.low, exact.high
+    else:
+        draws = np.random.default_rng(seed).binomial(total, right / total, resamples) / total
+        low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(accuracy=right / total, low=float(low), high=float(high), confidence=confidence)
 
 
 def mcnemar(a: nn.Module, b: nn.Module, split: Split | tuple) -> McNemar:

@@ -155,3 +155,28 @@ def test_a_code_for_a_model_of_ones_own_asks_for_it(lab, tiny_model, tiny_data, 
     assert again.choice == own.choice
     own.close()
     again.close()
+
+
+def test_undo_brings_back_the_control_that_excludes_another(open_lab, monkeypatch):
+    lab = open_lab(threads=False)
+    lab.controls["limit"].value = 0.2
+    assert "limit" in lab.choice.setting
+    measured = []
+    monkeypatch.setattr(lab, "_submit", lambda job: measured.append(lab.choice))
+    lab.buttons["undo"].click()
+    assert lab.choice.setting["share"] == 0.5 and "limit" not in lab.choice.setting
+    assert len(measured) == 1  # all controls are set before anything is measured
+
+
+def test_another_network_or_data_lets_go_of_the_pinned_point(lab):
+    lab.buttons["pin"].click()
+    assert lab.pinned is not None
+    lab.view.opened = ("another", lab.choice.data, 8, 0)
+    lab.measure()
+    assert lab.pinned is None and lab.buttons["pin"].description == "pin"
+
+
+def test_a_difference_is_not_said_of_the_next_point(lab):
+    lab.view.show_difference(lab.choice, "against A: +0.10 points")
+    lab.view.begin(lab.choice)
+    assert lab.view.difference.value == "" and lab.view.compared is None
