@@ -6,10 +6,9 @@ import statistics
 
 import numpy as np
 from scipy import stats
-from torch import nn
 
 from compresslab import data as datasets
-from compresslab import measure, models, storage, train
+from compresslab import measure, models, storage
 from compresslab.classroom import feedback
 from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number, split_answer
 from compresslab.weights import layers
@@ -81,16 +80,9 @@ def check_turned(answer: object) -> str:
 
 def _points_lost(network):
     """Return the points of validation accuracy that an answer loses against article_mlp."""
-    if not isinstance(network, nn.Module):
-        hint = "apply the recipe first" if hasattr(network, "apply") else "give the network itself"
-        raise NotYet(f"one of these is {describe(network)}; {hint}")
-    try:
-        train.evaluate(network, datasets.load("mnist").validation.images[:2])
-        storage.file_bytes(network)
-    except Exception as error:
-        reason = feedback.describe_error(error)
-        raise NotYet(f"one of these networks has no file, or takes no digits: {reason}") from error
-    return 100 * (_dense_accuracy() - measure.accuracy(network, datasets.load("mnist").validation))
+    validation = datasets.load("mnist").validation
+    _, loaded = feedback.pass_through_file(network, validation)
+    return 100 * (_dense_accuracy() - measure.accuracy(loaded, validation))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch import nn
 from compresslab import data as datasets
 from compresslab import measure, models, storage, train
 from compresslab.classroom import feedback
-from compresslab.classroom.feedback import NotYet, call, describe, exercise, read_number
+from compresslab.classroom.feedback import NotYet, call, exercise, read_number
 from compresslab.experiments.sweep import seed_global
 from compresslab.techniques import quantization, zero_pruning
 from compresslab.weights import layers
@@ -28,7 +28,7 @@ _CODE = 4  # bits of a weight of the small rival
 def check_ten_kib(network: object) -> str:
     """Give a network for MNIST whose .clab file is 10 KiB at most, as accurate as you can."""
     split = datasets.load("mnist").validation
-    blob, loaded = _through_the_file(network, split)
+    blob, loaded = feedback.pass_through_file(network, split)
     right, kib = measure.accuracy(loaded, split), f"{len(blob) / _KIB:.2f} KiB"
     if len(blob) > _MOST:
         raise NotYet(f"the file has {kib}; 10 KiB are the limit. Which of your steps saves most?")
@@ -40,21 +40,6 @@ def check_ten_kib(network: object) -> str:
         f"{right:.2%} in a file of {kib} that loads without the class and predicts the same. "
         "What would the next 2 KiB cost?"
     )
-
-
-def _through_the_file(network, split):
-    """Return the bytes of a network's file, and the network loaded from them."""
-    if not isinstance(network, nn.Module):
-        hint = "apply the recipe to the network first" if hasattr(network, "apply") else "give the network itself"
-        raise NotYet(f"this is {describe(network)}; {hint}")
-    try:
-        blob = storage.dumps(network)
-        loaded = storage.loads(blob)
-        train.evaluate(loaded, split.images[:2])
-    except Exception as error:
-        reason = feedback.describe_error(error)
-        raise NotYet(f"this network has no file that answers to images: {reason}") from error
-    return blob, loaded
 
 
 @exercise("08.order", points=2)
@@ -110,7 +95,7 @@ def check_small_net(shrink: object) -> str:
     # The data set is handed over as it is: `call` copies its arguments.
     network = call((lambda net: shrink(net, data)) if usable else shrink, models.pretrained("lenet_300_100", "mnist"))
     seconds = time.process_time() - start
-    blob, loaded = _through_the_file(network, data.validation)
+    blob, loaded = feedback.pass_through_file(network, data.validation)
     if len(blob) > _RIVAL_MOST:
         raise NotYet(f"the file has {len(blob) / _KIB:.2f} KiB; 12 KiB are the limit")
     rival = _rival(len(blob), seconds, data.train)

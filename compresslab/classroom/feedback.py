@@ -18,7 +18,8 @@ import torch
 from IPython.display import display
 from torch import nn
 
-from compresslab import checks, measure
+from compresslab import checks, measure, storage, train
+from compresslab.data import Split
 from compresslab.weights import layers
 
 _EXERCISES = {}  # name -> (question, points, check)
@@ -234,3 +235,21 @@ def _is_stub(answer):
     if isinstance(answer, tuple) and answer:
         return all(map(_is_stub, answer))
     return any(answer is stub for stub in _STUBS) or isinstance(answer, NotImplementedError)
+
+
+def pass_through_file(network: object, split: Split) -> tuple[bytes, nn.Module]:
+    """Return the bytes of a network's file, and the network loaded from them.
+
+    split   of images that the network should take
+    raises  NotYet for what is no network, has no file, or takes no such images
+    """
+    if not isinstance(network, nn.Module):
+        hint = "apply the recipe to the network first" if hasattr(network, "apply") else "give the network itself"
+        raise NotYet(f"this is {describe(network)}; {hint}")
+    try:
+        blob = storage.dumps(network)
+        loaded = storage.loads(blob)
+        train.evaluate(loaded, split.images[:2])
+    except Exception as error:
+        raise NotYet(f"this network has no file that answers to images: {describe_error(error)}") from error
+    return blob, loaded

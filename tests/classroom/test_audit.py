@@ -82,7 +82,7 @@ def test_turned_wrong():
         "loses": [(compressed("low_rank", 0, rank=3), grid), (factors, cl.quantization.quantize(dense(), bits=1))],
         "give the network itself": [(factors, 0.98), (0.98, grid)],
         "apply the recipe": [(factors, cl.Recipe([("quantization", {"bits": 4})]))],
-        "takes no digits": [(nn.Linear(3, 10), grid)],
+        "no file that answers to images": [(nn.Linear(3, 10), grid)],
         "give two things": [factors, (factors, grid, grid)],
     }
     for hint, answers in wrong.items():
